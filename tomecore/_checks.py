@@ -1,0 +1,90 @@
+"""Argument checks shared by the public functions, so that one mistake has one message."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from typing import Any
+
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
+
+__all__ = ["floating", "integral", "rank", "same_batch", "whole_number"]
+
+
+def whole_number(value: Any, name: str, *, at_least: int = 0, unit: str = "") -> int:
+    """Return ``value`` as an int, or say what is allowed.
+
+    Raises:
+        ArgumentTypeError: not an integer (a bool, a float and a string are not; nor is an array, which
+            would make the host wait for the device, and which Paddle truncates).
+        ArgumentValueError: smaller than ``at_least``.
+    """
+    found = f"got {value!r} ({type(value).__name__})"
+    of_what = f" (counting {unit})" if unit else ""
+    try:
+        is_array = hasattr(value, "dtype") and not isinstance(value, numbers.Integral)
+        if isinstance(value, bool) or is_array:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"`{name}` must be an integer of at least {at_least}{of_what}; {found}"
+        ) from None
+    if number < at_least:
+        off = " Use 0 to merge nothing." if at_least == 0 and unit == "tokens" else ""
+        raise ArgumentValueError(
+            f"`{name}` must be an integer of at least {at_least}{of_what}; {found}.{off}"
+        )
+    return number
+
+
+def rank(array: Any, name: str, shape: str) -> None:
+    """Check that ``array`` has as many axes as ``shape`` has letters, for example ``"(B, N, D)"``.
+
+    Raises:
+        ArgumentValueError: it has more or fewer.
+    """
+    if len(array.shape) != shape.count(",") + 1:
+        raise ArgumentValueError(
+            f"`{name}` must have shape {shape}; got shape {tuple(array.shape)}. "
+            "Add or remove axes so that they are batch, tokens, channels in this order."
+            if shape.count(",") == 2
+            else f"`{name}` must have shape {shape}; got shape {tuple(array.shape)}."
+        )
+
+
+def floating(xp: Any, array: Any, name: str) -> None:
+    """Check that ``array`` is real floating point.
+
+    Raises:
+        ArgumentTypeError: it is not.
+    """
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise ArgumentTypeError(f"`{name}` must be real floating point; got dtype {array.dtype}")
+
+
+def integral(xp: Any, array: Any, name: str) -> None:
+    """Check that ``array`` holds integers.
+
+    Raises:
+        ArgumentTypeError: it does not.
+    """
+    if not xp.isdtype(array.dtype, "integral"):
+        raise ArgumentTypeError(f"`{name}` must hold integers; got dtype {array.dtype}")
+
+
+def same_batch(array: Any, name: str, like: Any) -> None:
+    """Check that ``array`` has as many samples as ``like``, where both are known.
+
+    A static graph or a trace does not know them, and is not asked.
+
+    Raises:
+        ArgumentValueError: it has more or fewer.
+    """
+    found, expected = array.shape[0], like.shape[0]
+    known = all(type(size) is int and size >= 0 for size in (found, expected))
+    if known and found != expected:
+        raise ArgumentValueError(
+            f"`{name}` must have {expected} samples on axis 0, as this plan has; "
+            f"got shape {tuple(array.shape)}"
+        )

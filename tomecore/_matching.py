@@ -1,0 +1,207 @@
+"""Keys in, :class:`MergePlan` out: one function per algorithm.
+
+To add one: take keys (B, N, D), return a plan, gather with index arrays (a strided slice is a slow
+copy on Paddle and a recompilation on torch), use stable sorts, and never read the batch size.
+The bipartite matching is section 3 of ToMe (Bolya et al., Token Merging: Your ViT But Faster,
+ICLR 2023); the other two are the alternatives of its appendix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tomecore._checks import floating, rank, whole_number
+from tomecore._plan import MergePlan, compute_dtype
+from tomecore.backends import Array, Backend, backend_of
+from tomecore.errors import ArgumentValueError
+
+__all__ = [
+    "bipartite_soft_matching",
+    "kth_bipartite_soft_matching",
+    "random_bipartite_soft_matching",
+]
+
+
+def bipartite_soft_matching(
+    keys: Array,
+    /,
+    r: int,
+    class_token: bool = False,
+    distill_token: bool = False,
+    *,
+    protected: int | None = None,
+    backend: Backend | None = None,
+) -> MergePlan:
+    """Merge the r even tokens that are most similar to an odd token, each into that token.
+
+    Args:
+        keys: (B, N, D) real floating point; tokens are compared by the cosine of their keys. A key
+            of norm 0 has similarity 0 to all.
+        r: tokens to merge, 0 <= r; capped at (N - protected) // 2.
+        class_token: ToMe's name for ``protected=1``.
+        distill_token: a second protected token; needs ``class_token``.
+        protected: how many tokens at the front neither merge nor are merged into.
+        backend: the keys' backend; inferred if left out.
+
+    Returns:
+        A plan whose slots are the protected tokens, then the unmerged even tokens, then the odd
+        tokens. The unmerged even tokens are ascending if any token is protected; with none they come
+        in descending order of similarity, as in ToMe. Ties go to the first token.
+
+    Raises:
+        ArgumentTypeError: ``r`` or ``protected`` not an integer, ``keys`` not a floating array.
+        ArgumentValueError: a negative number, a wrong shape, ``distill_token`` without
+            ``class_token``, or ``protected`` together with either.
+    """
+    backend = backend or backend_of(keys)
+    rank(keys, "keys", "(B, N, D)")
+    floating(backend.xp, keys, "keys")
+    r = whole_number(r, "r", unit="tokens")
+    protected = _protected(protected, class_token, distill_token)
+    tokens = keys.shape[1]
+    r = max(0, min(r, (tokens - protected) // 2))
+    if r == 0:
+        return _identity(backend, keys, tokens)
+
+    xp = backend.xp
+    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
+    even = _arange(backend, keys, first_even, tokens, 2)
+    odd = _arange(backend, keys, first_odd, tokens, 2)
+    partner, similarity = _best_partner(backend, keys, even, odd)
+    order = xp.argsort(similarity, axis=1, descending=True, stable=True)
+    gone, stay = order[:, :r], order[:, r:]
+    if protected:
+        stay = xp.sort(stay, axis=1)
+    column = xp.zeros_like(order[:, :1])
+    kept = xp.concat(
+        [
+            column + _arange(backend, order, 0, protected),
+            first_even + 2 * stay,
+            column + _arange(backend, order, first_odd, tokens, 2),
+        ],
+        axis=1,
+    )
+    into = xp.take_along_axis(partner, gone, axis=1) + (protected + stay.shape[1])
+    return MergePlan(kept, first_even + 2 * gone, into, backend=backend)
+
+
+def kth_bipartite_soft_matching(
+    keys: Array, /, k: int, *, backend: Backend | None = None
+) -> MergePlan:
+    """Keep every k-th token and merge all others into the kept token most similar to them.
+
+    Args:
+        keys: (B, N, D) real floating point.
+        k: tokens per group; the last of each group is a destination. k <= 1 or N < k: the identity.
+        backend: the keys' backend; inferred if left out.
+
+    Returns:
+        A plan with N // k destinations, then the N mod k tokens after the last whole group, untouched.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: as in :func:`bipartite_soft_matching`.
+    """
+    backend = backend or backend_of(keys)
+    rank(keys, "keys", "(B, N, D)")
+    floating(backend.xp, keys, "keys")
+    k = whole_number(k, "k", unit="tokens")
+    tokens = keys.shape[1]
+    if k <= 1 or tokens < k:
+        return _identity(backend, keys, tokens)
+
+    grouped = tokens // k * k
+    positions = np.arange(grouped)
+    source = _asarray(backend, keys, positions[positions % k != k - 1])
+    target = _asarray(backend, keys, positions[k - 1 :: k])
+    tail = _arange(backend, keys, grouped, tokens)
+    partner, _ = _best_partner(backend, keys, source, target)
+    column = backend.xp.zeros_like(partner[:, :1])
+    kept = backend.xp.concat([column + target, column + tail], axis=1)
+    return MergePlan(kept, column + source, partner, backend=backend)
+
+
+def random_bipartite_soft_matching(
+    keys: Array, /, r: int, seed: int = 0, *, backend: Backend | None = None
+) -> MergePlan:
+    """Merge r tokens chosen at random, each into the most similar of the others: a baseline.
+
+    Args:
+        keys: (B, N, D) real floating point.
+        r: tokens to merge, 0 <= r; capped at N - 1.
+        seed: of the one permutation of N tokens that the whole batch shares. It is drawn by NumPy
+            (``numpy.random.default_rng(seed).permutation(N)``) whatever the library, so every
+            backend chooses the same tokens: the first r are merged, the rest kept in that order.
+        backend: the keys' backend; inferred if left out.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: as in :func:`bipartite_soft_matching`.
+    """
+    backend = backend or backend_of(keys)
+    rank(keys, "keys", "(B, N, D)")
+    floating(backend.xp, keys, "keys")
+    r = whole_number(r, "r", unit="tokens")
+    seed = whole_number(seed, "seed")
+    tokens = keys.shape[1]
+    r = max(0, min(r, tokens - 1))
+    if r == 0:
+        return _identity(backend, keys, tokens)
+
+    permutation = np.random.default_rng(seed).permutation(tokens)
+    source = _asarray(backend, keys, permutation[:r])
+    target = _asarray(backend, keys, permutation[r:])
+    partner, _ = _best_partner(backend, keys, source, target)
+    column = backend.xp.zeros_like(partner[:, :1])
+    return MergePlan(column + target, column + source, partner, backend=backend)
+
+
+def _protected(protected: int | None, class_token: bool, distill_token: bool) -> int:
+    if distill_token and not class_token:
+        raise ArgumentValueError(
+            "`distill_token=True` needs `class_token=True`: the distillation token comes second. "
+            "For other tokens at the front use `protected=`."
+        )
+    named = int(bool(class_token)) + int(bool(distill_token))
+    if protected is None:
+        return named
+    if named:
+        raise ArgumentValueError(
+            f"`protected={protected!r}` and `class_token=`/`distill_token=` say the same thing twice; "
+            "pass one of the two"
+        )
+    return whole_number(protected, "protected")
+
+
+def _best_partner(
+    backend: Backend, keys: Array, source: Array, target: Array
+) -> tuple[Array, Array]:
+    """For every source token the number of the most similar target, (B, s) int, and the cosine (B, s)."""
+    xp = backend.xp
+    keys = backend.detach(keys)
+    keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
+    norm = xp.sqrt(xp.sum(keys * keys, axis=-1, keepdims=True))
+    keys = keys / xp.where(norm > 0, norm, xp.ones_like(norm))
+    a, b = xp.take(keys, source, axis=1), xp.take(keys, target, axis=1)
+    cosine = xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
+    partner = xp.argmax(cosine, axis=2)
+    return partner, xp.take_along_axis(cosine, partner[:, :, None], axis=2)[:, :, 0]
+
+
+def _identity(backend: Backend, keys: Array, tokens: int) -> MergePlan:
+    xp = backend.xp
+    column = xp.astype(xp.zeros_like(backend.detach(keys)[:, :1, 0]), xp.int64)
+    kept = column + _arange(backend, column, 0, tokens)
+    return MergePlan(kept, kept[:, :0], kept[:, :0], backend=backend)
+
+
+def _arange(backend: Backend, like: Array, start: int, stop: int, step: int = 1) -> Array:
+    """(n,) token numbers on the device of ``like``, in its dtype if that is an integer."""
+    xp = backend.xp
+    dtype = like.dtype if xp.isdtype(like.dtype, "integral") else xp.int64
+    return xp.arange(start, max(start, stop), step, dtype=dtype, device=backend.device(like))
+
+
+def _asarray(backend: Backend, like: Array, numbers: Any) -> Array:
+    xp = backend.xp
+    return xp.asarray(numbers, dtype=xp.int64, device=backend.device(like))

@@ -1,0 +1,157 @@
+"""What the blocks of one patched model share: settings, and where results go."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from tomecore._plan import MergePlan
+from tomecore.adapters._host import Host
+from tomecore.adapters._spec import Spec
+from tomecore.adapters._state import Run, Step, ThreadSlot, amounts, chain
+from tomecore.backends import Array
+from tomecore.errors import LostStateError
+from tomecore.schedule import R, parse_r
+
+__all__ = ["Config", "Observer", "Reduction"]
+
+#: (config, x (B, N, C), key, run, amount) -> fewer tokens, and the run that knows of it
+Reduction = Callable[["Config", Array, Array, Run, int], tuple[Array, Run]]
+#: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
+Observer = Callable[[int, Array, MergePlan, Array, Array], None]
+
+_numbers = itertools.count(1)
+
+
+class Config:
+    """Settings of one patched tower, and its last runs.
+
+    Args:
+        host: the framework.
+        spec: the family of its blocks.
+        tower: the module that owns the list of blocks.
+        blocks: the blocks, in order.
+        reduce: how tokens become fewer; merging, except in benchmarks.
+    """
+
+    def __init__(
+        self, host: Host, spec: Spec, tower: Any, blocks: list[Any], reduce: Reduction
+    ) -> None:
+        self.host = host
+        self.spec = spec
+        self.tower = tower
+        self.blocks = blocks
+        self.reduce = reduce
+        self.protected = spec.prefix(tower)
+        self.prop_attn = spec.prop_attn
+        self.trace_source = False
+        self.restore = True
+        self.handles: list[Any] = []
+        self.dense = ThreadSlot()
+        self.last_run = ThreadSlot()
+        self.ran_traced = False
+        self.observer: Observer | None = None
+        self.traced_run: Run | None = None
+        self._r: R = 0
+        self._first: Step | None = chain([0] * len(blocks))
+        self._begun: Step | None = None
+
+    @property
+    def r(self) -> R:
+        return self._r
+
+    @r.setter
+    def r(self, value: R) -> None:
+        if callable(value):
+            self._first = None
+        else:
+            self._first = chain(parse_r(len(self.blocks), value))
+            value = list(value) if isinstance(value, list) else value
+        self._r = value
+
+    def schedule(self, num_tokens: int | None) -> list[int]:
+        """Tokens to merge per layer, not yet clamped."""
+        return parse_r(len(self.blocks), self._r, num_tokens=num_tokens, protected=self.protected)
+
+    def first_step(self, num_tokens: int) -> Step | None:
+        return self._first if self._first is not None else chain(self.schedule(num_tokens))
+
+    def begin(self, x: Array, tracing: bool) -> Run:
+        """The first block starts a run: nothing outside the blocks has to know that one begins."""
+        tokens = int(x.shape[1])
+        number = 0
+        if tracing:
+            step = self.first_step(tokens)
+        else:
+            self.check_intact()
+            step = self.host.first_step(self, x)
+            number = -1 if self.host.recomputing() else next(_numbers)
+        return Run(
+            step=step,
+            num_tokens=tokens,
+            number=number,
+            every=bool(self.dense.get(tracing)),
+            batch=x.shape[0],
+            device=self.host.backend().device(x),
+        )
+
+    def start(self, tokens: int) -> Step | None:
+        """The schedule of a forward pass that begins now."""
+        step = self.first_step(tokens)
+        self._begun = step
+        return step
+
+    def restart(self, tokens: int) -> Step | None:
+        """The schedule of a recomputed pass whose first input nobody remembers.
+
+        That is a checkpointed region that begins before the first block. The schedule cannot be had
+        there, so it must not have changed.
+        """
+        step = self.first_step(tokens)
+        if self._begun is not None and amounts(self._begun) != amounts(step):
+            raise LostStateError(
+                "r was changed between a forward pass and its backward pass, and the checkpointed "
+                "region begins before the first block, so the old r is not known there. Change r "
+                "after backward(), or checkpoint the blocks only."
+            )
+        return step
+
+    def clamp(self, run: Run) -> int:
+        """Tokens the next block merges: no more than half of what is not protected."""
+        if run.step is None:
+            return 0
+        return max(0, min(run.step.r, (run.width - self.protected) // 2))
+
+    def check_intact(self) -> None:
+        """Raise if the tower lost or gained blocks since it was patched."""
+        now = len(getattr(self.tower, self.spec.layers))
+        if now != len(self.blocks):
+            raise LostStateError(
+                f"the model has {now} blocks and had {len(self.blocks)} when it was patched; "
+                "call apply_patch on it again"
+            )
+
+    def resume(self, x: Array, tracing: bool) -> Run | None:
+        """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
+        run = self.host.read(self, x, tracing)
+        if run is not None and x.shape[1] == (run.num_tokens if run.every else run.width):
+            return run
+        if run is None and not callable(self._r) and not any(self.schedule(None)):
+            return None
+        raise LostStateError(
+            f"a patched block of {self.spec.family} got tokens of shape {tuple(x.shape)} without "
+            "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
+            "tensor on (a copy, a cast, or a hook that returns a new tensor loses them), call the "
+            "whole model instead of single blocks, or set model.r = 0."
+        )
+
+    def note(self, run: Run, tracing: bool) -> None:
+        """Keep ``run`` for ``model.tome``; a recomputation is not a forward pass of its own."""
+        if tracing:
+            self.ran_traced = True
+            return
+        last = self.last_run.get(False)
+        if run.progress >= ((0, 0) if last is None else last.progress):
+            self.ran_traced = False
+            self.last_run.set(run, False)

@@ -1,0 +1,103 @@
+"""What an adapter needs of a framework: the only place where torch and Paddle differ."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tomecore.adapters._state import Run, Step, ThreadSlot
+from tomecore.backends import Array, Backend
+
+__all__ = ["Host"]
+
+
+class Host(ABC):
+    """A framework as the patch sees it. One instance per adapter module, named ``HOST`` there.
+
+    Args:
+        module: the adapter module that holds it; it pickles as that name.
+        module_class: base class of the framework's modules.
+        wrappers: class names, as in ``Spec.blocks``, of modules that only wrap another -> the
+            attribute that holds the inner one.
+    """
+
+    def __init__(self, module: str, module_class: type, wrappers: dict[str, str]) -> None:
+        self.module = module
+        self.module_class = module_class
+        self.wrappers = wrappers
+        #: the key of the attention that runs now, put there by the hook of :meth:`tap`
+        self.taps = ThreadSlot()
+
+    @abstractmethod
+    def backend(self) -> Backend:
+        """The backend of the framework's arrays."""
+
+    @abstractmethod
+    def named_children(self, module: Any) -> Iterator[tuple[str, Any]]:
+        """Direct submodules by name."""
+
+    @abstractmethod
+    def named_modules(self, module: Any) -> Iterator[tuple[str, Any]]:
+        """All submodules by path, itself first under ""."""
+
+    @abstractmethod
+    def own_tensors(self, module: Any) -> list[str]:
+        """Names of the parameters and buffers the module holds itself."""
+
+    @abstractmethod
+    def hooked(self, module: Any) -> bool:
+        """Whether a hook waits for the module's own forward."""
+
+    @abstractmethod
+    def tap(self, module: Any) -> Any:
+        """Have the module's output put into ``taps``; returns a handle with ``remove()``."""
+
+    @abstractmethod
+    def tracing(self) -> bool:
+        """Whether this call builds a graph instead of computing."""
+
+    @abstractmethod
+    def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
+        """Let ``run`` ride on ``x``."""
+
+    @abstractmethod
+    def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
+        """The run that rides on ``x``."""
+
+    @abstractmethod
+    def first_step(self, config: Any, x: Array) -> Step | None:
+        """The schedule of the run that begins with ``x``, computed eagerly: the config's, or, where a
+        backward pass recomputes a run, the one that run had.
+        """
+
+    @abstractmethod
+    def recomputing(self) -> bool:
+        """Whether a backward pass is running in this thread."""
+
+    @abstractmethod
+    def log_sizes(self, sizes: Array, x: Array) -> Array:
+        """Bias (B, 1, 1, n) of proportional attention for the activations ``x``, in their dtype."""
+
+    @abstractmethod
+    def attention(
+        self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
+    ) -> Array:
+        """The framework's fused attention on (B, N, H, D), returning (B, N, H, D)."""
+
+    @abstractmethod
+    def ones(self, shape: tuple[int, int], device: Any) -> Array:
+        """Float32 ones on ``device``."""
+
+    def released(self, model: Any) -> None:  # noqa: B027
+        """Called after a model was unpatched, for what the framework keeps of it elsewhere."""
+
+    def __reduce__(self) -> tuple[Callable[[str], Host], tuple[str]]:
+        return host_of, (self.module,)
+
+
+def host_of(module: str) -> Host:
+    """The host of an adapter module."""
+    host: Host = importlib.import_module(module).HOST
+    return host

@@ -1,0 +1,178 @@
+"""Find, check, swap, restore. Everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters._block import Merging, merge_tokens
+from tomecore.adapters._config import Config
+from tomecore.adapters._find import attribute, find_tower
+from tomecore.adapters._handle import Handle
+from tomecore.adapters._host import Host
+from tomecore.adapters._spec import Spec
+from tomecore.adapters._swap import Swapped, original_class, swap, unswap
+from tomecore.errors import (
+    ArgumentTypeError,
+    NotPatchedError,
+    UnsupportedModelError,
+)
+from tomecore.schedule import R, parse_r
+
+__all__ = ["Root", "handle", "patch", "unpatch"]
+
+
+class Root(Swapped):
+    """Mixin of the model that was given to ``apply_patch``: adds ``r`` and ``tome``."""
+
+    _tome: Config
+
+    @property
+    def r(self) -> R:
+        """Tokens merged per layer: int | (r, inflect) | list | schedule object."""
+        return self._tome.r
+
+    @r.setter
+    def r(self, value: R) -> None:
+        self._tome.r = value
+
+    @property
+    def tome(self) -> Handle:
+        """Settings and results of the patch."""
+        return Handle(self._tome)
+
+
+def patch(
+    host: Host,
+    specs: tuple[Spec, ...],
+    model: Any,
+    *,
+    r: R | None,
+    prop_attn: bool | None,
+    trace_source: bool,
+    restore: bool,
+) -> Any:
+    """Patch ``model`` in place; see ``apply_patch`` of the adapters."""
+    for value, name in (
+        (prop_attn, "prop_attn"),
+        (trace_source, "trace_source"),
+        (restore, "restore"),
+    ):
+        if not isinstance(value, bool) and not (name == "prop_attn" and value is None):
+            raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
+    check_model(host, model)
+    old = config_of(model)
+    if old is not None:
+        check_unchanged(old, model)
+    spec, tower, blocks = find_tower(host, specs, model)
+    for path, module in host.named_modules(model):
+        other = vars(module).get("_tome")
+        if other is not None and other is not old:
+            raise UnsupportedModelError(
+                f"`model` contains {path!r}, which is already patched by itself. Use that module's r, "
+                f"or call remove_patch(model.{path}) first."
+            )
+    reason = None if restore else spec.why_restore(tower)
+    if reason:
+        raise UnsupportedModelError(
+            f"restore=False would give wrong results: {reason}. Use restore=True."
+        )
+    if old is None:
+        for name in ("r", "tome"):
+            if hasattr(model, name):
+                raise UnsupportedModelError(
+                    f"`model` ({type(model).__name__}) has an attribute {name!r} of its own, which the "
+                    "patch would hide; patch the vision model inside it instead"
+                )
+    wanted = r if r is not None else (old.r if old is not None else 0)
+    if not callable(wanted):
+        parse_r(len(blocks), wanted)
+
+    if old is not None:
+        unpatch(host, model)
+    config = Config(host, spec, tower, blocks, merge_tokens)
+    config.r = wanted
+    config.prop_attn = spec.prop_attn if prop_attn is None else prop_attn
+    config.trace_source, config.restore = trace_source, restore
+    for index, block in enumerate(blocks):
+        vars(block)["_tome"] = config
+        vars(block)["_tome_first"] = index == 0
+        swap(block, Merging)
+        if spec.key:
+            config.handles.append(host.tap(attribute(block, spec.key)))
+    mixins = (Root,) if spec.tower_mixin is None else (Root, spec.tower_mixin)
+    if tower is not model:
+        if spec.tower_mixin is not None:
+            vars(tower)["_tome"] = config
+            swap(tower, spec.tower_mixin)
+        mixins = (Root,)
+    vars(model)["_tome"] = config
+    swap(model, *mixins)
+    return model
+
+
+def unpatch(host: Host, model: Any) -> Any:
+    """Undo :func:`patch`; returns the model."""
+    config = config_of(model)
+    if config is None:
+        raise not_patched(host, model)
+    check_unchanged(config, model)
+    for hook in config.handles:
+        hook.remove()
+    for module in (*config.blocks, config.tower, model):
+        unswap(module)
+        vars(module).pop("_tome", None)
+        vars(module).pop("_tome_first", None)
+    host.released(model)
+    return model
+
+
+def handle(host: Host, model: Any) -> Handle:
+    """``model.tome``, or NotPatchedError."""
+    config = config_of(model)
+    if config is None:
+        raise not_patched(host, model)
+    return Handle(config)
+
+
+def config_of(model: Any) -> Config | None:
+    return vars(model).get("_tome") if isinstance(model, Root) else None
+
+
+def not_patched(host: Host, model: Any) -> NotPatchedError:
+    found = f"this {type(model).__name__} is not patched"
+    if isinstance(model, host.module_class):
+        for path, module in host.named_modules(model):
+            if config_of(module) is not None:
+                return NotPatchedError(f"{found}, but model.{path} is: use that")
+    return NotPatchedError(f"{found}; call apply_patch(model) first")
+
+
+def check_model(host: Host, model: Any) -> None:
+    """Raise for what is no model, or only wraps one."""
+    if not isinstance(model, host.module_class):
+        raise ArgumentTypeError(
+            f"`model` must be a {host.module_class.__module__}.{host.module_class.__qualname__}; "
+            f"got {type(model).__module__}.{type(model).__qualname__}"
+        )
+    for cls in type(model).__mro__:
+        inner = host.wrappers.get(cls.__qualname__)
+        if (
+            inner is not None
+            and cls.__module__.partition(".")[0] == host.module_class.__module__.partition(".")[0]
+        ):
+            raise UnsupportedModelError(
+                f"`model` is wrapped in {cls.__qualname__}: setting r on the wrapper would leave the "
+                f"model inside unchanged. Call apply_patch(model.{inner}), then set model.{inner}.r, "
+                "or patch before wrapping."
+            )
+
+
+def check_unchanged(config: Config, model: Any) -> None:
+    """Raise if something else changed the class of a patched module since."""
+    for module in (*config.blocks, model):
+        if "_tome_original" not in vars(type(module)):
+            raise UnsupportedModelError(
+                f"the class of a patched {original_class(module).__name__} was changed after "
+                "apply_patch (FSDP2 and torch.nn.utils.parametrize do that); undo that first, or "
+                "patch a fresh copy of the model"
+            )

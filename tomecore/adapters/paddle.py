@@ -1,0 +1,229 @@
+"""Token merging in Paddle models: ``apply_patch(model); model.r = 16``.
+
+    import tomecore.adapters.paddle as tome
+    model = tome.apply_patch(model)      # in place; returns the model
+    model.r = 16                         # int | (r, inflect) | list | schedule object
+    logits = model(images)
+    tome.remove_patch(model)
+
+The module holds what is Paddle's own: the :class:`PaddleHost`. The mechanism is in ``_patch.py`` and
+``_block.py``, the model families in ``families/``.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import paddle
+from paddle import nn
+from paddle.base.dygraph.base import in_sot_simulation_mode
+
+from tomecore.adapters import _patch
+from tomecore.adapters._handle import Handle
+from tomecore.adapters._host import Host
+from tomecore.adapters._state import Run, Step
+from tomecore.adapters.families import plsc
+from tomecore.backends import Array, Backend
+from tomecore.backends._paddle import BACKEND
+from tomecore.schedule import R
+
+__all__ = ["HOST", "SPECS", "apply_patch", "handle", "remove_patch"]
+
+Model = TypeVar("Model", bound=nn.Layer)
+
+#: The families this adapter recognises.
+SPECS = (plsc.VIT,)
+
+_WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorParallel": "_layers"}
+
+
+def apply_patch(
+    model: Model,
+    *,
+    r: R | None = None,
+    prop_attn: bool | None = None,
+    trace_source: bool = False,
+    restore: bool = True,
+) -> Model:
+    """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
+
+    Patching again changes the settings: the last call's arguments win, an omitted ``r`` is kept.
+
+    Args:
+        model: a supported model, or a layer that contains exactly one.
+        r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
+            :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
+        prop_attn: proportional attention, in which a token counts as often as the tokens it stands
+            for (ToMe, eq. 1). None: the family's default.
+        trace_source: keep the map from original tokens to slots in ``model.tome.source``.
+        restore: the last block hands back all N tokens, each original position with its merged
+            token, so that everything behind it works as before. False: the shorter sequence.
+
+    Returns:
+        The same model, now with ``model.r`` and ``model.tome``.
+
+    Raises:
+        UnsupportedModelError: nothing that tomecore knows how to merge in; the model is untouched.
+        ArgumentTypeError, ArgumentValueError: a bad argument.
+    """
+    return _patch.patch(
+        HOST, SPECS, model, r=r, prop_attn=prop_attn, trace_source=trace_source, restore=restore
+    )
+
+
+def remove_patch(model: Model) -> Model:
+    """Undo :func:`apply_patch`, leaving no trace; returns the model.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+        UnsupportedModelError: something else changed the class of a patched block since.
+    """
+    return _patch.unpatch(HOST, model)
+
+
+def handle(model: nn.Layer) -> Handle:
+    """Return ``model.tome``: settings, and the tokens, sizes and source of the last forward pass.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+    """
+    return _patch.handle(HOST, model)
+
+
+class PaddleHost(Host):
+    """Paddle as the patch sees it.
+
+    A run is an attribute of the activation. Reentrant recomputation (``fleet.utils.recompute``) hands
+    a block copies made by ``x._new_shared_tensor()`` and ``x.detach()``; on the activation itself,
+    and nowhere else, these two are wrapped so that the copy carries the run on. In a static graph
+    values have no attributes, and one thread traces, so there it waits in the config.
+    """
+
+    def backend(self) -> Backend:
+        return BACKEND
+
+    def named_children(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
+        return iter(module.named_children())
+
+    def named_modules(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
+        return iter(module.named_sublayers(include_self=True))
+
+    def own_tensors(self, module: nn.Layer) -> list[str]:
+        return [*module._parameters, *module._buffers]
+
+    def hooked(self, module: nn.Layer) -> bool:
+        return bool(module._forward_post_hooks or module._forward_pre_hooks)
+
+    def tap(self, module: nn.Layer) -> Any:
+        return module.register_forward_post_hook(_tap)
+
+    def tracing(self) -> bool:
+        # SOT keeps the dynamic mode on; its own test is not public and pinned by a test of ours.
+        return not paddle.in_dynamic_mode() or in_sot_simulation_mode()
+
+    def recomputing(self) -> bool:
+        """From the stack: Paddle's own flag is cleared by a backward pass inside another."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_name in {"backward", "grad"} and str(
+                frame.f_globals.get("__name__")
+            ).startswith("paddle."):
+                return True
+            frame = frame.f_back  # type: ignore[assignment]
+        return False
+
+    def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
+        if tracing:
+            config.traced_run = run
+        else:
+            _ride(x, "_tome_run", config, run)
+
+    def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
+        if tracing:
+            run, config.traced_run = config.traced_run, None
+            return run
+        run = _ridden(x, "_tome_run", config)
+        if run is not None and not paddle.is_grad_enabled():
+            _ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
+        return run
+
+    def first_step(self, config: Any, x: Array) -> Step | None:
+        if self.recomputing():
+            step = _ridden(x, "_tome_step", config) or config.restart(int(x.shape[1]))
+        else:
+            step = config.start(int(x.shape[1]))
+        _ride(x, "_tome_step", config, step)
+        return step
+
+    def log_sizes(self, sizes: Array, x: Array) -> Array:
+        wide = paddle.float64 if x.dtype == paddle.float64 else paddle.float32
+        # "* 1.0": the log of the default CPU predictor (oneDNN) overwrites its input.
+        return paddle.log(sizes.astype(wide) * 1.0).astype(x.dtype).unsqueeze([1, 2])
+
+    def attention(
+        self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
+    ) -> Array:
+        usual = q.shape[-1] ** -0.5
+        if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
+            q = q * (scale / usual)
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, training=True
+        )
+
+    def ones(self, shape: tuple[int, int], device: Any) -> Array:
+        return paddle.ones(shape, dtype="float32").to(device)
+
+    def released(self, model: nn.Layer) -> None:
+        """Drop the program that ``to_static`` made of the patched model."""
+        forward: Any = vars(model).get("forward")
+        if hasattr(forward, "rollback"):
+            forward.rollback()
+            vars(model).pop("forward", None)
+
+
+def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
+    HOST.taps.set(output, HOST.tracing())
+    return output
+
+
+def _ridden(x: Array, name: str, config: Any) -> Any:
+    owner, value = vars(x).get(name, (None, None))
+    return value if owner is config else None
+
+
+def _ride(x: Array, name: str, config: Any, value: Any) -> None:
+    setattr(x, name, (config, value))
+    _carry(x, "_new_shared_tensor")
+    if not paddle.is_grad_enabled() and not x.stop_gradient:
+        # Only inside a reentrant recomputation, which keeps x: elsewhere x may be a temporary.
+        _carry(x, "detach")
+
+
+def _carry(x: Array, name: str) -> None:
+    """Let copies that ``x`` makes of itself by method ``name`` carry what rides on it.
+
+    Weakly: Paddle's tensors are not garbage collected, and a reference to itself would keep one.
+    """
+    if hasattr(type(x), name):
+        setattr(x, name, functools.partial(_copy, weakref.ref(x), name))
+
+
+def _copy(ref: weakref.ref[Any], name: str) -> Array:
+    x = ref()
+    if x is None:
+        raise RuntimeError(
+            f"{name}() was called on an activation of a patched model that no variable holds any "
+            f"more; keep it in a variable: `y = block(x); y.{name}()`"
+        )
+    copy = getattr(type(x), name)(x)
+    for attribute in ("_tome_run", "_tome_step"):
+        if attribute in vars(x):
+            setattr(copy, attribute, vars(x)[attribute])
+    return copy
+
+
+HOST = PaddleHost(__name__, nn.Layer, _WRAPPERS)

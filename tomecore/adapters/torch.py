@@ -1,0 +1,184 @@
+"""Token merging in PyTorch models: ``apply_patch(model); model.r = 16``.
+
+    import tomecore.adapters.torch as tome
+    model = tome.apply_patch(model)      # in place; returns the model
+    model.r = 16                         # int | (r, inflect) | list | schedule object
+    logits = model(images)
+    tome.remove_patch(model)
+
+The module holds what is PyTorch's own: the :class:`TorchHost`. The mechanism is in ``_patch.py`` and
+``_block.py``, the model families in ``families/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tomecore.adapters import _patch
+from tomecore.adapters._handle import Handle
+from tomecore.adapters._host import Host
+from tomecore.adapters._state import Run, Step
+from tomecore.adapters.families import timm
+from tomecore.backends import Array, Backend
+from tomecore.backends._torch import BACKEND
+from tomecore.schedule import R
+
+__all__ = ["HOST", "SPECS", "apply_patch", "handle", "remove_patch"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+#: The families this adapter recognises.
+SPECS = (timm.VIT,)
+
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def apply_patch(
+    model: Model,
+    *,
+    r: R | None = None,
+    prop_attn: bool | None = None,
+    trace_source: bool = False,
+    restore: bool = True,
+) -> Model:
+    """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
+
+    Patching again changes the settings: the last call's arguments win, an omitted ``r`` is kept.
+
+    Args:
+        model: a supported model, or a module that contains exactly one.
+        r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
+            :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
+        prop_attn: proportional attention, in which a token counts as often as the tokens it stands
+            for (ToMe, eq. 1). None: the family's default.
+        trace_source: keep the map from original tokens to slots in ``model.tome.source``.
+        restore: the last block hands back all N tokens, each original position with its merged
+            token, so that everything behind it works as before. False: the shorter sequence.
+
+    Returns:
+        The same model, now with ``model.r`` and ``model.tome``.
+
+    Raises:
+        UnsupportedModelError: nothing that tomecore knows how to merge in; the model is untouched.
+        ArgumentTypeError, ArgumentValueError: a bad argument.
+    """
+    return _patch.patch(
+        HOST, SPECS, model, r=r, prop_attn=prop_attn, trace_source=trace_source, restore=restore
+    )
+
+
+def remove_patch(model: Model) -> Model:
+    """Undo :func:`apply_patch`, leaving no trace; returns the model.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+        UnsupportedModelError: something else changed the class of a patched block since.
+    """
+    return _patch.unpatch(HOST, model)
+
+
+def handle(model: nn.Module) -> Handle:
+    """Return ``model.tome``: settings, and the tokens, sizes and source of the last forward pass.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+    """
+    return _patch.handle(HOST, model)
+
+
+class TorchHost(Host):
+    """PyTorch as the patch sees it.
+
+    A run is an attribute of the activation, and in eager mode of its storage too: reentrant
+    checkpointing hands a block a detached tensor, which is a new object on the same storage. Both die
+    with the activation.
+    """
+
+    def backend(self) -> Backend:
+        return BACKEND
+
+    def named_children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        return module.named_children()
+
+    def named_modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        return module.named_modules()
+
+    def own_tensors(self, module: nn.Module) -> list[str]:
+        named = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        return [name for pairs in named for name, _ in pairs]
+
+    def hooked(self, module: nn.Module) -> bool:
+        return bool(module._forward_hooks or module._forward_pre_hooks)
+
+    def tap(self, module: nn.Module) -> Any:
+        return module.register_forward_hook(_tap)
+
+    def tracing(self) -> bool:
+        return torch.compiler.is_compiling()
+
+    def recomputing(self) -> bool:
+        # Not public; tests pin that it is -1 exactly outside a backward pass.
+        return torch._C._current_graph_task_id() != -1
+
+    def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
+        x._tome_run = (config, run)  # type: ignore[attr-defined]
+        storage = None if tracing else _storage(x)
+        if storage is not None:
+            storage._tome_run = (config, run)
+
+    def read(self, config: Any, x: torch.Tensor, tracing: bool) -> Run | None:
+        ridden = getattr(x, "_tome_run", None)
+        if ridden is None and not tracing:
+            ridden = getattr(_storage(x), "_tome_run", None)
+        return ridden[1] if ridden is not None and ridden[0] is config else None
+
+    def first_step(self, config: Any, x: torch.Tensor) -> Step | None:
+        storage = _storage(x)
+        if self.recomputing():
+            owner, step = getattr(storage, "_tome_step", (None, None))
+            return step if owner is config else config.restart(x.shape[1])
+        step = config.start(x.shape[1])
+        if storage is not None:
+            storage._tome_step = (config, step)
+        return step
+
+    def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+
+    def attention(
+        self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
+    ) -> Array:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
+        )
+        return out.transpose(1, 2)
+
+    def ones(self, shape: tuple[int, int], device: Any) -> Array:
+        return torch.ones(shape, device=device)
+
+
+def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    HOST.taps.set(output, torch.compiler.is_compiling())
+
+
+def _storage(x: torch.Tensor) -> Any:
+    """The storage of ``x``; None where there is none to speak of (inside functorch transforms)."""
+    try:
+        return x.untyped_storage()
+    except NotImplementedError:
+        return None
+
+
+HOST = TorchHost(__name__, nn.Module, _WRAPPERS)

@@ -1,0 +1,165 @@
+"""Which array library an array belongs to, and the few operations the standard lacks.
+
+The algorithms are written against the Python array API (2024.12). A :class:`Backend` is that
+namespace for one library plus a scatter, because the standard has none. No library is imported
+before one of its arrays arrives: libraries are recognised by the module that defines the array's
+class, so a user's subclass of ``torch.Tensor`` is still torch, and Paddle's torch proxy (which makes
+``import torch`` return Paddle) cannot mislead us.
+
+A library that speaks the standard works without a line here, on the fallback in ``_standard.py``.
+A fast scatter is about ten lines: see ``_jax.py`` for the shape of such a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tomecore.backends import _standard
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
+
+__all__ = ["Array", "Backend", "backend_of", "register"]
+
+#: An array of any library; shapes and dtypes are in the docstrings.
+Array = Any
+
+Scatter = Callable[[Array, Array, Array], Array]
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+def _unset(base: Array, index: Array, updates: Array) -> Array:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
+def _unset_samples(index: Array) -> Array:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """One array library: its standard namespace, and what the standard lacks.
+
+    Args:
+        name: what messages call it.
+        xp: namespace following the array API standard, 2024.12.
+        scatter_add: ``(base (B, n, C), index (B, r) int, updates (B, r, C)) -> (B, n, C)``, a new
+            array: ``updates[b, i]`` added to row ``index[b, i]``, repeated indices accumulated, the
+            dtype of ``base`` kept. Differentiable where the library is. Left out: a one-hot matmul.
+        scatter_max: the same with the maximum instead of the sum. Left out: a masked maximum.
+        detach: cuts an array off from the library's gradients.
+        device: the device of an array, in the form ``xp.arange(device=...)`` takes.
+        samples: an index (B, r) -> (B, 1), the number of each sample, in its dtype and on its device.
+            Left out: an arange of the batch size.
+    """
+
+    name: str
+    xp: Any
+    scatter_add: Scatter = _unset
+    scatter_max: Scatter = _unset
+    detach: Callable[[Array], Array] = _same
+    device: Callable[[Array], Any] = _standard.device
+    samples: Callable[[Array], Array] = _unset_samples
+
+    def __post_init__(self) -> None:
+        if self.scatter_add is _unset:
+            object.__setattr__(self, "scatter_add", _standard.one_hot_scatter_add(self.xp))
+        if self.scatter_max is _unset:
+            object.__setattr__(self, "scatter_max", _standard.masked_scatter_max(self.xp))
+        if self.samples is _unset_samples:
+            object.__setattr__(self, "samples", _standard.sample_numbers(self.xp, self.device))
+
+
+#: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.
+_known: dict[str, Backend | str | Callable[[], Backend]] = {
+    "numpy": "tomecore.backends._numpy",
+    "torch": "tomecore.backends._torch",
+    "paddle": "tomecore.backends._paddle",
+    "jax": "tomecore.backends._jax",
+    "jaxlib": "tomecore.backends._jax",
+}
+_by_type: dict[type, Backend] = {}
+
+
+def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
+    """Teach tomecore an array library, or replace what it knows about one.
+
+    Args:
+        module: top-level module of the library's array class, for example ``"cupy"``.
+        backend: a Backend, or a function without arguments that returns one; it is called when the
+            first array of that library arrives, so nothing has to be imported before.
+
+    Raises:
+        ArgumentTypeError: ``backend`` is neither.
+        ArgumentValueError: ``module`` is not a top-level module name.
+    """
+    if not isinstance(module, str) or not module.isidentifier():
+        raise ArgumentValueError(
+            f"`module` must be the top-level module name of an array class, such as 'cupy'; got {module!r}"
+        )
+    if not isinstance(backend, Backend) and not callable(backend):
+        raise ArgumentTypeError(
+            "`backend` must be a tomecore.backends.Backend or a function returning one; "
+            f"got {type(backend).__name__}"
+        )
+    _known[module] = backend
+    _by_type.clear()
+
+
+def backend_of(*arrays: Array) -> Backend:
+    """Return the backend that all ``arrays`` belong to; importing it if this is its first array.
+
+    Raises:
+        ArgumentTypeError: an argument is not an array of a known or standard library, or the arrays
+            come from different libraries.
+    """
+    found = [_by_type.get(type(array)) or _find(array) for array in arrays]
+    if any(one is not found[0] for one in found):
+        names = ", ".join(one.name for one in found)
+        raise ArgumentTypeError(
+            f"all arrays of one call must come from one library; got {names}. "
+            "Convert them first, for example with `to_array.from_dlpack(array)`."
+        )
+    return found[0]
+
+
+def _find(array: Array) -> Backend:
+    for cls in type(array).__mro__:
+        entry = _known.get(cls.__module__.partition(".")[0])
+        if entry is not None:
+            if isinstance(entry, str):
+                backend = importlib.import_module(entry).BACKEND
+            else:
+                backend = entry if isinstance(entry, Backend) else entry()
+            _known[cls.__module__.partition(".")[0]] = backend
+            if not hasattr(array, "shape"):
+                raise _not_an_array(array)
+            break
+    else:
+        backend = _from_standard(array)
+    _by_type[type(array)] = backend
+    return backend
+
+
+def _from_standard(array: Array) -> Backend:
+    """The zero-line path: any object with a standard namespace, as array-api-compat finds it."""
+    import array_api_compat
+
+    try:
+        xp = array_api_compat.array_namespace(array)
+    except TypeError:
+        raise _not_an_array(array) from None
+    name = xp.__name__.removeprefix("array_api_compat.")
+    return next((b for b in _by_type.values() if b.xp is xp), None) or Backend(name=name, xp=xp)
+
+
+def _not_an_array(found: Any) -> ArgumentTypeError:
+    return ArgumentTypeError(
+        f"expected an array (NumPy, PyTorch, Paddle, JAX or any array-API library); got "
+        f"{type(found).__module__}.{type(found).__qualname__}. Convert it first, or teach "
+        "tomecore the library with tomecore.backends.register."
+    )

@@ -1,0 +1,56 @@
+"""What any library gets that speaks the array API standard and nothing else.
+
+Both scatters are dense: right everywhere, differentiable everywhere, and O(n r) where a real scatter
+is O(r). A library that has one should register it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["device", "masked_scatter_max", "one_hot_scatter_add", "sample_numbers"]
+
+Array = Any
+
+
+def device(x: Array) -> Any:
+    """The device of ``x`` as array-api-compat reports it."""
+    import array_api_compat
+
+    return array_api_compat.device(x)
+
+
+def _hits(xp: Any, base: Array, index: Array) -> Array:
+    """(B, n, r) bool: does update i of the sample go to row j?"""
+    rows = xp.arange(base.shape[1], dtype=index.dtype, device=device(index))
+    return rows[None, :, None] == index[:, None, :]
+
+
+def one_hot_scatter_add(xp: Any) -> Callable[[Array, Array, Array], Array]:
+    """Scatter-add as ``base + one_hot(index) @ updates``."""
+
+    def scatter_add(base: Array, index: Array, updates: Array) -> Array:
+        return base + xp.matmul(xp.astype(_hits(xp, base, index), base.dtype), updates)
+
+    return scatter_add
+
+
+def masked_scatter_max(xp: Any) -> Callable[[Array, Array, Array], Array]:
+    """Scatter-max as a maximum over a (B, n, r, C) array in which other rows' updates are masked."""
+
+    def scatter_max(base: Array, index: Array, updates: Array) -> Array:
+        hits = _hits(xp, base, index)[:, :, :, None]
+        here = xp.where(hits, updates[:, None, :, :], base[:, :, None, :])
+        return xp.maximum(base, xp.max(here, axis=2))
+
+    return scatter_max
+
+
+def sample_numbers(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array], Array]:
+    """(B, 1): 0, 1, ... B-1."""
+
+    def samples(index: Array) -> Array:
+        return xp.arange(index.shape[0], dtype=index.dtype, device=device(index))[:, None]
+
+    return samples

@@ -1,0 +1,205 @@
+"""``tomecore`` on the command line. What it shows is computed elsewhere; needs ``tomecore[cli]``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+    from rich.table import Table
+except ImportError as error:
+    sys.exit(
+        f'tomecore: {error.name} is not installed; install it with: pip install "tomecore[cli]"'
+    )
+
+import tomecore
+from tomecore.errors import TomeError
+from tomecore.running import FRAMEWORKS, require
+
+if TYPE_CHECKING:
+    from tomecore.demo import Result, Row
+
+app = typer.Typer(
+    name="tomecore",
+    help="Token Merging for vision transformers, in every framework.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+
+class Framework(str, Enum):
+    """Which framework to run."""
+
+    torch = "torch"
+    paddle = "paddle"
+    both = "both"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"tomecore {tomecore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Token Merging for vision transformers, in every framework."""
+
+
+@app.command()
+def demo(
+    framework: Annotated[
+        Framework, typer.Option("--framework", "-f", help="Which framework to run.")
+    ] = Framework.both,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.")
+    ] = None,
+    picture: Annotated[
+        Path, typer.Option("--picture", help="Where to write the picture of the merged tokens.")
+    ] = Path("tomecore-demo.png"),
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass when timing.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 7,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first so many test images.")
+    ] = None,
+) -> None:
+    """Classify held-out handwritten digits with a small ViT, unpatched and merging tokens.
+
+    The same weights run in torch and in Paddle; the table shows accuracy and speed, the line under it
+    how far the two frameworks agree.
+    """
+    for file, option in ((json_file, "--json"), (picture, "--picture")):
+        if file is not None and file.is_dir():
+            raise typer.BadParameter(f"{file} is a folder; give a file name", param_hint=option)
+    if framework is Framework.both:
+        frameworks = [name for name in FRAMEWORKS if importlib.util.find_spec(name) is not None]
+        for missing in FRAMEWORKS.keys() - frameworks:
+            console.print(
+                f"{missing} is not installed, so there is nothing to compare with; install it with: "
+                f"[bold]{FRAMEWORKS[missing].replace('[', chr(92) + '[')}[/bold]"
+            )
+        if not frameworks:
+            raise TomeError("neither torch nor paddle is installed")
+    else:
+        require(framework.value)
+        frameworks = [framework.value]
+
+    from tomecore import demo as job
+
+    with Progress(
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        console=errors,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("loading", total=job.steps(frameworks))
+
+        def progress(step: str) -> None:
+            bar.update(task, advance=1, description=step)
+
+        result, models = job.run(
+            frameworks, batch=batch, rounds=rounds, limit_images=images, progress=progress
+        )
+    console.print(_table(result))
+    console.print(_parity_line(result))
+    job.draw(next(iter(models.values())), picture)
+    console.print(f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{picture}[/bold]")
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+        console.print(f"All numbers: [bold]{json_file}[/bold]")
+
+
+def _table(result: Result) -> Table:
+    table = Table(
+        title=f"A ViT of 12 layers and 197 tokens on {result.images} held-out digits",
+        caption=f"speed at batch {result.batch}; limit: what the arithmetic allows; "
+        "merge tax: time over dropping tokens without merging",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("framework")
+    for heading in (
+        "r",
+        "tokens left",
+        "accuracy",
+        "images/s",
+        "speed-up",
+        "limit",
+        "of limit",
+        "merge tax",
+    ):
+        table.add_column(heading, justify="right")
+    framework = None
+    for row in result.rows:
+        if framework not in (None, row.framework):
+            table.add_section()
+        table.add_row(*_cells(row, first=row.framework != framework))
+        framework = row.framework
+    return table
+
+
+def _cells(row: Row, first: bool) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        f"[bold]{row.framework}[/bold]" if first else "",
+        "unpatched" if row.r is None else str(row.r),
+        str(row.tokens),
+        format(row.accuracy, ".2%"),
+        format(row.images_per_second, ".1f"),
+        "-" if row.speedup is None else f"[green]{row.speedup:.2f}x[/green]",
+        "-" if row.limit is None else f"{row.limit:.2f}x",
+        number(row.limit_share, ".0%"),
+        number(row.merge_tax, "+.1%"),
+    ]
+
+
+def _parity_line(result: Result) -> str:
+    if not result.parity:
+        return "Parity: needs both frameworks."
+    largest = max(report.largest_difference_agreeing for _, report in result.parity)
+    line = (
+        f"Parity, {result.images} images at {len(result.parity)} schedules: largest difference of "
+        f"logits {largest:.1e} where all merges agree; identical merge decisions "
+        f"{result.identical_decisions:.2%} of images, identical predictions "
+        f"{result.identical_predictions:.2%}"
+    )
+    gap = max(report.largest_gap for _, report in result.parity)
+    if gap:
+        line += (
+            f". Where merges differ, the first to differ was a near-tie (similarity gap {gap:.1e})"
+        )
+    return line + "."
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors of tomecore are shown as one line, not as a traceback."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    try:
+        return app(arguments)
+    except TomeError as error:
+        errors.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Every error tomecore raises on purpose, in one place.
+
+Each message names the argument or the module, the value found, what is allowed, and what to do next.
+Argument errors are also ``ValueError`` or ``TypeError``, so code that knows nothing of tomecore can
+catch them.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "LostStateError",
+    "NoForwardError",
+    "NotPatchedError",
+    "TomeError",
+    "UnsupportedModelError",
+]
+
+
+class TomeError(Exception):
+    """Base class of all errors raised by tomecore."""
+
+
+class ArgumentValueError(TomeError, ValueError):
+    """An argument has the right type and a value that is not allowed."""
+
+
+class ArgumentTypeError(TomeError, TypeError):
+    """An argument has a type that is not allowed."""
+
+
+class UnsupportedModelError(TomeError):
+    """The model, or the way it is called, is one that merging would break; nothing was changed."""
+
+
+class NotPatchedError(TomeError):
+    """The model was never given to ``apply_patch``, or ``remove_patch`` came in between."""
+
+
+class NoForwardError(TomeError):
+    """A result of the last forward pass was asked for and there is none."""
+
+
+class LostStateError(TomeError, RuntimeError):
+    """A patched block got tokens without the sizes that belong to them."""

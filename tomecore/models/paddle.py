@@ -1,0 +1,345 @@
+"""A plain pre-norm vision transformer in Paddle, in the names of PLSC and PaddleClas.
+
+It exists so that the demo, the parity tests and a user without a working Paddle model library have
+a model to patch. Parameter names, layouts (Linear weights are (in, out)) and child layers are
+PLSC's and PaddleClas', so their published weights load and whatever adapts their blocks adapts
+these. The network is that of ``tomecore.models.torch``. It imports paddle, the reader of pickled
+weights beside it and nothing else; safetensors is imported when a file of that kind is read.
+
+Written to pass through ``paddle.jit.to_static`` with a dynamic batch: no batch size is ever read,
+reshapes use -1, and a token is spread over the batch by broadcasting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.nn.initializer import Constant, TruncatedNormal
+
+from tomecore.models.pdparams import read_pdparams
+
+__all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
+
+
+class DropPath(nn.Layer):
+    """Stochastic depth: drops the residual branch of whole samples while training."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return x
+        keep = 1.0 - self.drop_prob
+        return x * (paddle.bernoulli(paddle.full_like(x[:, :1, :1], keep)) / keep)
+
+
+class PatchEmbed(nn.Layer):
+    """Cuts an image into patches and embeds each: (B, in_chans, H, W) -> (B, N, embed_dim)."""
+
+    def __init__(
+        self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.grid_size = (img_size[0] // patch_size[0], img_size[1] // patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2D(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_image(x.shape[2:], self.img_size)
+        return self.proj(x).flatten(2).transpose([0, 2, 1])
+
+
+class Attention(nn.Layer):
+    """Multi-head self-attention on Paddle's fused kernel."""
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool = False, qk_scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
+        self.qkv = _linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(0.0)
+        self.proj = _linear(dim, dim)
+        self.proj_drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> (B, N, C)."""
+        n, c = x.shape[1], x.shape[2]
+        qkv = self.qkv(x).reshape([-1, n, 3, self.num_heads, self.head_dim])
+        q, k, v = qkv.unbind(axis=2)
+        # Flash kernels take no scale, so it is named only where it is not the default.
+        own: dict[str, Any] = {} if self.scale == self.head_dim**-0.5 else {"scale": self.scale}
+        x = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.attn_drop.p, training=self.training, **own
+        )
+        return self.proj_drop(self.proj(x.reshape([-1, n, c])))
+
+
+class Mlp(nn.Layer):
+    """Two linear layers with a GELU between: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = _linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = _linear(hidden, dim)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class Block(nn.Layer):
+    """Pre-norm transformer block; both residual branches share one ``drop_path``."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_path: float = 0.0,
+        epsilon: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, epsilon=epsilon)
+        self.attn = Attention(dim, num_heads, qkv_bias, qk_scale)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, epsilon=epsilon)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) -> (B, N, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class VisionTransformer(nn.Layer):
+    """Plain vision transformer, with the parameter names and numbers of PLSC and PaddleClas.
+
+    Args:
+        img_size: Height and width in pixels, one int for both.
+        patch_size: The same for a patch; at most ``img_size``.
+        in_chans: Channels of an image.
+        class_num: Outputs of the head; 0 for no head.
+        embed_dim: Channels of a token, a multiple of ``num_heads``.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden channels of the MLP, as a multiple of ``embed_dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        qk_scale: Factor on the attention scores; None for ``head_dim**-0.5``.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0; in [0, 1).
+        epsilon: Epsilon of every LayerNorm.
+        class_token: Whether a class token comes first.
+        distilled: Whether a distillation token, with its own head, follows the class token.
+        global_pool: "token" reads the class token, "avg" the mean of the patch tokens (then the
+            last norm comes after pooling and is called ``fc_norm``).
+
+    Raises:
+        ValueError: An argument is out of range, or two do not fit each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        class_num: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_path_rate: float = 0.0,
+        epsilon: float = 1e-5,
+        class_token: bool = True,
+        distilled: bool = False,
+        global_pool: str = "token",
+    ) -> None:
+        super().__init__()
+        image, patch = _pair("img_size", img_size), _pair("patch_size", patch_size)
+        if image[0] < patch[0] or image[1] < patch[1]:
+            raise ValueError(f"patch_size={patch_size!r} must be at most img_size={img_size!r}")
+        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth}
+        for name, value in (sizes | {"num_heads": num_heads}).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an int >= 1")
+        if not isinstance(class_num, int) or class_num < 0:
+            raise ValueError(f"class_num={class_num!r} must be an int >= 0 (0: no head)")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim!r} must be a multiple of num_heads={num_heads}")
+        if mlp_ratio <= 0.0:
+            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be above 0")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r} must be in [0, 1)")
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool={global_pool!r} must be 'token' or 'avg'")
+        if not class_token and (distilled or global_pool == "token"):
+            raise ValueError(
+                "class_token=False needs global_pool='avg' and distilled=False, got "
+                f"global_pool={global_pool!r}, distilled={distilled!r}"
+            )
+        if distilled and global_pool != "token":
+            raise ValueError(f"distilled=True needs global_pool='token', got {global_pool!r}")
+
+        self.class_num = class_num
+        self.num_features = self.embed_dim = embed_dim
+        self.global_pool = global_pool
+        self.num_prefix_tokens = int(class_token) + int(distilled)
+        self.patch_embed = PatchEmbed(image, patch, in_chans, embed_dim)
+        num_tokens = self.patch_embed.num_patches + self.num_prefix_tokens
+        self.pos_embed = self._token(num_tokens)
+        self.cls_token = self._token() if class_token else None
+        self.dist_token = self._token() if distilled else None
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.LayerList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, qk_scale, rate, epsilon)
+            for rate in rates
+        )
+        norm = nn.LayerNorm(embed_dim, epsilon=epsilon)
+        average = global_pool == "avg"
+        self.norm = nn.Identity() if average else norm
+        self.fc_norm = norm if average else nn.Identity()
+        self.head = _linear(embed_dim, class_num) if class_num else nn.Identity()
+        if distilled:
+            self.head_dist = _linear(embed_dim, class_num) if class_num else nn.Identity()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> VisionTransformer:
+        """Build from arguments in neutral names: ``num_classes`` and ``norm_eps``, as in torch."""
+        here = {"num_classes": "class_num", "norm_eps": "epsilon"}
+        return cls(**{here.get(name, name): value for name, value in config.items()})
+
+    def _token(self, count: int = 1) -> Tensor:
+        shape = [1, count, self.embed_dim]
+        return self.create_parameter(shape, default_initializer=TruncatedNormal(std=0.02))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> tokens (B, prefix + patches, embed_dim)."""
+        x = self.patch_embed(x)
+        tokens = [x]
+        if self.dist_token is not None:
+            tokens.insert(0, _over_batch(self.dist_token, x))
+        if self.cls_token is not None:
+            tokens.insert(0, _over_batch(self.cls_token, x))
+        x = paddle.concat(tokens, axis=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify.
+
+        Args:
+            x: Tokens (B, N, embed_dim), as :meth:`forward_features` gives them.
+            pre_logits: Stop before the head and return the pooled features (B, embed_dim).
+
+        Returns:
+            Logits (B, class_num); distilled: the mean of both heads, in training too.
+        """
+        if self.dist_token is not None:
+            token, distilled = x[:, 0], x[:, 1]
+            if not pre_logits:
+                token, distilled = self.head(token), self.head_dist(distilled)
+            return (token + distilled) / 2
+        average = self.global_pool == "avg"
+        x = self.fc_norm(x[:, self.num_prefix_tokens :].mean(axis=1) if average else x[:, 0])
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> logits (B, class_num)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def load_weights(model: nn.Layer, path: str | os.PathLike[str]) -> nn.Layer:
+    """Load a weights file strictly; nothing is changed unless every name and shape fits.
+
+    Args:
+        model: A model of this module; its dtype is kept.
+        path: A ``.safetensors`` file, or a ``.pdparams`` file, which is read without running what
+            it may contain. Linear weights stored (out, in), as torch keeps them, are recognised by
+            the shape of the first ``qkv`` and transposed.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The kind of file is unknown or it holds more than arrays, or names or shapes do
+            not fit.
+        ImportError: A ``.safetensors`` file without safetensors installed.
+    """
+    path = os.fspath(path)
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".safetensors":
+        try:
+            from safetensors.numpy import load_file
+        except ImportError as error:
+            raise ImportError(
+                f"reading {path} needs safetensors: pip install safetensors"
+            ) from error
+        state = load_file(path)
+    elif suffix == ".pdparams":
+        state = read_pdparams(path)
+    else:
+        raise ValueError(f"path={path!r} must end in .safetensors or .pdparams")
+    own = model.state_dict()
+    qkv = "blocks.0.attn.qkv.weight"
+    if qkv in own and qkv in state and list(state[qkv].shape) == list(own[qkv].shape)[::-1]:
+        state = {name: value.T if value.ndim == 2 else value for name, value in state.items()}
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & state.keys())
+            if tuple(state[name].shape) != tuple(own[name].shape)
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise ValueError(f"the weights in {path} do not fit the model. {found}")
+    model.set_state_dict(
+        {name: paddle.to_tensor(state[name]).astype(own[name].dtype) for name in own}
+    )
+    return model
+
+
+def _over_batch(token: Tensor, x: Tensor) -> Tensor:
+    """A token (1, 1, C) for every image of x (B, N, C), without reading B."""
+    return paddle.zeros_like(x[:, :1]) + token.astype(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    bias_attr = paddle.ParamAttr(initializer=Constant(0.0)) if bias else False
+    weight_attr = paddle.ParamAttr(initializer=TruncatedNormal(std=0.02))
+    return nn.Linear(inputs, outputs, weight_attr=weight_attr, bias_attr=bias_attr)
+
+
+def _check_image(got: list[int], expected: tuple[int, int]) -> None:
+    if tuple(got) != expected:
+        raise ValueError(
+            f"images are {tuple(got)} pixels, the model takes {expected}: "
+            "resize them, or build the model with that img_size"
+        )
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise ValueError(f"{name}={value!r} must be an int >= 1, or two of them (height, width)")
+    return pair[0], pair[1]

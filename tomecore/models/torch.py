@@ -1,0 +1,337 @@
+"""A plain pre-norm vision transformer in torch, in timm's names.
+
+It exists so that the demo, the parity tests and a user without timm have a model to patch. Names,
+order of operations and child modules follow timm's ``VisionTransformer``: its state dicts load
+strictly, and whatever adapts timm's blocks adapts these (hence the identities ``ls1``, ``q_norm``
+and so on, which do nothing here). It imports torch and nothing else of this package; safetensors
+is imported when a file of that kind is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the residual branch of whole samples while training."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0.0:
+            return x
+        keep = 1.0 - self.drop_prob
+        return x * x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+
+class PatchEmbed(nn.Module):
+    """Cuts an image into patches and embeds each: (B, in_chans, H, W) -> (B, N, embed_dim)."""
+
+    def __init__(
+        self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        self.img_size = img_size
+        self.patch_size = patch_size
+        self.grid_size = (img_size[0] // patch_size[0], img_size[1] // patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-2:]) != self.img_size:
+            raise ValueError(
+                f"images are {tuple(x.shape[-2:])} pixels, the model takes {self.img_size}: "
+                "resize them, or build the model with that img_size"
+            )
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on torch's fused kernel."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = nn.Identity()
+        self.k_norm = nn.Identity()
+        self.attn_drop = nn.Dropout(0.0)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Tokens (B, N, C).
+            attn_mask: Floating bias added to the scores, broadcastable to (B, H, N, N), in the
+                dtype of ``x``; or a boolean mask, True where attention is allowed.
+
+        Returns:
+            Tokens (B, N, C).
+        """
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout
+        )
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, c)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each on a residual branch."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias)
+        self.ls1 = nn.Identity()
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, C) -> (B, N, C); ``attn_mask`` as in :meth:`Attention.forward`."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Plain vision transformer, with timm's parameter names and numbers.
+
+    Args:
+        img_size: Height and width in pixels, one int for both.
+        patch_size: The same for a patch; at most ``img_size``.
+        in_chans: Channels of an image.
+        num_classes: Outputs of the head; 0 for no head.
+        embed_dim: Channels of a token, a multiple of ``num_heads``.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden channels of the MLP, as a multiple of ``embed_dim``.
+        qkv_bias: Whether queries, keys and values have a bias.
+        class_token: Whether a class token comes first.
+        distilled: Whether a distillation token, with its own head, follows the class token.
+        global_pool: "token" reads the class token, "avg" the mean of the patch tokens (then, as in
+            timm, the last norm comes after pooling and is called ``fc_norm``).
+        norm_eps: Epsilon of every LayerNorm.
+        drop_path_rate: Stochastic depth of the last block, growing linearly from 0; in [0, 1).
+
+    Raises:
+        ValueError: An argument is out of range, or two do not fit each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        class_token: bool = True,
+        distilled: bool = False,
+        global_pool: str = "token",
+        norm_eps: float = 1e-6,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        image, patch = _pair("img_size", img_size), _pair("patch_size", patch_size)
+        if image[0] < patch[0] or image[1] < patch[1]:
+            raise ValueError(f"patch_size={patch_size!r} must be at most img_size={img_size!r}")
+        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth}
+        for name, value in (sizes | {"num_heads": num_heads}).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an int >= 1")
+        if not isinstance(num_classes, int) or num_classes < 0:
+            raise ValueError(f"num_classes={num_classes!r} must be an int >= 0 (0: no head)")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim={embed_dim!r} must be a multiple of num_heads={num_heads}")
+        if mlp_ratio <= 0.0:
+            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be above 0")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r} must be in [0, 1)")
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool={global_pool!r} must be 'token' or 'avg'")
+        if not class_token and (distilled or global_pool == "token"):
+            raise ValueError(
+                "class_token=False needs global_pool='avg' and distilled=False, got "
+                f"global_pool={global_pool!r}, distilled={distilled!r}"
+            )
+        if distilled and global_pool != "token":
+            raise ValueError(f"distilled=True needs global_pool='token', got {global_pool!r}")
+
+        self.num_classes = num_classes
+        self.num_features = self.embed_dim = embed_dim
+        self.global_pool = global_pool
+        self.num_prefix_tokens = int(class_token) + int(distilled)
+        self.distilled_training = False
+        self.patch_embed = PatchEmbed(image, patch, in_chans, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        num_tokens = self.patch_embed.num_patches + self.num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if distilled else None
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.Sequential(
+            *(Block(embed_dim, num_heads, mlp_ratio, qkv_bias, p, norm_eps) for p in rates)
+        )
+        norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        average = global_pool == "avg"
+        self.norm = nn.Identity() if average else norm
+        self.fc_norm = norm if average else nn.Identity()
+        self.head = _head(embed_dim, num_classes)
+        self.head_dist = _head(embed_dim, num_classes) if distilled else None
+        self._init_weights()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> VisionTransformer:
+        """Build from arguments in neutral names (here: the constructor's own)."""
+        return cls(**config)
+
+    def _init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for parameter in (self.cls_token, self.dist_token, self.pos_embed):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) -> tokens (B, prefix + patches, embed_dim)."""
+        x = self.patch_embed(x)
+        prefix = [t for t in (self.cls_token, self.dist_token) if t is not None]
+        x = torch.cat([t.expand(x.shape[0], -1, -1) for t in prefix] + [x], dim=1)
+        return self.norm(self.blocks(x + self.pos_embed))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Pool and classify.
+
+        Args:
+            x: Tokens (B, N, embed_dim), as :meth:`forward_features` gives them.
+            pre_logits: Stop before the head and return the pooled features (B, embed_dim).
+
+        Returns:
+            Logits (B, num_classes). Distilled: the mean of both heads; while training with
+            ``distilled_training`` set, the pair of them.
+        """
+        if self.head_dist is not None:
+            token, distilled = x[:, 0], x[:, 1]
+            if not pre_logits:
+                token, distilled = self.head(token), self.head_dist(distilled)
+                if self.distilled_training and self.training:
+                    return token, distilled
+            return (token + distilled) / 2
+        average = self.global_pool == "avg"
+        x = x[:, self.num_prefix_tokens :].mean(dim=1) if average else x[:, 0]
+        x = self.fc_norm(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Images (B, in_chans, H, W) -> logits, as :meth:`forward_head` describes."""
+        return self.forward_head(self.forward_features(x))
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load a weights file strictly; nothing is changed unless every name and shape fits.
+
+    Args:
+        model: The model; its dtypes and devices are kept.
+        path: A ``.safetensors`` file, or ``.pt`` / ``.pth`` (read with ``weights_only=True``; the
+            state dict may lie under "model" or "state_dict").
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: The kind of file is unknown, or names or shapes do not fit.
+        ImportError: A ``.safetensors`` file without safetensors installed.
+    """
+    path = os.fspath(path)
+    suffix = os.path.splitext(path)[1]
+    state: Any
+    if suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(
+                f"reading {path} needs safetensors: pip install safetensors"
+            ) from error
+        state = load_file(path)
+    elif suffix in (".pt", ".pth"):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("model", "state_dict"):
+            if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+                state = state[key]
+        if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
+            raise ValueError(f"{path} holds no state dict of tensors")
+    else:
+        raise ValueError(f"path={path!r} must end in .safetensors, .pt or .pth")
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & state.keys())
+            if state[name].shape != own[name].shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
+        )
+        raise ValueError(f"the weights in {path} do not fit the model. {found}")
+    model.load_state_dict(state)
+    return model
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
+        raise ValueError(f"{name}={value!r} must be an int >= 1, or two of them (height, width)")
+    return pair[0], pair[1]
+
+
+def _head(dim: int, num_classes: int) -> nn.Module:
+    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
