@@ -11,7 +11,7 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError
 __all__ = ["floating", "integral", "rank", "same_batch", "whole_number"]
 
 
-def whole_number(value: Any, name: str, *, at_least: int = 0, unit: str = "") -> int:
+def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> int:
     """Return ``value`` as an int, or say what is allowed.
 
     Raises:
@@ -22,7 +22,7 @@ def whole_number(value: Any, name: str, *, at_least: int = 0, unit: str = "") ->
     found = f"got {value!r} ({type(value).__name__})"
     of_what = f" (counting {unit})" if unit else ""
     try:
-        is_array = hasattr(value, "dtype") and not isinstance(value, numbers.Integral)
+        is_array = not isinstance(value, numbers.Integral) and hasattr(value, "dtype")
         if isinstance(value, bool) or is_array:
             raise TypeError
         number = operator.index(value)

@@ -111,11 +111,10 @@ def kth_bipartite_soft_matching(
     if k <= 1 or tokens < k:
         return _identity(backend, keys, tokens)
 
-    grouped = tokens // k * k
-    positions = np.arange(grouped)
-    source = _asarray(backend, keys, positions[positions % k != k - 1])
-    target = _asarray(backend, keys, positions[k - 1 :: k])
-    tail = _arange(backend, keys, grouped, tokens)
+    groups = np.arange(tokens // k * k).reshape(-1, k)
+    source = _asarray(backend, keys, groups[:, :-1].reshape(-1))
+    target = _asarray(backend, keys, groups[:, -1])
+    tail = _arange(backend, keys, groups.size, tokens)
     partner, _ = _best_partner(backend, keys, source, target)
     column = backend.xp.zeros_like(partner[:, :1])
     kept = backend.xp.concat([column + target, column + tail], axis=1)
@@ -190,18 +189,20 @@ def _best_partner(
 
 def _identity(backend: Backend, keys: Array, tokens: int) -> MergePlan:
     xp = backend.xp
-    column = xp.astype(xp.zeros_like(backend.detach(keys)[:, :1, 0]), xp.int64)
-    kept = column + _arange(backend, column, 0, tokens)
+    numbers = _arange(backend, keys, 0, tokens)
+    kept = xp.astype(xp.zeros_like(backend.detach(keys)[:, :1, 0]), numbers.dtype) + numbers
     return MergePlan(kept, kept[:, :0], kept[:, :0], backend=backend)
 
 
 def _arange(backend: Backend, like: Array, start: int, stop: int, step: int = 1) -> Array:
-    """(n,) token numbers on the device of ``like``, in its dtype if that is an integer."""
+    """(n,) token numbers on the device of ``like``, in its dtype if that is an integer.
+
+    Otherwise in the library's own integer: int64, but int32 on JAX unless 64 bits were enabled.
+    """
     xp = backend.xp
-    dtype = like.dtype if xp.isdtype(like.dtype, "integral") else xp.int64
+    dtype = like.dtype if xp.isdtype(like.dtype, "integral") else None
     return xp.arange(start, max(start, stop), step, dtype=dtype, device=backend.device(like))
 
 
 def _asarray(backend: Backend, like: Array, numbers: Any) -> Array:
-    xp = backend.xp
-    return xp.asarray(numbers, dtype=xp.int64, device=backend.device(like))
+    return backend.xp.asarray(numbers, device=backend.device(like))

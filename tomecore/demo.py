@@ -20,13 +20,13 @@ import numpy as np
 
 from tomecore import benchmark, digits, parity
 from tomecore.running import evaluating, predict, to_numpy, to_tensor
-from tomecore.schedule import R
+from tomecore.schedule import R, parse_r, tokens_per_layer
 from tomecore.visualization import make_visualization
 
 __all__ = ["SCHEDULES", "Result", "Row", "draw", "run"]
 
 #: what the demo shows: unpatched, then these
-SCHEDULES: tuple[R, ...] = (8, 13, 16, (16, -1.0))
+SCHEDULES: tuple[R, ...] = (8, 13, 16, (16, -1))
 
 Progress = Callable[[str], None]
 
@@ -106,8 +106,8 @@ def run(
     frameworks: Sequence[str],
     *,
     schedules: Sequence[R] = SCHEDULES,
-    batch: int = 32,
-    rounds: int = 7,
+    batch: int = 16,
+    rounds: int = 5,
     limit_images: int | None = None,
     progress: Progress = lambda step: None,
 ) -> tuple[Result, dict[str, Any]]:
@@ -123,87 +123,106 @@ def run(
     """
     images, labels = digits.load("test")
     images, labels = images[:limit_images], labels[:limit_images]
-    rows: list[Row] = []
-    models = {}
+    models, unpatched, accuracy = {}, {}, {}
     for framework in frameworks:
-        models[framework] = build(framework)
-        rows += _measure(
-            framework, models[framework], schedules, images, labels, batch, rounds, progress
-        )
+        progress(f"{framework}: accuracy, unpatched")
+        unpatched[framework] = build(framework)
+        accuracy[framework] = [_accuracy(predict(unpatched[framework], images), labels)]
+        adapter = importlib.import_module(f"tomecore.adapters.{framework}")
+        models[framework] = adapter.apply_patch(build(framework), trace_source=True)
     reports = []
-    if len(models) == 2:
-        for r in schedules:
-            progress(f"comparing the frameworks, r={r}")
-            for model in models.values():
-                model.r = r
+    for r in schedules:
+        progress(f"{' and '.join(models)}: accuracy, r={r}")
+        for model in models.values():
+            model.r = r
+        if len(models) == 2:
             model_a, model_b = models.values()
-            reports.append((r, parity.compare(model_a, model_b, images)))
+            report = parity.compare(model_a, model_b, images)
+            reports.append((r, report))
+            outputs = list(report.outputs)
+        else:
+            outputs = [predict(model, images) for model in models.values()]
+        for framework, output in zip(models, outputs, strict=True):
+            accuracy[framework].append(_accuracy(output, labels))
+    rows: list[Row] = []
+    for framework in frameworks:
+        x = np.resize(images, (batch, *images.shape[1:]))
+        timed = _time(
+            framework, unpatched[framework], models[framework], schedules, x, rounds, progress
+        )
+        rows += _rows(framework, models[framework], schedules, accuracy[framework], timed, batch)
     result = Result(tuple(rows), tuple(reports), len(images), batch, _machine(frameworks))
     return result, models
 
 
 def steps(frameworks: Sequence[str], schedules: Sequence[R] = SCHEDULES) -> int:
     """How often :func:`run` calls ``progress``."""
-    compared = len(schedules) if len(frameworks) == 2 else 0
-    return len(frameworks) * (1 + 2 * len(schedules)) + compared
+    return len(frameworks) * (1 + len(schedules)) + len(schedules)
 
 
-def _measure(
+def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    return float((outputs.argmax(-1) == labels).mean())
+
+
+def _time(
     framework: str,
+    unpatched: Any,
     model: Any,
     schedules: Sequence[R],
     images: np.ndarray,
-    labels: np.ndarray,
-    batch: int,
     rounds: int,
     progress: Progress,
-) -> list[Row]:
-    """Rows of one framework; leaves ``model`` patched."""
+) -> list[list[dict[str, float]]]:
+    """Seconds by schedule and round: unpatched, merging and dropping take turns."""
     adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-    unpatched = build(framework)
     dropping = benchmark.free_drop(adapter.apply_patch(build(framework)))
-
-    progress(f"{framework}: accuracy, unpatched")
-    right = [(predict(model, images).argmax(-1) == labels).mean()]
-    adapter.apply_patch(model, trace_source=True)
-    left = []
+    x = to_tensor(model, images)
+    calls = {
+        "unpatched": lambda: unpatched(x),
+        "merging": lambda: model(x),
+        "dropping": lambda: dropping(x),
+    }
+    timed = []
     for r in schedules:
-        progress(f"{framework}: accuracy, r={r}")
-        model.r = r
-        right.append((predict(model, images).argmax(-1) == labels).mean())
-        left.append(model.tome.tokens[-1])
-    tokens = (digits.DIGITS_VIT["img_size"] // digits.DIGITS_VIT["patch_size"]) ** 2 + 1
-
-    x = to_tensor(model, np.resize(images, (batch, *images.shape[1:])))
-    rows, base_speeds = [], []
-    for r, accuracy, remaining in zip(schedules, right[1:], left, strict=True):
         progress(f"{framework}: speed, r={r}")
         model.r = dropping.r = r
-        calls = {
-            "unpatched": lambda: unpatched(x),
-            "merging": lambda: model(x),
-            "dropping": lambda: dropping(x),
-        }
         with evaluating(unpatched), evaluating(model), evaluating(dropping):
-            timed = list(benchmark.interleave(calls, rounds))
-        base_speeds += [batch / seconds["unpatched"] for seconds in timed]
+            timed.append(list(benchmark.interleave(calls, rounds)))
+    return timed
+
+
+def _rows(
+    framework: str,
+    model: Any,
+    schedules: Sequence[R],
+    accuracy: Sequence[float],
+    timed: Sequence[list[dict[str, float]]],
+    batch: int,
+) -> list[Row]:
+    def speed(call: str, rounds: list[dict[str, float]]) -> float:
+        return statistics.median(batch / seconds[call] for seconds in rounds)
+
+    protected, depth = model.tome.protected, digits.DIGITS_VIT["depth"]
+    tokens = (digits.DIGITS_VIT["img_size"] // digits.DIGITS_VIT["patch_size"]) ** 2 + protected
+    every_round = [seconds for rounds in timed for seconds in rounds]
+    rows = [Row(framework, None, tokens, accuracy[0], speed("unpatched", every_round))]
+    for r, right, rounds in zip(schedules, accuracy[1:], timed, strict=True):
         limit = benchmark.arithmetic_limit(model, tokens, r)
-        speedup = benchmark.median_ratio(timed, "unpatched", "merging")
+        speedup = benchmark.median_ratio(rounds, "unpatched", "merging")
         rows.append(
             Row(
                 framework,
                 r,
-                remaining,
-                float(accuracy),
-                statistics.median(batch / seconds["merging"] for seconds in timed),
+                tokens_per_layer(depth, r, tokens, protected)[-1],
+                right,
+                speed("merging", rounds),
                 speedup,
                 limit,
                 speedup / limit,
-                benchmark.median_ratio(timed, "merging", "dropping") - 1,
+                benchmark.median_ratio(rounds, "merging", "dropping") - 1,
             )
         )
-    first = Row(framework, None, tokens, float(right[0]), statistics.median(base_speeds))
-    return [first, *rows]
+    return rows
 
 
 def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
@@ -251,8 +270,6 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
 
 def _first_layers(r: R, depth: int) -> list[int]:
     """The schedule ``r`` cut off after ``depth`` layers."""
-    from tomecore.schedule import parse_r
-
     return parse_r(digits.DIGITS_VIT["depth"], r)[:depth]
 
 

@@ -2,7 +2,9 @@
 
 It is a mixin put in front of the block's own class, so ``super().forward`` is the original. With
 nothing to merge and nothing merged before, that original runs: r=0 is exact by construction.
-Written without lambdas, generators and early batch sizes, because static graphs convert this source.
+Written without lambdas, generators and early batch sizes, because static graphs convert this source;
+and with the arguments of ``super`` written out, because Paddle's takes a bare one for
+``super(type(self), self)``, which is this very mixin.
 """
 
 from __future__ import annotations
@@ -30,13 +32,14 @@ class Merging(Swapped):
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         config = self._tome
         host = config.host
+        host.run_as_is(True)
         tracing = host.tracing()
         run = config.begin(x, tracing) if self._tome_first else config.resume(x, tracing)
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
-            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         amount = config.clamp(run)
         if amount == 0 and run.sizes is None:
-            y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
+            y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
             return hand_on(config, y, run.after(run.width), tracing)
         check_arguments(config, args, kwargs)
         backend = host.backend()

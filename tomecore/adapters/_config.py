@@ -9,7 +9,7 @@ from typing import Any
 from tomecore._plan import MergePlan
 from tomecore.adapters._host import Host
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Run, Step, ThreadSlot, amounts, chain
+from tomecore.adapters._state import Run, Start, Step, ThreadSlot, chain
 from tomecore.backends import Array
 from tomecore.errors import LostStateError
 from tomecore.schedule import R, parse_r
@@ -22,6 +22,9 @@ Reduction = Callable[["Config", Array, Array, Run, int], tuple[Array, Run]]
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
 
 _numbers = itertools.count(1)
+
+#: what a tensor keeps that entered the first block in several ways
+MIXED = Start(None, every=False)
 
 
 class Config:
@@ -55,7 +58,7 @@ class Config:
         self.traced_run: Run | None = None
         self._r: R = 0
         self._first: Step | None = chain([0] * len(blocks))
-        self._begun: Step | None = None
+        self._begun: Start | None = None
 
     @property
     def r(self) -> R:
@@ -74,48 +77,60 @@ class Config:
         """Tokens to merge per layer, not yet clamped."""
         return parse_r(len(self.blocks), self._r, num_tokens=num_tokens, protected=self.protected)
 
-    def first_step(self, num_tokens: int) -> Step | None:
-        return self._first if self._first is not None else chain(self.schedule(num_tokens))
+    def start(self, num_tokens: int, tracing: bool) -> Start:
+        """How a forward pass of ``num_tokens`` tokens begins now."""
+        step = self._first if self._first is not None else chain(self.schedule(num_tokens))
+        return Start(step, every=bool(self.dense.get(tracing)))
 
     def begin(self, x: Array, tracing: bool) -> Run:
         """The first block starts a run: nothing outside the blocks has to know that one begins."""
-        tokens = int(x.shape[1])
         number = 0
         if tracing:
-            step = self.first_step(tokens)
+            start = self.start(int(x.shape[1]), tracing)
         else:
             self.check_intact()
-            step = self.host.first_step(self, x)
-            number = -1 if self.host.recomputing() else next(_numbers)
+            again = self.host.recomputing()
+            kept = self.host.kept_start(self, x)
+            start = self.restart(x, kept) if again else self.start(int(x.shape[1]), tracing)
+            self.host.keep_start(self, x, start if again else self.remember(kept, start))
+            number = -1 if again else next(_numbers)
         return Run(
-            step=step,
-            num_tokens=tokens,
+            step=start.step,
+            num_tokens=int(x.shape[1]),
             number=number,
-            every=bool(self.dense.get(tracing)),
+            every=start.every,
             batch=x.shape[0],
-            device=self.host.backend().device(x),
+            device=None if tracing else self.host.backend().device(x),
         )
 
-    def start(self, tokens: int) -> Step | None:
-        """The schedule of a forward pass that begins now."""
-        step = self.first_step(tokens)
-        self._begun = step
-        return step
+    def remember(self, kept: Start | None, start: Start) -> Start:
+        """What the first input of a forward pass keeps, having kept ``kept`` so far."""
+        self._begun = start
+        same = kept is None or (kept is not MIXED and kept.same(start))
+        return start if same else MIXED
 
-    def restart(self, tokens: int) -> Step | None:
-        """The schedule of a recomputed pass whose first input nobody remembers.
+    def restart(self, x: Array, kept: Start | None) -> Start:
+        """How a recomputed pass began, whose first input ``x`` kept ``kept``.
 
-        That is a checkpointed region that begins before the first block. The schedule cannot be had
-        there, so it must not have changed.
+        It kept nothing where the checkpointed region begins before the first block. The schedule
+        cannot be had there, so it must not have changed.
         """
-        step = self.first_step(tokens)
-        if self._begun is not None and amounts(self._begun) != amounts(step):
+        if kept is MIXED:
+            raise LostStateError(
+                "the same tensor entered the first block under different values of r, and a "
+                "checkpointed region cannot tell which one its backward pass belongs to. Give each "
+                "forward pass a tensor of its own, for example a clone."
+            )
+        if kept is not None:
+            return kept
+        start = self.start(int(x.shape[1]), False)
+        if self._begun is not None and not self._begun.same(start):
             raise LostStateError(
                 "r was changed between a forward pass and its backward pass, and the checkpointed "
                 "region begins before the first block, so the old r is not known there. Change r "
                 "after backward(), or checkpoint the blocks only."
             )
-        return step
+        return start
 
     def clamp(self, run: Run) -> int:
         """Tokens the next block merges: no more than half of what is not protected."""
@@ -135,15 +150,16 @@ class Config:
     def resume(self, x: Array, tracing: bool) -> Run | None:
         """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
         run = self.host.read(self, x, tracing)
-        if run is not None and x.shape[1] == (run.num_tokens if run.every else run.width):
+        if run is not None and run.fits(x, tracing):
             return run
-        if run is None and not callable(self._r) and not any(self.schedule(None)):
+        merged = run is not None and run.sizes is not None
+        if not merged and not callable(self._r) and not any(self.schedule(None)):
             return None
         raise LostStateError(
             f"a patched block of {self.spec.family} got tokens of shape {tuple(x.shape)} without "
             "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
-            "tensor on (a copy, a cast, or a hook that returns a new tensor loses them), call the "
-            "whole model instead of single blocks, or set model.r = 0."
+            "tensor on (a copy, a slice, a cast, or a hook that returns a new tensor loses them), "
+            "call the whole model instead of single blocks, or set model.r = 0."
         )
 
     def note(self, run: Run, tracing: bool) -> None:

@@ -91,13 +91,14 @@ def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
         qualified_name(original_class(m)) for m in modules if len(list(host.named_children(m))) > 1
     ).most_common(1)
     blocks = f", built from {repeated[0][1]} x {repeated[0][0]}" if repeated else ""
-    windowed = next((m for m in modules if hasattr(m, "window_size")), None)
+    windowed = next((m for m in modules if getattr(m, "window_size", None) is not None), None)
     found = f"`model` ({qualified_name(original_class(model))}{blocks})"
     known = ", ".join(sorted({spec.family for spec in specs}))
     if windowed is not None:
         return (
-            f"{found} attends in windows ({qualified_name(type(windowed))}), which merging would "
-            f"break: the grid must stay whole. Supported: {known}."
+            f"{found} has a window_size ({qualified_name(original_class(windowed))}): it attends in "
+            "windows, or adds biases by position, and merging would break either, because the grid "
+            f"must stay whole. Supported: {known}."
         )
     return (
         f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. "

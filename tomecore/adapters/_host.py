@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tomecore.adapters._state import Run, Step, ThreadSlot
+from tomecore.adapters._state import Run, Start, ThreadSlot
 from tomecore.backends import Array, Backend
 
 __all__ = ["Host"]
@@ -29,6 +29,9 @@ class Host(ABC):
         self.wrappers = wrappers
         #: the key of the attention that runs now, put there by the hook of :meth:`tap`
         self.taps = ThreadSlot()
+        #: called with True at the start of a block's forward; a tracer that would simulate the block
+        #: may take it as the order to run the block, and all it calls, as it is
+        self.run_as_is: Callable[[bool], None] = as_is
 
     @abstractmethod
     def backend(self) -> Backend:
@@ -67,10 +70,12 @@ class Host(ABC):
         """The run that rides on ``x``."""
 
     @abstractmethod
-    def first_step(self, config: Any, x: Array) -> Step | None:
-        """The schedule of the run that begins with ``x``, computed eagerly: the config's, or, where a
-        backward pass recomputes a run, the one that run had.
-        """
+    def keep_start(self, config: Any, x: Array, start: Start) -> None:
+        """Let ``x``, which enters the first block, keep how its run began."""
+
+    @abstractmethod
+    def kept_start(self, config: Any, x: Array) -> Start | None:
+        """What ``x``, or the tensor that a checkpoint made it from, kept."""
 
     @abstractmethod
     def recomputing(self) -> bool:
@@ -90,11 +95,15 @@ class Host(ABC):
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         """Float32 ones on ``device``."""
 
-    def released(self, model: Any) -> None:  # noqa: B027
-        """Called after a model was unpatched, for what the framework keeps of it elsewhere."""
+    def released(self, module: Any) -> None:  # noqa: B027
+        """Called for each module that was unpatched, for what the framework keeps of it elsewhere."""
 
     def __reduce__(self) -> tuple[Callable[[str], Host], tuple[str]]:
         return host_of, (self.module,)
+
+
+def as_is(recursive: bool) -> None:
+    """Nothing: this framework's tracers take a block as it is."""
 
 
 def host_of(module: str) -> Host:

@@ -122,7 +122,8 @@ def unpatch(host: Host, model: Any) -> Any:
         unswap(module)
         vars(module).pop("_tome", None)
         vars(module).pop("_tome_first", None)
-    host.released(model)
+    for module in (model, config.tower, *config.blocks):  # what a graph left, the outermost first
+        host.released(module)
     return model
 
 

@@ -22,7 +22,7 @@ def nothing(module: Any) -> None:
     """The check of a family that has nothing more to check."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Spec:
     """One block class and the tower that owns a list of them.
 

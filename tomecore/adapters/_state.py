@@ -12,7 +12,7 @@ from typing import Any
 
 from tomecore.backends import Array
 
-__all__ = ["Run", "Step", "ThreadSlot", "amounts", "chain"]
+__all__ = ["Run", "Start", "Step", "ThreadSlot", "amounts", "chain"]
 
 
 class Step:
@@ -41,6 +41,22 @@ def chain(listed: list[int]) -> Step | None:
     for r in reversed(listed):
         step = Step(r, step)
     return step
+
+
+class Start:
+    """How a run begins; a tensor that enters the first block keeps it for a recomputation.
+
+    Args:
+        step: what the first block merges, and so on.
+        every: each block hands on all tokens, for readers of intermediate layers.
+    """
+
+    def __init__(self, step: Step | None, every: bool) -> None:
+        self.step = step
+        self.every = every
+
+    def same(self, other: Start) -> bool:
+        return self.every == other.every and amounts(self.step) == amounts(other.step)
 
 
 class Run:
@@ -93,6 +109,12 @@ class Run:
     def width(self) -> int:
         """n, tokens that are left."""
         return self.tokens[-1] if self.tokens else self.num_tokens
+
+    def fits(self, x: Array, tracing: bool) -> bool:
+        """Whether ``x`` is all of the run's tokens, and not a part of them."""
+        tokens = self.num_tokens if self.every else self.width
+        # While a graph is traced, a batch may be a symbol.
+        return bool(x.shape[1] == tokens and (tracing or x.shape[0] == self.batch))
 
     def merged(self, sizes: Array, source: Array, owners: Array | None) -> Run:
         """The same run with fewer tokens, before the block has ended."""

@@ -22,7 +22,7 @@ from torch import nn
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
-from tomecore.adapters._state import Run, Step
+from tomecore.adapters._state import Run, Start
 from tomecore.adapters.families import timm
 from tomecore.backends import Array, Backend
 from tomecore.backends._torch import BACKEND
@@ -142,15 +142,14 @@ class TorchHost(Host):
             ridden = getattr(_storage(x), "_tome_run", None)
         return ridden[1] if ridden is not None and ridden[0] is config else None
 
-    def first_step(self, config: Any, x: torch.Tensor) -> Step | None:
+    def keep_start(self, config: Any, x: torch.Tensor, start: Start) -> None:
         storage = _storage(x)
-        if self.recomputing():
-            owner, step = getattr(storage, "_tome_step", (None, None))
-            return step if owner is config else config.restart(x.shape[1])
-        step = config.start(x.shape[1])
         if storage is not None:
-            storage._tome_step = (config, step)
-        return step
+            storage._tome_start = (config, start)
+
+    def kept_start(self, config: Any, x: torch.Tensor) -> Start | None:
+        owner, start = getattr(_storage(x), "_tome_start", (None, None))
+        return start if owner is config else None
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32

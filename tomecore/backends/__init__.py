@@ -40,7 +40,7 @@ def _unset_samples(index: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Backend:
     """One array library: its standard namespace, and what the standard lacks.
 
@@ -67,11 +67,11 @@ class Backend:
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
-            object.__setattr__(self, "scatter_add", _standard.one_hot_scatter_add(self.xp))
+            self.scatter_add = _standard.one_hot_scatter_add(self.xp)
         if self.scatter_max is _unset:
-            object.__setattr__(self, "scatter_max", _standard.masked_scatter_max(self.xp))
+            self.scatter_max = _standard.masked_scatter_max(self.xp)
         if self.samples is _unset_samples:
-            object.__setattr__(self, "samples", _standard.sample_numbers(self.xp, self.device))
+            self.samples = _standard.sample_numbers(self.xp, self.device)
 
 
 #: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.
@@ -128,21 +128,26 @@ def backend_of(*arrays: Array) -> Backend:
 
 
 def _find(array: Array) -> Backend:
-    for cls in type(array).__mro__:
-        entry = _known.get(cls.__module__.partition(".")[0])
-        if entry is not None:
-            if isinstance(entry, str):
-                backend = importlib.import_module(entry).BACKEND
-            else:
-                backend = entry if isinstance(entry, Backend) else entry()
-            _known[cls.__module__.partition(".")[0]] = backend
-            if not hasattr(array, "shape"):
-                raise _not_an_array(array)
-            break
-    else:
+    roots = [cls.__module__.partition(".")[0] for cls in type(array).__mro__]
+    root = next((root for root in roots if root in _known), None)
+    if root is None:
         backend = _from_standard(array)
-    _by_type[type(array)] = backend
+    elif hasattr(array, "shape"):
+        backend = _load(_known[root])
+        _known.update({root: backend})
+    else:
+        raise _not_an_array(array)
+    _by_type.update({type(array): backend})
     return backend
+
+
+def _load(entry: Backend | str | Callable[[], Backend]) -> Backend:
+    if isinstance(entry, Backend):
+        return entry
+    if isinstance(entry, str):
+        backend: Backend = importlib.import_module(entry).BACKEND
+        return backend
+    return entry()
 
 
 def _from_standard(array: Array) -> Backend:

@@ -69,7 +69,7 @@ _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
 
 
 def arange(
-    start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None, device: Any = None
+    start: int, stop: int | None = None, step: int = 1, dtype: Any = None, device: Any = None
 ) -> Array:
     """On ``device``; Paddle before 3.3 knows the global device only."""
     start, stop = (0, start) if stop is None else (start, stop)
@@ -81,13 +81,15 @@ def arange(
     return made if made.place == device else made.to(device)
 
 
-def asarray(values: Any, *, dtype: Any = None, device: Any = None) -> Array:
+def asarray(values: Any, dtype: Any = None, device: Any = None) -> Array:
     return paddle.to_tensor(values, dtype=dtype, place=device)
 
 
-def astype(x: Array, dtype: Any, *, copy: bool = True) -> Array:
-    """``copy=False`` hands ``x`` back when nothing changes; Paddle always copies."""
-    return x if not copy and x.dtype == dtype else x.astype(dtype)
+def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
+    """``copy`` decides alone; Paddle hands ``x`` itself back when nothing changes."""
+    if x.dtype == dtype:
+        return paddle.clone(x) if copy else x
+    return x.astype(dtype)
 
 
 def isdtype(dtype: Any, kind: str) -> bool:
@@ -103,29 +105,29 @@ def zeros_like(x: Array) -> Array:
     return paddle.zeros_like(x)
 
 
-def argmax(x: Array, *, axis: int) -> Array:
+def argmax(x: Array, axis: int) -> Array:
     return paddle.argmax(x, axis=axis)
 
 
-def argsort(x: Array, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
+def argsort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     """Stable, as in the standard; Paddle's default is not."""
     return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
 
 
-def sort(x: Array, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
+def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     return paddle.sort(x, axis=axis, descending=descending, stable=stable)
 
 
-def sum(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
     """``keepdims``, which Paddle spells ``keepdim``."""
     return paddle.sum(x, axis=axis, keepdim=keepdims)
 
 
-def mean(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
     return paddle.mean(x, axis=axis, keepdim=keepdims)
 
 
-def max(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+def max(x: Array, axis: int, keepdims: bool = False) -> Array:
     return paddle.max(x, axis=axis, keepdim=keepdims)
 
 
@@ -138,12 +140,12 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
     return paddle.reshape(x, list(shape))
 
 
-def take(x: Array, indices: Array, *, axis: int) -> Array:
+def take(x: Array, indices: Array, axis: int) -> Array:
     """Along an axis; ``paddle.take`` indexes the flattened array."""
     return paddle.gather(x, indices, axis=axis)
 
 
-def take_along_axis(x: Array, indices: Array, *, axis: int) -> Array:
+def take_along_axis(x: Array, indices: Array, axis: int) -> Array:
     """Without broadcasting; Paddle's default repeats a size-1 axis of ``indices``."""
     return paddle.take_along_axis(x, indices, axis, broadcast=False)
 
@@ -160,7 +162,7 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
 
 def samples(index: Array) -> Array:
     """Counted from ones: in a static graph the batch size is unknown."""
-    return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0) - 1
+    return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
 
 
 def scatter_max(base: Array, index: Array, updates: Array) -> Array:

@@ -41,8 +41,9 @@ def masked_scatter_max(xp: Any) -> Callable[[Array, Array, Array], Array]:
 
     def scatter_max(base: Array, index: Array, updates: Array) -> Array:
         hits = _hits(xp, base, index)[:, :, :, None]
-        here = xp.where(hits, updates[:, None, :, :], base[:, :, None, :])
-        return xp.maximum(base, xp.max(here, axis=2))
+        base = base[:, :, None, :]
+        here = xp.where(hits, updates[:, None, :, :], base)
+        return xp.max(xp.concat([base, here], axis=2), axis=2)
 
     return scatter_max
 

@@ -8,7 +8,7 @@ call was: the gap between the similarities, in the keys of the first model.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Report:
         identical_predictions: share of images with the same largest output.
         largest_difference: of the outputs, over all images.
         largest_difference_agreeing: of the outputs, over images whose decisions agreed.
+        outputs: what the two models returned, NumPy; not part of :meth:`as_dict`.
     """
 
     names: tuple[str, str]
@@ -68,6 +69,7 @@ class Report:
     identical_predictions: float
     largest_difference: float
     largest_difference_agreeing: float
+    outputs: tuple[np.ndarray, np.ndarray] = field(repr=False)
 
     @property
     def largest_gap(self) -> float:
@@ -76,7 +78,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
-        return {**asdict(self), "largest_gap": self.largest_gap}
+        plain = {name: value for name, value in asdict(self).items() if name != "outputs"}
+        return {**plain, "largest_gap": self.largest_gap}
 
     def __str__(self) -> str:
         lines = [
@@ -151,6 +154,7 @@ def compare(model_a: Any, model_b: Any, images: np.ndarray, *, batch: int = 64) 
         identical_predictions=float((output_a.argmax(-1) == output_b.argmax(-1)).mean()),
         largest_difference=float(difference.max()),
         largest_difference_agreeing=float(difference[agree].max(initial=0.0)),
+        outputs=(output_a, output_b),
     )
 
 

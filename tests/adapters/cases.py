@@ -1,0 +1,110 @@
+"""The models the laws are checked on outside tests/integration: our own ViTs, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import tomecore.models.paddle
+import tomecore.models.torch
+from adapters.frameworks import PADDLE, TORCH, Framework
+
+__all__ = ["OWN", "Case", "by_name", "golden_runs"]
+
+#: Small enough to be fast, four heads so that averaging the key over heads matters.
+TINY = {"patch_size": 4, "embed_dim": 32, "num_heads": 4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of model.
+
+    Args:
+        name: the id of its tests.
+        fw: its framework.
+        build: ``(img_size=, depth=) -> model``, randomised afterwards.
+        prefix: tokens at the front that must never merge.
+        pooled: pools over tokens, so that restore=False must be refused.
+        exact: the halves equal the block bit for bit; else our attention half stands in.
+        drops: drops paths at random in training.
+        golden: builds from the arguments in the golden file of the framework; only the plain ViT.
+    """
+
+    name: str
+    fw: Framework
+    build: Callable[..., Any]
+    prefix: int = 1
+    pooled: bool = False
+    exact: bool = True
+    drops: bool = False
+    golden: Callable[..., Any] | None = None
+
+    def model(self, *, size: int = 32, depth: int = 4, seed: int = 0) -> Any:
+        """Float64, evaluation mode, every parameter random."""
+        return self.fw.prepare(self.build(img_size=size, depth=depth), seed)
+
+    def patched(self, *, size: int = 32, depth: int = 4, **settings: Any) -> Any:
+        return self.fw.tome.apply_patch(self.model(size=size, depth=depth), **settings)
+
+    def images(self, batch: int = 3, *, size: int = 32, seed: int = 0) -> np.ndarray:
+        return np.random.default_rng(100 + seed).standard_normal((batch, 3, size, size))
+
+    def tensors(self, batch: int = 3, *, size: int = 32, seed: int = 0) -> Any:
+        return self.fw.tensor(self.images(batch, size=size, seed=seed))
+
+    def num_tokens(self, size: int = 32) -> int:
+        return self.prefix + (size // TINY["patch_size"]) ** 2
+
+
+def _own(cls: Any, **fixed: Any) -> Callable[..., Any]:
+    def build(**sizes: Any) -> Any:
+        return cls.from_config({**TINY, "num_classes": 7, "qkv_bias": True, **fixed, **sizes})
+
+    return build
+
+
+def _both(name: str, prefix: int = 1, pooled: bool = False, **fixed: Any) -> list[Case]:
+    classes = (
+        (TORCH, tomecore.models.torch.VisionTransformer),
+        (PADDLE, tomecore.models.paddle.VisionTransformer),
+    )
+    return [
+        Case(
+            f"{fw.name}-{name}",
+            fw,
+            _own(cls, **fixed),
+            prefix,
+            pooled,
+            exact=fw is TORCH,
+            drops="drop_path_rate" in fixed,
+            golden=cls,
+        )
+        for fw, cls in classes
+    ]
+
+
+OWN = [
+    *_both("plain"),
+    *_both("distilled", prefix=2, distilled=True),
+    *_both("drop-path", drop_path_rate=0.5),
+    *_both("average", prefix=0, pooled=True, class_token=False, global_pool="avg"),
+]
+
+
+def by_name(cases: list[Case]) -> Mapping[str, Case]:
+    return {case.name: case for case in cases}
+
+
+def golden_runs(config: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:
+    """(prefix of the arrays, r, prop_attn) of each run of a golden file."""
+    return [
+        (
+            f"run{index:02d}",
+            tuple(run["r"]) if run["r_is"] == "tuple" else run["r"],
+            run["prop_attn"],
+        )
+        for index, run in enumerate(config["runs"])
+    ]

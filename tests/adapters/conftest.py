@@ -1,0 +1,29 @@
+"""The fixtures ``case`` and ``fw``: every law runs on every family and framework."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapters.cases import OWN
+from adapters.frameworks import PADDLE, TORCH
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(params=OWN, ids=lambda case: case.name)
+def case(request):
+    """A family of models."""
+    return request.param
+
+
+@pytest.fixture(params=[c for c in OWN if c.name.endswith("plain")], ids=lambda c: c.fw.name)
+def plain(request):
+    """The plain ViT of each framework, where the kind of model makes no difference."""
+    return request.param
+
+
+@pytest.fixture(params=[TORCH, PADDLE], ids=lambda fw: fw.name)
+def fw(request):
+    """A framework."""
+    return request.param

@@ -1,0 +1,181 @@
+"""Law 5: outputs keep their shapes, and ``model.tome`` says what happened inside."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from adapters.frameworks import PADDLE, TORCH
+from tomecore.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    NoForwardError,
+    NotPatchedError,
+    UnsupportedModelError,
+)
+
+
+def last_tokens(case, model, images):
+    """What the last block hands back."""
+    seen = []
+    hook = case.fw.post_hook(model.blocks[-1], lambda m, a, y: seen.append(y) or None)
+    case.fw.forward(model, images)
+    hook.remove()
+    return seen[0]
+
+
+def test_forward_features_keep_their_shape(case):
+    fw, model, images = case.fw, case.model(), case.tensors()
+    before = model.forward_features(images)
+    fw.tome.apply_patch(model, r=8)
+    after = model.forward_features(images)
+    pairs = zip(before, after, strict=True) if isinstance(before, tuple) else [(before, after)]
+    for old, new in pairs:
+        assert tuple(old.shape) == tuple(new.shape)
+        assert old.dtype == new.dtype
+        assert not np.allclose(fw.numpy(old), fw.numpy(new))
+
+
+def test_without_restore_the_shorter_sequence_comes_out(case):
+    fw, images = case.fw, case.images()
+    full = case.patched(r=8, trace_source=True)
+    every = last_tokens(case, full, images)
+    assert every.shape[1] == case.num_tokens()
+    assert tuple(full.tome.sizes.shape) == (3, case.num_tokens() - 32)
+    if case.pooled:
+        before = fw.fingerprint(full)
+        text = r"restore=False would give wrong results: the model pools .*global_pool="
+        with pytest.raises(UnsupportedModelError, match=text):
+            fw.tome.apply_patch(full, restore=False)
+        assert fw.fingerprint(full) == before
+        return
+    output = fw.forward(full, images)
+    short = case.patched(r=8, restore=False, trace_source=True)
+    fewer = last_tokens(case, short, images)
+    assert fewer.shape[1] == case.num_tokens() - 32 == short.tome.tokens[-1]
+    assert np.array_equal(fw.numpy(short.tome.unmerge(fewer)), fw.numpy(every))
+    assert np.array_equal(fw.forward(short, images), output)
+
+
+def test_unmerge_is_a_gather_by_the_source(case):
+    fw, model = case.fw, case.patched(r=[9, 0, 3], trace_source=True)
+    fw.forward(model, case.images())
+    rows = np.random.default_rng(0).standard_normal((3, model.tome.tokens[-1], 5))
+    source = fw.numpy(model.tome.source)
+    expected = np.take_along_axis(rows, source[:, :, None], axis=1)
+    assert np.array_equal(fw.numpy(model.tome.unmerge(fw.tensor(rows))), expected)
+    assert source.dtype == np.int64
+
+
+def test_unmerge_works_without_tracing_and_without_merging(case):
+    fw, model = case.fw, case.patched(r=0)
+    fw.forward(model, case.images())
+    rows = np.random.default_rng(0).standard_normal((3, case.num_tokens(), 5))
+    assert np.array_equal(fw.numpy(model.tome.unmerge(fw.tensor(rows))), rows)
+    fw.tome.apply_patch(model, trace_source=True)
+    fw.forward(model, case.images())
+    assert np.array_equal(fw.numpy(model.tome.source), [np.arange(case.num_tokens())] * 3)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 5), (2, 33, 5), (3, 65, 5)], ids=str)
+def test_unmerge_refuses_another_shape(plain, shape):
+    model = plain.patched(r=8)
+    plain.fw.forward(model, plain.images())
+    with pytest.raises(ArgumentValueError, match=r"must have shape \(3, 33, C\).*got \(\d, \d+, 5"):
+        model.tome.unmerge(plain.fw.tensor(np.zeros(shape)))
+    with pytest.raises(ArgumentValueError, match=r"\(B, n, C\)"):
+        model.tome.unmerge(plain.fw.tensor(np.zeros((3, 33))))
+
+
+def test_unmerge_refuses_another_library(plain):
+    model = plain.patched(r=8)
+    plain.fw.forward(model, plain.images())
+    other = PADDLE if plain.fw is TORCH else TORCH
+    for rows in (np.zeros((3, 33, 5)), other.tensor(np.zeros((3, 33, 5)))):
+        with pytest.raises(ArgumentTypeError, match=f"must be a {plain.fw.name} array"):
+            model.tome.unmerge(rows)
+    with pytest.raises(ArgumentTypeError, match="list"):
+        model.tome.unmerge([[1.0]])
+
+
+@pytest.mark.parametrize("result", ["tokens", "sizes", "source", "unmerge"])
+def test_results_before_any_forward_are_an_error(plain, result):
+    model = plain.patched(r=8, trace_source=True)
+    ask = {"unmerge": lambda: model.tome.unmerge(plain.fw.tensor(np.zeros((3, 33, 5))))}
+    ask = ask.get(result, lambda: getattr(model.tome, result))
+    with pytest.raises(NoForwardError, match="no forward pass in this thread since it was patched"):
+        ask()
+
+
+def test_results_belong_to_the_calling_thread(plain):
+    model, caught = plain.patched(r=8), []
+    plain.fw.forward(model, plain.images())
+
+    def ask():
+        try:
+            model.tome.tokens  # noqa: B018
+        except NoForwardError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(timeout=30)
+    assert "no forward pass in this thread" in caught[0]
+    assert model.tome.tokens[-1] == 33
+
+
+def test_results_carry_no_gradients(plain):
+    model = plain.patched(r=8, trace_source=True)
+    model.train()
+    model(plain.tensors()).sum().backward()
+    for result in (model.tome.sizes, model.tome.source):
+        graph = not result.stop_gradient if plain.fw is PADDLE else result.requires_grad
+        assert not graph
+
+
+def test_source_needs_trace_source(plain):
+    model = plain.patched(r=8)
+    plain.fw.forward(model, plain.images())
+    text = r"source map was not kept: call apply_patch\(model, trace_source=True\)"
+    with pytest.raises(NoForwardError, match=text):
+        model.tome.source  # noqa: B018
+
+
+def test_the_handle_is_the_same_from_both_sides(plain):
+    model = plain.patched(r=8)
+    other = plain.fw.tome.handle(model)
+    other.r = 4
+    assert model.r == model.tome.r == 4
+    plain.fw.forward(model, plain.images())
+    assert other.tokens == model.tome.tokens == [61, 57, 53, 49]
+    assert "4 layers, r=4, prop_attn=True, restore=True" in repr(other)
+
+
+def test_handle_and_remove_of_an_unpatched_model(plain):
+    fw, model = plain.fw, plain.model()
+    for function in (fw.tome.handle, fw.tome.remove_patch):
+        with pytest.raises(NotPatchedError, match=r"this VisionTransformer is not patched; call"):
+            function(model)
+
+
+def test_handle_of_what_holds_a_patched_model_names_it(plain):
+    fw = plain.fw
+    outer = fw.container(inner=plain.patched(r=8))
+    for function in (fw.tome.handle, fw.tome.remove_patch):
+        with pytest.raises(NotPatchedError, match=r"but model\.inner is: use that"):
+            function(outer)
+
+
+def test_a_module_around_the_tower_can_be_patched(plain):
+    fw, images = plain.fw, plain.images()
+    expected = fw.forward(plain.patched(r=8), images)
+    outer = fw.container(inner=plain.model())
+    before = fw.fingerprint(outer)
+    assert fw.tome.apply_patch(outer, r=8) is outer
+    assert np.array_equal(fw.forward(outer.inner, images), expected)
+    assert outer.tome.tokens[-1] == 33
+    assert not hasattr(outer.inner, "r")
+    fw.tome.remove_patch(outer)
+    assert fw.fingerprint(outer) == before

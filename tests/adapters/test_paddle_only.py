@@ -1,0 +1,223 @@
+"""What only Paddle has: static graphs, recomputation on copies, an attention half of our own."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+from paddle.distributed.fleet.utils import recompute
+from paddle.jit.sot import psdb
+
+from adapters.cases import OWN, by_name
+from tomecore.adapters import paddle as tome
+from tomecore.errors import NoForwardError, UnsupportedModelError
+
+CASES = by_name(OWN)
+PLAIN = CASES["paddle-plain"]
+GRAPH = pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
+
+
+#: Paddle's static graphs keep some constants in float32: unpatched models are 1e-8 off as well.
+STATIC = 1e-7
+
+
+def static(model, full_graph=True, dtype="float64"):
+    spec = [paddle.static.InputSpec([None, 3, 32, 32], dtype)] if full_graph else None
+    return paddle.jit.to_static(model, input_spec=spec, full_graph=full_graph)
+
+
+@pytest.fixture
+def model():
+    return PLAIN.patched(r=8)
+
+
+def test_data_parallel_is_refused_and_names_the_inner_model():
+    model = PLAIN.model()
+    wrapped = paddle.DataParallel(model)
+    before = PLAIN.fw.fingerprint(model)
+    text = r"wrapped in DataParallel: .*apply_patch\(model\._layers\), then set model\._layers\.r"
+    with pytest.raises(UnsupportedModelError, match=text):
+        tome.apply_patch(wrapped, r=8)
+    assert PLAIN.fw.fingerprint(model) == before
+
+
+@pytest.mark.parametrize("kind", ["pre_hook", "post_hook"])
+def test_a_hook_on_an_attention_that_is_bypassed(kind):
+    model = PLAIN.model()
+    hook = getattr(PLAIN.fw, kind)(model.blocks[1].attn, lambda *_: None)
+    before = PLAIN.fw.fingerprint(model)
+    with pytest.raises(UnsupportedModelError, match=r"model\.blocks\[1\]\.attn has forward hooks"):
+        tome.apply_patch(model, r=8)
+    assert PLAIN.fw.fingerprint(model) == before
+    hook.remove()
+    tome.apply_patch(model, r=8)
+    getattr(PLAIN.fw, kind)(model.blocks[1].attn, lambda *_: None)
+    with pytest.raises(UnsupportedModelError, match="a forward hook was put on a patched block's"):
+        model(PLAIN.tensors())
+    model.r = 0
+    model(PLAIN.tensors())
+
+
+def test_the_scale_of_the_attention_is_kept():
+    scaled = CASES["paddle-plain"].build(img_size=32, depth=4, qk_scale=32**-0.5)
+    usual = PLAIN.model()
+    model = PLAIN.fw.prepare(scaled)
+    for one in (model, usual):
+        tome.apply_patch(one, r=[0, 8])
+    assert model.blocks[0].attn.scale != usual.blocks[0].attn.scale
+    outputs = [PLAIN.fw.forward(one, PLAIN.images()) for one in (model, usual)]
+    assert not np.allclose(*outputs)
+
+
+def same(program, images, expected):
+    """On three batch sizes."""
+    for n in (3, 1, 2):
+        np.testing.assert_allclose(
+            program(images[:n]).numpy(), expected[:n], rtol=0, atol=STATIC * np.abs(expected).max()
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "r"),
+    [("paddle-plain", 8), ("paddle-plain", [0, 8]), ("paddle-distilled", 8), ("paddle-average", 8)],
+)
+def test_a_static_graph_computes_the_same(name, r):
+    case = CASES[name]
+    model = case.patched(depth=2, r=r)
+    images = case.tensors(3)
+    expected = case.fw.numpy(model(images))
+    same(static(model), images, expected)
+    assert model.tome._config.traced_run is None
+
+
+def test_a_graph_that_may_break_runs_blocks_as_they_are():
+    """The default of to_static; a new r counts at once, and results are kept."""
+    model, images = PLAIN.patched(depth=2), PLAIN.tensors(3)
+    program = static(model, full_graph=False)
+    for r in (8, 0, 4):
+        model.r = r
+        same(program, images, PLAIN.fw.numpy(PLAIN.patched(depth=2, r=r)(images)))
+        assert model.tome.tokens[0] == 65 - r
+
+
+def test_a_static_graph_keeps_no_results_and_leaves_with_the_patch():
+    model, images = PLAIN.patched(depth=2, r=8), PLAIN.tensors()
+    program = static(model)
+    program(images)
+    with pytest.raises(NoForwardError, match="ran as a compiled or exported graph"):
+        model.tome.sizes  # noqa: B018
+    tome.remove_patch(model)
+    assert "forward" not in vars(model)
+    assert np.array_equal(
+        PLAIN.fw.numpy(model(images)), PLAIN.fw.numpy(PLAIN.model(depth=2)(images))
+    )
+
+
+@GRAPH
+def test_gradients_through_a_static_graph(full_graph):
+    model = PLAIN.patched(depth=2, r=8)
+    model.train()
+    images = PLAIN.tensors()
+    expected = PLAIN.fw.gradients(model, lambda: (model(images) ** 2).sum())
+    program = static(model, full_graph)
+    got = PLAIN.fw.gradients(model, lambda: (program(images) ** 2).sum())
+    for name, gradient in expected.items():
+        limit = STATIC * max(1.0, np.abs(gradient).max())
+        np.testing.assert_allclose(got[name], gradient, rtol=0, atol=limit, err_msg=name)
+
+
+def test_the_default_predictor(tmp_path):
+    """Its oneDNN logarithm overwrites its input: without a copy, sizes become their logarithms."""
+    model = PLAIN.fw.single(PLAIN.patched(depth=3, r=8))
+    images = PLAIN.images().astype("float32")
+    expected = model(paddle.to_tensor(images)).numpy()
+    path = str(tmp_path / "vit")
+    paddle.jit.save(static(model, dtype="float32"), path)
+    loaded = paddle.jit.load(path)(paddle.to_tensor(images)).numpy()
+    config = paddle.inference.Config(path + ".json", path + ".pdiparams")
+    config.disable_glog_info()
+    predicted = paddle.inference.create_predictor(config).run([paddle.to_tensor(images)])
+    for got in (loaded, predicted[0].numpy()):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def tracings(model, monkeypatch):
+    """What ``tracing`` is in each block from now on."""
+    note, seen = model.tome._config.note, []
+
+    def remember(run, tracing):
+        seen.append(tracing)
+        note(run, tracing)
+
+    monkeypatch.setattr(model.tome._config, "note", remember)
+    return seen
+
+
+def test_tracing_is_seen(monkeypatch):
+    model = PLAIN.patched(depth=2, r=8)
+    seen = tracings(model, monkeypatch)
+    model(PLAIN.tensors())
+    assert seen == [False] * 2
+    static(model)(PLAIN.tensors())
+    assert seen == [False] * 2 + [True] * 2
+
+
+def test_sot_obeys_the_order_to_run_as_is(model, monkeypatch):
+    """Private in Paddle, and does nothing where SOT does not simulate it."""
+    assert tome.HOST.run_as_is is psdb.fallback
+    assert psdb.fallback(True) is None
+    seen = tracings(model, monkeypatch)
+    static(model, full_graph=False)(PLAIN.tensors())
+    assert seen == [False] * 4
+
+
+@pytest.mark.parametrize("method", ["_new_shared_tensor", "detach"])
+def test_the_copies_that_recomputation_makes(method, monkeypatch):
+    """Not public in Paddle: these two methods make the tensors a recomputed region starts from."""
+    assert callable(getattr(paddle.Tensor, method))
+    model = PLAIN.patched(r=8)
+    model.train()
+    config = model.tome._config
+    entered = []
+
+    def look(module, args):
+        entered.append(tome.HOST.read(config, args[0], tracing=False))
+
+    hook = PLAIN.fw.pre_hook(model.blocks[2], look)
+    x = PLAIN.fw.tokens(model, PLAIN.images())
+    for block in model.blocks:
+        x = recompute(block, x, use_reentrant=True)
+    x.sum().backward()
+    hook.remove()
+    assert [run.tokens for run in entered] == [(57, 49)] * 2
+    assert entered[0] is entered[1]
+
+    y = model.blocks[0](PLAIN.fw.tokens(model, PLAIN.images()))
+    copy = y._new_shared_tensor()
+    assert tome.HOST.read(config, copy, tracing=False) is tome.HOST.read(config, y, tracing=False)
+
+
+def test_a_shared_copy_of_a_temporary_says_so(model):
+    method = model.blocks[0](PLAIN.fw.tokens(model, PLAIN.images()))._new_shared_tensor
+    with pytest.raises(RuntimeError, match="that no variable holds any more; keep it in a var"):
+        method()
+
+
+def test_an_ordinary_detach_works_on_a_temporary(model):
+    x = PLAIN.fw.tokens(model, PLAIN.images())
+    assert model.blocks[0](x).detach().shape == [3, 57, 32]
+    with paddle.no_grad():
+        assert model.blocks[0](x).detach().shape == [3, 57, 32]
+
+
+def test_recomputation_is_seen(model):
+    """From the stack, because Paddle's own flag is cleared by a backward pass inside another."""
+    seen = []
+    x = paddle.ones([2])
+    x.stop_gradient = False
+    y = x * 2
+    y.register_hook(lambda gradient: seen.append(tome.HOST.recomputing()))
+    y.sum().backward()
+    paddle.grad((x * 3).sum(), x)
+    assert seen == [True]
+    assert not tome.HOST.recomputing()

@@ -1,0 +1,341 @@
+"""The scatters of every backend against NumPy's, how a library is recognised, and how one is taught."""
+
+from __future__ import annotations
+
+import types
+
+import array_api_compat.numpy
+import numpy as np
+import paddle
+import pytest
+import reference
+import torch
+from libraries import LIBRARIES, Library
+
+import tomecore as tc
+from tomecore import backends
+from tomecore.backends import Backend, backend_of
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
+
+#: What a library gets of which nothing is known but its namespace.
+FALLBACK = Backend("numpy on the standard fallback", array_api_compat.numpy)
+
+
+@pytest.fixture(params=["numpy", "torch", "paddle", "fallback", "torch fallback"])
+def scatters(request):
+    """(backend, library): every backend, and the standard fallback on two libraries."""
+    name = request.param
+    library = LIBRARIES[{"fallback": "numpy", "torch fallback": "torch"}.get(name, name)]
+    backend = backend_of(library.to_array(np.ones(1)))
+    if name == "fallback":
+        backend = FALLBACK
+    elif name == "torch fallback":
+        backend = Backend("torch on the standard fallback", backend.xp)
+    return backend, library
+
+
+def scattered(ufunc, base, index, updates):
+    out = base.copy()
+    for sample in range(len(base)):
+        ufunc.at(out[sample], index[sample], updates[sample])
+    return out
+
+
+CASES = {
+    "distinct": np.array([[0, 3], [2, 1]]),
+    "repeated": np.array([[1, 1, 1, 3, 1], [0, 0, 2, 2, 0]]),
+    "one update": np.array([[3], [0]]),
+    "no update": np.zeros((2, 0), dtype=int),
+}
+
+
+@pytest.mark.parametrize("index", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("width", [1, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("name", ["scatter_add", "scatter_max"])
+def test_scatter(scatters, rng, name, dtype, width, index):
+    backend, library = scatters
+    base = (rng.normal(size=(2, 4, width)) * 10).astype(dtype)
+    updates = (rng.normal(size=(*index.shape, width)) * 10).astype(dtype)
+    arrays = [library.to_array(values) for values in (base, index, updates)]
+    out = getattr(backend, name)(*arrays)
+    assert str(out.dtype).endswith(dtype)
+    ufunc = {"scatter_add": np.add, "scatter_max": np.maximum}[name]
+    tolerance = {"float32": 1e-5, "float64": 1e-13, "int64": 0}[dtype]
+    np.testing.assert_allclose(
+        library.to_numpy(out),
+        scattered(ufunc, base, index, updates),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    for array, before in zip(arrays, (base, index, updates), strict=True):
+        np.testing.assert_array_equal(library.to_numpy(array), before)
+
+
+@pytest.mark.parametrize("name", ["scatter_add", "scatter_max"])
+def test_scatter_returns_a_new_array(scatters, name):
+    backend, library = scatters
+    base = library.to_array(np.ones((1, 2, 3)))
+    index = library.to_array(np.array([[1]]))
+    out = getattr(backend, name)(base, index, library.to_array(np.full((1, 1, 3), 5.0)))
+    assert out is not base
+    assert not np.shares_memory(library.to_numpy(out), library.to_numpy(base))
+
+
+@pytest.mark.parametrize("name", ["scatter_add", "scatter_max"])
+@pytest.mark.parametrize("of", ["base", "updates"])
+def test_gradient(differentiable, rng, name, of):
+    """Towards both arrays, repeated indices included; by central differences."""
+    library = differentiable
+    backend = backend_of(library.to_array(np.ones(1)))
+    index = library.to_array(CASES["repeated"])
+    numbers = {"base": rng.normal(size=(2, 4, 3)), "updates": rng.normal(size=(2, 5, 3))}
+    weights = rng.normal(size=(2, 4, 3))
+
+    def function(x):
+        given = {key: library.to_array(values) for key, values in numbers.items()} | {of: x}
+        scatter = getattr(backend, name)
+        return scatter(given["base"], index, given["updates"]) * library.to_array(weights)
+
+    gradient = library.gradient(function, numbers[of])
+    step = 1e-6
+    for place in np.ndindex(numbers[of].shape):
+        ends = []
+        for sign in (1, -1):
+            moved = numbers[of].copy()
+            moved[place] += sign * step
+            ends.append(library.to_numpy(function(library.to_array(moved))).sum())
+        assert gradient[place] == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_samples(scatters, dtype):
+    backend, library = scatters
+    index = np.array([[7, 8], [7, 8], [7, 8]], dtype=dtype)
+    samples = backend.samples(library.to_array(index))
+    assert str(samples.dtype).endswith(dtype)
+    assert library.to_numpy(samples).tolist() == [[0], [1], [2]]
+
+
+def test_detach(differentiable):
+    x = differentiable.to_array(np.ones(3))
+    backend = backend_of(x)
+    if differentiable.name == "torch":
+        x.requires_grad = True
+        assert not backend.detach(x).requires_grad
+    else:
+        x.stop_gradient = False
+        assert backend.detach(x).stop_gradient
+
+
+def test_every_library_is_known_by_its_name(library):
+    assert backend_of(library.to_array(np.ones(2))).name == library.name
+
+
+def test_the_same_backend_each_time(library):
+    one, other = library.to_array(np.ones(2)), library.to_array(np.ones((3, 3), dtype="int64"))
+    assert backend_of(one) is backend_of(other)
+    assert backend_of(one, other, one) is backend_of(one)
+
+
+class TensorOfMine(torch.Tensor):
+    pass
+
+
+class ArrayOfMine(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("array", "name"),
+    [
+        (torch.ones(1, 8, 4).as_subclass(TensorOfMine), "torch"),
+        (torch.nn.Parameter(torch.ones(1, 8, 4)), "torch"),
+        (np.ones((1, 8, 4)).view(ArrayOfMine), "numpy"),
+        (paddle.create_parameter([1, 8, 4], "float64"), "paddle"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_subclasses(array, name):
+    assert backend_of(array) is backend_of(LIBRARIES[name].to_array(np.ones(1)))
+    assert tc.bipartite_soft_matching(array, 2).num_slots == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ([1.0], "builtins.list"),
+        (3.0, "builtins.float"),
+        ("x", "builtins.str"),
+        (None, "builtins.NoneType"),
+        (types.SimpleNamespace(shape=(1, 8, 4)), "types.SimpleNamespace"),
+        (torch.Size([3]), "torch.Size"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_array(value, name):
+    with pytest.raises(
+        ArgumentTypeError, match=rf"expected an array .*; got {name}\. .*backends\.register"
+    ):
+        backend_of(value)
+
+
+def test_mixed_libraries():
+    arrays = [LIBRARIES[name].to_array(np.ones(2)) for name in ("torch", "numpy", "paddle")]
+    with pytest.raises(
+        ArgumentTypeError, match=r"one library; got torch, numpy, paddle\. .*from_dlpack"
+    ):
+        backend_of(*arrays)
+
+
+class Wrapped:
+    """An array library of one class: NumPy's arrays behind another type.
+
+    Only what the algorithms use is passed on, so they cannot lean on anything else.
+    """
+
+    def __init__(self, values):
+        self.values = values
+
+    shape = property(lambda self: self.values.shape)
+    dtype = property(lambda self: self.values.dtype)
+    device = "cpu"
+
+    def __array_namespace__(self, api_version=None):
+        return toy
+
+    def to_device(self, device, stream=None):
+        return self
+
+    def __getitem__(self, key):
+        return Wrapped(self.values[key])
+
+
+def bare(value):
+    if isinstance(value, list | tuple):
+        return type(value)(map(bare, value))
+    return value.values if isinstance(value, Wrapped) else value
+
+
+def wrapping(function):
+    def wrapped(*args, **kwargs):
+        kwargs.pop("device", None)
+        out = function(*map(bare, args), **kwargs)
+        return Wrapped(out) if isinstance(out, np.ndarray | np.generic) else out
+
+    return wrapped
+
+
+for operator in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "eq", "gt"):
+    name = f"__{operator}__"
+    setattr(Wrapped, name, wrapping(getattr(np.ndarray, name)))
+
+toy = types.ModuleType("toy")
+for name in (
+    *("arange", "argmax", "argsort", "asarray", "astype", "concat", "isdtype", "matmul", "max"),
+    *("ones_like", "permute_dims", "reshape", "sort", "sqrt", "sum", "take"),
+    *("take_along_axis", "where", "zeros_like"),
+):
+    setattr(toy, name, wrapping(getattr(array_api_compat.numpy, name)))
+toy.float32, toy.float64, toy.int64 = np.dtype("float32"), np.dtype("float64"), np.dtype("int64")
+
+TOY = Library("toy", Wrapped, lambda array: array.values)
+#: What is known of the toy is where its class is defined: here.
+TOY_MODULE = __name__.partition(".")[0]
+
+
+def check_toy():
+    """Matching, merging and following tokens on the toy equal the reference."""
+    rng = np.random.default_rng(0)
+    keys, x = rng.normal(size=(2, 11, 4)), rng.normal(size=(2, 11, 3))
+    size = rng.integers(1, 4, size=(2, 11)).astype("float32")
+    plan = tc.bipartite_soft_matching(Wrapped(keys), 4, protected=1)
+    expected = [reference.bipartite(one, 4, 1) for one in keys]
+    np.testing.assert_array_equal(plan.slots.values, [one.slots() for one in expected])
+    for reduce in ("sum", "mean", "max"):
+        merged = plan.merge(Wrapped(x), reduce)
+        wanted = [reference.merge(*one, reduce) for one in zip(expected, x, strict=True)]
+        np.testing.assert_allclose(merged.values, wanted, rtol=1e-12, atol=1e-13)
+    mean, sizes = tc.merge_weighted(plan, Wrapped(x), Wrapped(size))
+    wanted = [reference.merge_weighted(*one) for one in zip(expected, x, size, strict=True)]
+    np.testing.assert_allclose(mean.values, [one for one, _ in wanted], rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal(sizes.values, [one for _, one in wanted])
+    tc.compose(plan.slots, tc.kth_bipartite_soft_matching(mean, 3))
+    tc.random_bipartite_soft_matching(mean, 3)
+    return plan.backend
+
+
+def test_a_library_that_speaks_the_standard_needs_no_line(clean_registry):
+    assert check_toy().name == "toy"
+
+
+def test_register_a_backend(clean_registry):
+    used = []
+
+    def scatter_add(base, index, updates):
+        used.append("scatter_add")
+        return Wrapped(scattered(np.add, base.values, index.values, updates.values))
+
+    mine = Backend("mine", toy, scatter_add)
+    backends.register(TOY_MODULE, mine)
+    assert check_toy() is mine
+    assert used
+
+
+def test_register_a_function_that_is_called_when_the_first_array_comes(clean_registry):
+    calls = []
+
+    def load():
+        calls.append("load")
+        return Backend("lazy", toy)
+
+    backends.register(TOY_MODULE, load)
+    backend_of(np.ones(2))
+    assert calls == []
+    assert check_toy().name == "lazy"
+    check_toy()
+    assert calls == ["load"]
+
+
+def test_register_replaces_what_was_known(clean_registry):
+    before = backend_of(np.ones(2))
+    backends.register("numpy", FALLBACK)
+    assert backend_of(np.ones(2)) is FALLBACK
+    assert backend_of(np.ones(2)) is not before
+
+
+def test_a_backend_may_be_given(library, rng):
+    """``backend=`` spares the look-up, and its scatter is the one that runs."""
+    keys = library.to_array(rng.normal(size=(2, 9, 4)))
+    mine = Backend("mine", backend_of(keys).xp)
+    for match in (
+        tc.bipartite_soft_matching,
+        tc.kth_bipartite_soft_matching,
+        tc.random_bipartite_soft_matching,
+    ):
+        plan, expected = match(keys, 3, backend=mine), match(keys, 3)
+        assert plan.backend is mine
+        np.testing.assert_array_equal(
+            library.to_numpy(plan.slots), library.to_numpy(expected.slots)
+        )
+
+
+@pytest.mark.parametrize("module", ["", "a.b", "a-b", 3, None], ids=repr)
+def test_register_wants_a_module_name(clean_registry, module):
+    before = dict(backends._known)
+    with pytest.raises(
+        ArgumentValueError, match=r"`module` must be the top-level module name .*'cupy'; got "
+    ):
+        backends.register(module, FALLBACK)
+    assert backends._known == before
+
+
+@pytest.mark.parametrize("backend", [None, "numpy", np.array(1)], ids=["None", "str", "array"])
+def test_register_wants_a_backend(clean_registry, backend):
+    before = dict(backends._known)
+    with pytest.raises(
+        ArgumentTypeError,
+        match=rf"`backend` must be .*Backend or a function.*; got {type(backend).__name__}",
+    ):
+        backends.register("cupy", backend)
+    assert backends._known == before

@@ -1,0 +1,127 @@
+"""The main job on a few of its own images: both frameworks, the table, the JSON, the picture, the errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tomecore import cli, demo, digits
+from tomecore.errors import TomeError
+from tomecore.running import predict, require
+
+QUICK = ["--images", "24", "--rounds", "1", "--batch", "2"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    def run(*arguments: str) -> Any:
+        picture = ["--picture", str(tmp_path / "merged.png")]
+        return CliRunner().invoke(
+            cli.app, ["demo", *QUICK, *picture, *arguments], env={"COLUMNS": "200"}
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def held_out() -> tuple[np.ndarray, np.ndarray]:
+    return digits.load("test")
+
+
+def test_both_frameworks_in_one_table(run: Any, tmp_path: Path) -> None:
+    result = run("--json", str(tmp_path / "out" / "numbers.json"))
+    assert result.exit_code == 0, result.output
+    for heading in (
+        "framework",
+        "tokens left",
+        "accuracy",
+        "images/s",
+        "speed-up",
+        "limit",
+        "merge tax",
+    ):
+        assert heading in result.stdout
+    for framework in ("torch", "paddle"):
+        assert framework in result.stdout
+    assert "identical predictions 100.00%" in " ".join(result.stdout.split())
+    numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert [row["r"] for row in numbers["rows"]] == 2 * [None, 8, 13, 16, [16, -1]]
+    assert [row["tokens"] for row in numbers["rows"]][:5] == [197, 101, 41, 11, 10]
+    assert numbers["rows"][3]["limit"] == numbers["rows"][8]["limit"] > 1.9
+    assert {row["accuracy"] for row in numbers["rows"]} <= set(np.arange(25) / 24)
+    assert numbers["machine"]["torch"]
+    assert numbers["machine"]["paddlepaddle"]
+    assert len(numbers["parity"]) == 4
+    image = np.asarray(Image.open(tmp_path / "merged.png"))
+    assert image.ndim == 3
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50
+
+
+def test_one_framework_has_no_parity(run: Any) -> None:
+    result = run("--framework", "torch")
+    assert result.exit_code == 0, result.output
+    assert "Parity: needs both frameworks." in result.stdout
+    assert "paddle" not in result.stdout
+
+
+def test_a_missing_framework_is_named_with_its_command(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "paddle" else found(name)
+    )
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert 'pip install "tomecore[paddle-cpu]"' in result.stdout
+    assert "torch" in result.stdout
+    with pytest.raises(
+        TomeError, match=r'paddle is not installed.*pip install "tomecore\[paddle-cpu\]"'
+    ):
+        require("paddle")
+
+
+def test_a_folder_is_no_file(run: Any, tmp_path: Path) -> None:
+    result = run("--json", str(tmp_path))
+    assert result.exit_code == 2
+    assert "is a folder" in result.stderr
+
+
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise TomeError("nothing works")
+
+    monkeypatch.setattr(demo, "run", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", *QUICK])
+    assert stop.value.code == 1
+    assert "error: nothing works" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("framework", ["torch", "paddle"])
+def test_held_out_accuracy(framework: str, held_out: tuple[np.ndarray, np.ndarray]) -> None:
+    images, labels = held_out
+    assert len(labels) >= 450
+    model = demo.build(framework)
+    assert (predict(model, images).argmax(-1) == labels).mean() > 0.97
+
+
+def test_held_out_images_are_not_in_the_training_split(
+    held_out: tuple[np.ndarray, np.ndarray],
+) -> None:
+    trained = {image.tobytes() for image in digits.load("train")[0]}
+    assert not any(image.tobytes() in trained for image in held_out[0])
+    assert len(trained) + len(held_out[0]) >= 1790
+
+
+def test_shipped_weights_are_small() -> None:
+    assert digits.weights_path().stat().st_size <= 4_000_000

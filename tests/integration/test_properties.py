@@ -1,0 +1,132 @@
+"""What holds for any shape, any number of protected tokens and any r, on every library."""
+
+from __future__ import annotations
+
+import numpy as np
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from libraries import LIBRARIES
+
+import tomecore as tc
+
+settings.register_profile("tomecore", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("tomecore")
+
+batches = st.integers(1, 3)
+counts = st.integers(1, 24)
+protections = st.integers(0, 6)
+amounts = st.integers(0, 30)
+seeds = st.integers(0, 2**32 - 1)
+libraries = st.sampled_from(list(LIBRARIES.values()))
+
+
+@st.composite
+def plans(draw):
+    """(library, keys, plan, reference's plans): any algorithm on any library."""
+    library, kind = draw(libraries), draw(st.sampled_from(["bipartite", "kth", "random"]))
+    shape = draw(batches), draw(counts), draw(st.integers(2, 5))
+    keys = np.random.default_rng(draw(seeds)).normal(size=shape)
+    array, amount = library.to_array(keys), draw(amounts)
+    if kind == "bipartite":
+        protected = draw(protections)
+        plan = tc.bipartite_soft_matching(array, amount, protected=protected)
+        expected = [reference.bipartite(one, amount, protected) for one in keys]
+    elif kind == "kth":
+        plan = tc.kth_bipartite_soft_matching(array, amount)
+        expected = [reference.kth(one, amount) for one in keys]
+    else:
+        seed = draw(seeds)
+        permutation = np.random.default_rng(seed).permutation(shape[1]).tolist()
+        plan = tc.random_bipartite_soft_matching(array, amount, seed=seed)
+        expected = [reference.random(one, amount, permutation) for one in keys]
+    return library, keys, plan, expected
+
+
+@given(plans())
+def test_a_plan_is_the_references(case):
+    library, _, plan, expected = case
+    for name in ("kept", "merged", "into"):
+        wanted = [getattr(one, name) for one in expected]
+        np.testing.assert_array_equal(library.to_numpy(getattr(plan, name)), wanted)
+
+
+@given(plans())
+def test_a_plan_is_a_permutation(case):
+    """Every token is kept or merged, once; every slot a token goes to exists."""
+    library, keys, plan, _ = case
+    kept, merged, into = map(library.to_numpy, (plan.kept, plan.merged, plan.into))
+    everything = np.sort(np.concatenate([kept, merged], axis=1), axis=1)
+    np.testing.assert_array_equal(
+        everything, np.broadcast_to(np.arange(keys.shape[1]), everything.shape)
+    )
+    assert ((into >= 0) & (into < plan.num_slots)).all()
+    assert plan.num_slots >= 1
+
+
+@given(plans(), seeds)
+def test_sizes_sum_to_the_number_of_tokens(case, seed):
+    library, keys, plan, _ = case
+    size = np.random.default_rng(seed).integers(1, 1000, size=keys.shape[:2])
+    given = library.to_array(size.astype("float32"))
+    merged = library.to_numpy(tc.merge_weighted(plan, library.to_array(keys), given)[1])
+    np.testing.assert_array_equal(merged.sum(axis=1), size.sum(axis=1))
+    ones = library.to_numpy(tc.merge_weighted(plan, library.to_array(keys))[1])
+    np.testing.assert_array_equal(ones.sum(axis=1), np.full(len(keys), keys.shape[1]))
+
+
+@given(plans())
+def test_unmerge_gives_each_token_what_its_slot_holds(case):
+    library, keys, plan, _ = case
+    merged = plan.merge(library.to_array(keys), "mean")
+    back = library.to_numpy(plan.unmerge(merged))
+    slots, values = library.to_numpy(plan.slots), library.to_numpy(merged)
+    np.testing.assert_array_equal(back, np.take_along_axis(values, slots[:, :, None], axis=1))
+    again = library.to_numpy(plan.merge(plan.unmerge(merged), "mean"))
+    np.testing.assert_allclose(again, values, rtol=1e-12, atol=1e-14)
+
+
+@given(plans())
+def test_a_sum_loses_nothing_and_a_mean_stays_between(case):
+    library, keys, plan, _ = case
+    x = library.to_array(keys)
+    total = library.to_numpy(plan.merge(x, "sum")).sum(axis=1)
+    np.testing.assert_allclose(total, keys.sum(axis=1), rtol=1e-11, atol=1e-12)
+    mean = library.to_numpy(tc.merge_weighted(plan, x)[0])
+    assert (mean <= keys.max(axis=1, keepdims=True) + 1e-12).all()
+    assert (mean >= keys.min(axis=1, keepdims=True) - 1e-12).all()
+    highest = library.to_numpy(plan.merge(x, "max")).max(axis=1)
+    np.testing.assert_array_equal(highest, keys.max(axis=1))
+
+
+@given(batches, counts, protections, amounts, seeds)
+def test_all_libraries_decide_alike(batch, tokens, protected, r, seed):
+    keys = np.random.default_rng(seed).normal(size=(batch, tokens, 6))
+    found = {}
+    for library in LIBRARIES.values():
+        plan = tc.bipartite_soft_matching(library.to_array(keys), r, protected=protected)
+        arrays = (plan.kept, plan.merged, plan.into, plan.slots)
+        found[library.name] = [library.to_numpy(array).tolist() for array in arrays]
+    assert found["numpy"] == found["torch"] == found["paddle"]
+
+
+@given(counts, protections, st.lists(amounts, min_size=1, max_size=5), seeds)
+def test_tokens_per_layer_is_what_the_layers_do(tokens, protected, r, seed):
+    rng, x = np.random.default_rng(seed), np.zeros((1, tokens, 3))
+    source = None
+    for amount, after in zip(r, tc.tokens_per_layer(len(r), r, tokens, protected), strict=True):
+        keys = rng.normal(size=(1, x.shape[1], 3))
+        plan = tc.bipartite_soft_matching(keys, amount, protected=protected)
+        x, source = plan.merge(x), tc.compose(source, plan)
+        assert x.shape[1] == plan.num_slots == after
+        assert sorted(set(source[0].tolist())) == list(range(after))
+
+
+@given(st.integers(1, 30), st.integers(0, 50), st.floats(-1, 1))
+def test_a_line_starts_where_it_should_and_merges_as_many(num_layers, r, inflect):
+    """Truncation loses less than one token per layer."""
+    numbers = tc.parse_r(num_layers, (r, inflect))
+    assert len(numbers) == num_layers
+    assert min(numbers) >= 0
+    assert r * num_layers - num_layers < sum(numbers) <= r * num_layers
+    assert numbers == sorted(numbers, reverse=inflect < 0) or len(set(numbers)) == 1
