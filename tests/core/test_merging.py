@@ -223,8 +223,18 @@ def test_half_precision_sums_are_accumulated_in_float32(name):
     total = crowd(library, 3001).merge(x, "sum")
     assert str(total.dtype).endswith("float16")
     assert library.to_numpy(total).tolist() == [[[3000.0] * 2, [1.0] * 2]]
-    mean, _ = tc.merge_weighted(crowd(library, 3001), x)
-    np.testing.assert_allclose(library.to_numpy(mean), np.ones((1, 2, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_half_precision_means_are_rounded_once(name, rng):
+    """To the number that the exact mean would be rounded to."""
+    library = LIBRARIES[name]
+    x = rng.normal(size=(1, 500, 8)).astype("float16")
+    size = rng.integers(1, 100, size=(1, 500)).astype("float32")
+    plan = crowd(library, 500)
+    mean, _ = tc.merge_weighted(plan, library.to_array(x), library.to_array(size))
+    exact = np.average(x[0, :499].astype("float64"), axis=0, weights=size[0, :499])
+    np.testing.assert_array_equal(library.to_numpy(mean)[0, 0], exact.astype("float16"))
 
 
 @pytest.mark.parametrize("protected", [0, 1])
