@@ -63,25 +63,27 @@ def merge_sizes(plan: MergePlan, size: Array | None) -> Array:
         gone = xp.take_along_axis(size, plan.merged, axis=1)
     if plan.num_merged == 0:
         return kept
-    return plan.backend.scatter_add(kept[:, :, None], plan.into, gone[:, :, None])[:, :, 0]
+    return plan.backend.accumulate(kept[:, :, None], plan.into, gone[:, :, None])[:, :, 0]
 
 
 def merged_mean(plan: MergePlan, x: Array, size: Array | None, merged: Array) -> Array:
-    """The weighted mean itself: x (B, N, C) with sizes ``size``, to slots with sizes ``merged``."""
+    """The weighted mean itself: x (B, N, C) with sizes ``size``, to slots with sizes ``merged``.
+
+    Each destination moves towards every token merged into it, by that token's share of the new size:
+    the same mean, touching r rows instead of all n.
+    """
     backend, xp = plan.backend, plan.backend.xp
-    dtype, wide = x.dtype, compute_dtype(xp, x.dtype)
-    total = xp.astype(merged, wide, copy=False)
-    share_kept = 1 / total
-    share_gone = xp.take_along_axis(share_kept, plan.into, axis=1)
-    if size is not None:
-        size = xp.astype(size, wide, copy=False)
-        share_kept = xp.take_along_axis(size, plan.kept, axis=1) / total
-        share_gone = xp.take_along_axis(size, plan.merged, axis=1) * share_gone
-    out = xp.astype(take_rows(backend, x, plan.kept), wide, copy=False) * share_kept[:, :, None]
+    wide = compute_dtype(xp, x.dtype)
+    out = xp.astype(take_rows(backend, x, plan.kept), wide, copy=False)
     if plan.num_merged:
+        share = 1 / xp.take_along_axis(xp.astype(merged, wide, copy=False), plan.into, axis=1)
+        if size is not None:
+            size = xp.astype(size, wide, copy=False)
+            share = xp.take_along_axis(size, plan.merged, axis=1) * share
         gone = xp.astype(take_rows(backend, x, plan.merged), wide, copy=False)
-        out = backend.scatter_add(out, plan.into, gone * share_gone[:, :, None])
-    return xp.astype(out, dtype, copy=False)
+        step = (gone - take_rows(backend, out, plan.into)) * share[:, :, None]
+        out = backend.accumulate(out, plan.into, step)
+    return xp.astype(out, x.dtype, copy=False)
 
 
 def compose(source: Array | None, plan: MergePlan) -> Array:

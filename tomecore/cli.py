@@ -73,7 +73,7 @@ def demo(
     picture: Annotated[
         Path, typer.Option("--picture", help="Where to write the picture of the merged tokens.")
     ] = Path("tomecore-demo.png"),
-    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass when timing.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images per forward pass when timing.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 5,
     images: Annotated[
         int | None, typer.Option(min=1, help="Use only the first so many test images.")

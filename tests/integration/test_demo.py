@@ -53,13 +53,13 @@ def test_both_frameworks_in_one_table(run: Any, tmp_path: Path) -> None:
         assert framework in result.stdout
     assert "identical predictions 100.00%" in " ".join(result.stdout.split())
     numbers = json.loads((tmp_path / "out" / "numbers.json").read_text())
-    assert [row["r"] for row in numbers["rows"]] == 2 * [None, 8, 13, 16, [16, -1]]
-    assert [row["tokens"] for row in numbers["rows"]][:5] == [197, 101, 41, 11, 10]
-    assert numbers["rows"][3]["limit"] == numbers["rows"][8]["limit"] > 1.9
+    assert [row["r"] for row in numbers["rows"]] == 2 * [None, 8, 16, [16, -1]]
+    assert [row["tokens"] for row in numbers["rows"]][:4] == [197, 101, 11, 10]
+    assert numbers["rows"][2]["limit"] == numbers["rows"][6]["limit"] > 1.9
     assert {row["accuracy"] for row in numbers["rows"]} <= set(np.arange(11) / 10)
     assert numbers["machine"]["torch"]
     assert numbers["machine"]["paddlepaddle"]
-    assert len(numbers["parity"]) == 4
+    assert len(numbers["parity"]) == 3
     image = np.asarray(Image.open(tmp_path / "merged.png"))
     assert image.ndim == 3
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50

@@ -50,7 +50,9 @@ class Backend:
         scatter_add: ``(base (B, n, C), index (B, r) int, updates (B, r, C)) -> (B, n, C)``, a new
             array: ``updates[b, i]`` added to row ``index[b, i]``, repeated indices accumulated, the
             dtype of ``base`` kept. Differentiable where the library is. Left out: a one-hot matmul.
-        scatter_max: the same with the maximum instead of the sum. Left out: a masked maximum.
+        accumulate: the same, and may overwrite ``base``, which the caller made and gives up. Left out:
+            ``scatter_add``.
+        scatter_max: as ``scatter_add``, with the maximum instead of the sum. Left out: a masked maximum.
         detach: cuts an array off from the library's gradients.
         device: the device of an array, in the form ``xp.arange(device=...)`` takes.
         samples: an index (B, r) -> (B, 1), the number of each sample, in its dtype and on its device.
@@ -64,10 +66,13 @@ class Backend:
     detach: Callable[[Array], Array] = _same
     device: Callable[[Array], Any] = _standard.device
     samples: Callable[[Array], Array] = _unset_samples
+    accumulate: Scatter = _unset
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
             self.scatter_add = _standard.one_hot_scatter_add(self.xp)
+        if self.accumulate is _unset:
+            self.accumulate = self.scatter_add
         if self.scatter_max is _unset:
             self.scatter_max = _standard.masked_scatter_max(self.xp)
         if self.samples is _unset_samples:

@@ -19,10 +19,19 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
 
 
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-    rows, width = base.shape[1], base.shape[2]
-    flat = (index + rows * BACKEND.samples(index)).reshape(-1)
-    added = base.reshape(-1, width).index_add(0, flat, updates.reshape(-1, width))
-    return added.reshape(base.shape)
+    rows, updates = _flat(base, index, updates)
+    return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
+
+
+def accumulate(base: Array, index: Array, updates: Array) -> Array:
+    rows, updates = _flat(base, index, updates)
+    return base.view(-1, base.shape[2]).index_add_(0, rows, updates).view(base.shape)
+
+
+def _flat(base: Array, index: Array, updates: Array) -> tuple[Array, Array]:
+    """Row numbers and rows of the batch laid end to end."""
+    rows = (index + base.shape[1] * BACKEND.samples(index)).reshape(-1)
+    return rows, updates.reshape(-1, base.shape[2])
 
 
 def scatter_max(base: Array, index: Array, updates: Array) -> Array:
@@ -45,4 +54,5 @@ BACKEND = Backend(
     scatter_max,
     detach=_detach,
     device=_device,
+    accumulate=accumulate,
 )
