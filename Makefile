@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(RUN)/python -m pytest tests
 
-# What must pass with numpy, torch, paddlepaddle, array-api-compat and pytest alone.
+# What must pass with numpy, torch, paddlepaddle, array-api-compat and pytest alone; on another torch than the rest.
 test-bare: $(VENV)-bare/.installed
 	$(VENV)-bare/bin/python -m pytest tests --ignore tests/integration
 

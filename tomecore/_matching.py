@@ -94,7 +94,7 @@ def kth_bipartite_soft_matching(
 
     Args:
         keys: (B, N, D) real floating point.
-        k: tokens per group; the last of each group is a destination. k <= 1 or N < k: the identity.
+        k: tokens per group, 0 <= k; the last of each is a destination. k <= 1 or N < k: the identity.
         backend: the keys' backend; inferred if left out.
 
     Returns:

@@ -14,6 +14,7 @@ try:
     import typer
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
     from rich.table import Table
 except ImportError as error:
@@ -87,12 +88,16 @@ def demo(
     for file, option in ((json_file, "--json"), (picture, "--picture")):
         if file is not None and file.is_dir():
             raise typer.BadParameter(f"{file} is a folder; give a file name", param_hint=option)
+    if picture.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+        raise typer.BadParameter(
+            f"{picture} must end in .png, .jpg or .webp", param_hint="--picture"
+        )
     if framework is Framework.both:
         frameworks = [name for name in FRAMEWORKS if importlib.util.find_spec(name) is not None]
         for missing in FRAMEWORKS.keys() - frameworks:
             console.print(
                 f"{missing} is not installed, so there is nothing to compare with; install it with: "
-                f"[bold]{FRAMEWORKS[missing].replace('[', chr(92) + '[')}[/bold]"
+                f"[bold]{escape(FRAMEWORKS[missing])}[/bold]"
             )
         if not frameworks:
             raise TomeError("neither torch nor paddle is installed")
@@ -120,12 +125,14 @@ def demo(
         )
     console.print(_table(result))
     console.print(_parity_line(result))
-    job.draw(next(iter(models.values())), picture)
-    console.print(f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{picture}[/bold]")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
-        console.print(f"All numbers: [bold]{json_file}[/bold]")
+        console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+    job.draw(next(iter(models.values())), picture)
+    console.print(
+        f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{escape(str(picture))}[/bold]"
+    )
 
 
 def _table(result: Result) -> Table:
@@ -201,7 +208,7 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments)
     except TomeError as error:
-        errors.print(f"[red]error:[/red] {error}", highlight=False)
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

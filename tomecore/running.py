@@ -71,7 +71,8 @@ def to_numpy(array: Any) -> np.ndarray:
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients, put back afterwards."""
-    was_training = model.training
+    modules = list(model.modules() if framework_of(model) == "torch" else model.sublayers(True))
+    modes = [module.training for module in modules]
     if framework_of(model) == "torch":
         import torch
 
@@ -85,8 +86,8 @@ def evaluating(model: Any) -> Iterator[None]:
         with without_gradients:
             yield
     finally:
-        if was_training:
-            model.train()
+        for module, training in zip(modules, modes, strict=True):
+            module.training = training
 
 
 def predict(model: Any, images: np.ndarray, batch: int = 64) -> np.ndarray:

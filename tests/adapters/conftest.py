@@ -17,7 +17,7 @@ def case(request):
     return request.param
 
 
-@pytest.fixture(params=[c for c in OWN if c.name.endswith("plain")], ids=lambda c: c.fw.name)
+@pytest.fixture(params=[c for c in OWN if c.golden], ids=lambda case: case.fw.name)
 def plain(request):
     """The plain ViT of each framework, where the kind of model makes no difference."""
     return request.param

@@ -14,7 +14,6 @@ from tomecore.errors import NoForwardError, UnsupportedModelError
 
 CASES = by_name(OWN)
 PLAIN = CASES["paddle-plain"]
-GRAPH = pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
 
 
 #: Paddle's static graphs keep some constants in float32: unpatched models are 1e-8 off as well.
@@ -58,17 +57,6 @@ def test_a_hook_on_an_attention_that_is_bypassed(kind):
     model(PLAIN.tensors())
 
 
-def test_the_scale_of_the_attention_is_kept():
-    scaled = CASES["paddle-plain"].build(img_size=32, depth=4, qk_scale=32**-0.5)
-    usual = PLAIN.model()
-    model = PLAIN.fw.prepare(scaled)
-    for one in (model, usual):
-        tome.apply_patch(one, r=[0, 8])
-    assert model.blocks[0].attn.scale != usual.blocks[0].attn.scale
-    outputs = [PLAIN.fw.forward(one, PLAIN.images()) for one in (model, usual)]
-    assert not np.allclose(*outputs)
-
-
 def same(program, images, expected):
     """On three batch sizes."""
     for n in (3, 1, 2):
@@ -79,7 +67,7 @@ def same(program, images, expected):
 
 @pytest.mark.parametrize(
     ("name", "r"),
-    [("paddle-plain", 8), ("paddle-plain", [0, 8]), ("paddle-distilled", 8), ("paddle-average", 8)],
+    [("paddle-plain", [0, 8]), ("paddle-distilled", 8), ("paddle-average", 8)],
 )
 def test_a_static_graph_computes_the_same(name, r):
     case = CASES[name]
@@ -94,7 +82,7 @@ def test_a_graph_that_may_break_runs_blocks_as_they_are():
     """The default of to_static; a new r counts at once, and results are kept."""
     model, images = PLAIN.patched(depth=2), PLAIN.tensors(3)
     program = static(model, full_graph=False)
-    for r in (8, 0, 4):
+    for r in (8, 0):
         model.r = r
         same(program, images, PLAIN.fw.numpy(PLAIN.patched(depth=2, r=r)(images)))
         assert model.tome.tokens[0] == 65 - r
@@ -113,13 +101,12 @@ def test_a_static_graph_keeps_no_results_and_leaves_with_the_patch():
     )
 
 
-@GRAPH
-def test_gradients_through_a_static_graph(full_graph):
+def test_gradients_through_a_static_graph():
     model = PLAIN.patched(depth=2, r=8)
     model.train()
     images = PLAIN.tensors()
     expected = PLAIN.fw.gradients(model, lambda: (model(images) ** 2).sum())
-    program = static(model, full_graph)
+    program = static(model)
     got = PLAIN.fw.gradients(model, lambda: (program(images) ** 2).sum())
     for name, gradient in expected.items():
         limit = STATIC * max(1.0, np.abs(gradient).max())

@@ -5,6 +5,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
+
+from tomecore.errors import LostStateError
 
 
 def in_lock_step(fw, model, runs):
@@ -96,6 +99,9 @@ def test_the_output_of_one_model_may_feed_another(plain):
     x = fw.tokens(first, plain.images())
     alone = fw.numpy(blocks(second, fw.tensor(fw.numpy(blocks(first, x)))))
     assert np.array_equal(fw.numpy(blocks(second, blocks(first, x))), alone)
+    y = first.blocks[0](x)
+    with pytest.raises(LostStateError, match="without their sizes"):
+        second.blocks[1](y)
 
 
 def blocks(model, x):

@@ -15,6 +15,7 @@ from tomecore._matching import bipartite_soft_matching
 from tomecore._merging import merge_sizes, merged_mean
 from tomecore._plan import compute_dtype, take_rows
 from tomecore.adapters._config import Config
+from tomecore.adapters._host import WAITING
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
@@ -67,10 +68,10 @@ def attend(
     if not spec.key:
         residual, key = spec.attend(config.host, block, x, bias)
         return residual, key
-    taps.set(None, tracing)
+    taps.set(WAITING, tracing)
     residual = spec.attend(config.host, block, x, bias)
     key = taps.take(tracing)
-    if key is None:
+    if key is WAITING:
         raise UnsupportedModelError(
             f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
             "that tokens are matched by. Something replaced the attention after apply_patch: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tomecore._plan import MergePlan
@@ -11,7 +11,7 @@ from tomecore.adapters._host import Host
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start, Step, ThreadSlot, chain
 from tomecore.backends import Array
-from tomecore.errors import LostStateError
+from tomecore.errors import LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction"]
@@ -47,7 +47,7 @@ class Config:
         self.blocks = blocks
         self.reduce = reduce
         self.protected = spec.prefix(tower)
-        self.prop_attn = spec.prop_attn
+        self.prop_attn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
         self.handles: list[Any] = []
@@ -62,16 +62,16 @@ class Config:
 
     @property
     def r(self) -> R:
-        return self._r
+        return list(self._r) if isinstance(self._r, list) else self._r
 
     @r.setter
     def r(self, value: R) -> None:
         if callable(value):
-            self._first = None
-        else:
-            self._first = chain(parse_r(len(self.blocks), value))
-            value = list(value) if isinstance(value, list) else value
-        self._r = value
+            self._first, self._r = None, value
+            return
+        self._first = chain(parse_r(len(self.blocks), value))
+        listed = isinstance(value, Sequence) and not isinstance(value, tuple)
+        self._r = list(value) if listed else value  # type: ignore[arg-type]
 
     def schedule(self, num_tokens: int | None) -> list[int]:
         """Tokens to merge per layer, not yet clamped."""
@@ -85,10 +85,10 @@ class Config:
     def begin(self, x: Array, tracing: bool) -> Run:
         """The first block starts a run: nothing outside the blocks has to know that one begins."""
         number = 0
+        self.check_intact()
         if tracing:
             start = self.start(int(x.shape[1]), tracing)
         else:
-            self.check_intact()
             again = self.host.recomputing()
             kept = self.host.kept_start(self, x)
             start = self.restart(x, kept) if again else self.start(int(x.shape[1]), tracing)
@@ -139,13 +139,31 @@ class Config:
         return max(0, min(run.step.r, (run.width - self.protected) // 2))
 
     def check_intact(self) -> None:
-        """Raise if the tower lost or gained blocks since it was patched."""
-        now = len(getattr(self.tower, self.spec.layers))
-        if now != len(self.blocks):
+        """Raise if the tower changed since it was patched in a way that merging would break."""
+        blocks = list(getattr(self.tower, self.spec.layers))
+        if blocks != self.blocks:
+            self.check_blocks(blocks)
+        if not self.restore:
+            reason = self.spec.why_restore(self.tower)
+            if reason is not None:
+                raise UnsupportedModelError(
+                    f"restore=False would give wrong results: {reason}. The model was changed after "
+                    "apply_patch(restore=False); call apply_patch(model) again."
+                )
+
+    def check_blocks(self, blocks: list[Any]) -> None:
+        """Raise unless each block is the patched one, or a wrapper around it (compiled, FSDP)."""
+        if len(blocks) != len(self.blocks):
             raise LostStateError(
-                f"the model has {now} blocks and had {len(self.blocks)} when it was patched; "
+                f"the model has {len(blocks)} blocks and had {len(self.blocks)} when it was patched; "
                 "call apply_patch on it again"
             )
+        for index, (now, patched) in enumerate(zip(blocks, self.blocks, strict=True)):
+            if all(module is not patched for _, module in self.host.named_modules(now)):
+                raise LostStateError(
+                    f"block {index} was replaced by a {type(now).__name__} after the model was "
+                    "patched; call apply_patch on it again"
+                )
 
     def resume(self, x: Array, tracing: bool) -> Run | None:
         """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""

@@ -43,13 +43,20 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
 
 def attribute(module: Any, path: str) -> Any:
     """The attribute at a dotted path."""
-    for name in path.split("."):
+    for name in filter(None, path.split(".")):
         module = getattr(module, name)
     return module
 
 
 def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
     cls = original_class(block)
+    for path in ("", *spec.bypasses):
+        if "forward" in vars(attribute(block, path)):
+            raise UnsupportedModelError(
+                f"{where}{path and '.'}{path} has a forward of its own instance, which merging would "
+                "bypass or be bypassed by (a wrapper such as accelerate's hooks, a monkeypatch, "
+                "to_static); remove it, or patch first"
+            )
     if not spec.is_block(block):
         raise UnsupportedModelError(
             f"{where} is a {qualified_name(cls)}, whose forward is not one that tomecore knows for "
@@ -73,6 +80,10 @@ def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
         raise UnsupportedModelError(
             f"{where} has parameters or buffers of its own ({', '.join(tensors)}) that tomecore does "
             f"not know for {spec.family}; merging could drop what they do"
+        )
+    if spec.key and not isinstance(attribute(block, spec.key), host.module_class):
+        raise UnsupportedModelError(
+            f"{where}.{spec.key} is no module, and tomecore takes the keys from its output"
         )
     for path in spec.bypasses:
         if host.hooked(attribute(block, path)):

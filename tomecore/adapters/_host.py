@@ -10,7 +10,10 @@ from typing import Any
 from tomecore.adapters._state import Run, Start, ThreadSlot
 from tomecore.backends import Array, Backend
 
-__all__ = ["Host"]
+__all__ = ["WAITING", "Host"]
+
+#: in ``Host.taps`` while a block attends and its key is wanted
+WAITING = object()
 
 
 class Host(ABC):
@@ -27,11 +30,16 @@ class Host(ABC):
         self.module = module
         self.module_class = module_class
         self.wrappers = wrappers
-        #: the key of the attention that runs now, put there by the hook of :meth:`tap`
+        #: the key of the attention that runs now, put there by the hook of :meth:`tap`; or WAITING
         self.taps = ThreadSlot()
         #: called with True at the start of a block's forward; a tracer that would simulate the block
         #: may take it as the order to run the block, and all it calls, as it is
         self.run_as_is: Callable[[bool], None] = as_is
+
+    def tapped(self, output: Array, tracing: bool) -> None:
+        """Called by the hook of :meth:`tap`; keeps nothing unless somebody waits for a key."""
+        if self.taps.get(tracing) is WAITING:
+            self.taps.set(output, tracing)
 
     @abstractmethod
     def backend(self) -> Backend:

@@ -40,6 +40,12 @@ class Root(Swapped):
         """Settings and results of the patch."""
         return Handle(self._tome)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "r":  # also a schedule object that is a module, which must not become a child
+            self._tome.r = value
+        else:
+            super().__setattr__(name, value)
+
 
 def patch(
     host: Host,
@@ -91,7 +97,7 @@ def patch(
         unpatch(host, model)
     config = Config(host, spec, tower, blocks, merge_tokens)
     config.r = wanted
-    config.prop_attn = spec.prop_attn if prop_attn is None else prop_attn
+    config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore = trace_source, restore
     for index, block in enumerate(blocks):
         vars(block)["_tome"] = config
@@ -99,14 +105,11 @@ def patch(
         swap(block, Merging)
         if spec.key:
             config.handles.append(host.tap(attribute(block, spec.key)))
-    mixins = (Root,) if spec.tower_mixin is None else (Root, spec.tower_mixin)
-    if tower is not model:
-        if spec.tower_mixin is not None:
-            vars(tower)["_tome"] = config
-            swap(tower, spec.tower_mixin)
-        mixins = (Root,)
-    vars(model)["_tome"] = config
-    swap(model, *mixins)
+    mixins = spec.mixins_of(tower)
+    for module, added in ((tower, mixins), (model, (Root, *(mixins if tower is model else ())))):
+        if added:
+            vars(module)["_tome"] = config
+            swap(module, *added)
     return model
 
 
@@ -170,7 +173,10 @@ def check_model(host: Host, model: Any) -> None:
 
 def check_unchanged(config: Config, model: Any) -> None:
     """Raise if something else changed the class of a patched module since."""
-    for module in (*config.blocks, model):
+    swapped = [*config.blocks, model]
+    if config.spec.mixins_of(config.tower):
+        swapped.append(config.tower)
+    for module in swapped:
         if "_tome_original" not in vars(type(module)):
             raise UnsupportedModelError(
                 f"the class of a patched {original_class(module).__name__} was changed after "

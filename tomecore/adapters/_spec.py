@@ -22,6 +22,12 @@ def nothing(module: Any) -> None:
     """The check of a family that has nothing more to check."""
 
 
+def not_mae(tower: Any) -> bool:
+    """False for the classes of masked autoencoders, which were trained without (ToMe, appendix)."""
+    names = [qualified_name(cls) for cls in original_class(tower).__mro__]
+    return not any(".mae." in n or ".MAE" in n or ".MaskedAutoencoder" in n for n in names)
+
+
 @dataclass(eq=False)
 class Spec:
     """One block class and the tower that owns a list of them.
@@ -44,13 +50,14 @@ class Spec:
             returns it.
         key_heads: axis of the heads in the key.
         prefix: ``tower -> int``, tokens at the front that never merge.
-        prop_attn: the default of proportional attention.
+        prop_attn: ``tower -> bool``, the default of proportional attention.
         accepts: keyword arguments of the block's forward that may be given while tokens are merged,
             with the only value they may have.
         why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
         bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
         refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
-        tower_mixin: a class with methods of the tower that need to see all tokens of every layer.
+        tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
+            layer; for towers that have these methods.
     """
 
     family: str
@@ -63,7 +70,7 @@ class Spec:
     prefix: Callable[[Any], int]
     key: str = ""
     key_heads: int = 1
-    prop_attn: bool = True
+    prop_attn: Callable[[Any], bool] = not_mae
     accepts: Mapping[str, Any] = field(default_factory=dict)
     why_restore: Callable[[Any], str | None] = nothing
     bypasses: tuple[str, ...] = ()
@@ -72,6 +79,14 @@ class Spec:
 
     def is_block(self, module: Any) -> bool:
         return matches(defines_forward(original_class(module)), self.blocks)
+
+    def mixins_of(self, tower: Any) -> tuple[type, ...]:
+        """The mixin, where the tower has what it wraps."""
+        if self.tower_mixin is None:
+            return ()
+        wrapped = [name for name in vars(self.tower_mixin) if not name.startswith("_")]
+        cls = original_class(tower)
+        return (self.tower_mixin,) if all(hasattr(cls, name) for name in wrapped) else ()
 
     def is_tower(self, module: Any) -> bool:
         return any(matches(cls, self.towers) for cls in original_class(module).__mro__)

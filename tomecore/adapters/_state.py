@@ -12,7 +12,7 @@ from typing import Any
 
 from tomecore.backends import Array
 
-__all__ = ["Run", "Start", "Step", "ThreadSlot", "amounts", "chain"]
+__all__ = ["Rider", "Run", "Start", "Step", "ThreadSlot", "amounts", "chain", "ridden"]
 
 
 class Step:
@@ -146,13 +146,25 @@ class Run:
             owners=owners,
         )
 
-    def __reduce__(self) -> tuple[type[NoRun], tuple[()]]:
-        """A saved activation does not take the run along."""
-        return NoRun, ()
+
+class Rider:
+    """What really rides on a tensor: something, and the config of the model it belongs to.
+
+    Pickled and copied tensors do not take it along: it becomes an empty set, which readers of
+    weights-only files accept too.
+    """
+
+    def __init__(self, config: Any, value: Any) -> None:
+        self.config = config
+        self.value = value
+
+    def __reduce__(self) -> tuple[type[set[Any]], tuple[()]]:
+        return set, ()
 
 
-class NoRun:
-    """What a :class:`Run` is after pickling: nothing."""
+def ridden(rider: Any, config: Any) -> Any:
+    """What rides there for ``config``'s model, or None."""
+    return rider.value if isinstance(rider, Rider) and rider.config is config else None
 
 
 class ThreadSlot:

@@ -25,7 +25,7 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
-from tomecore.adapters._state import Run, Start
+from tomecore.adapters._state import Rider, Run, Start, ridden
 from tomecore.adapters.families import plsc
 from tomecore.backends import Array, Backend
 from tomecore.backends._paddle import BACKEND
@@ -194,17 +194,16 @@ class PaddleHost(Host):
 
 
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
-    HOST.taps.set(output, HOST.tracing())
+    HOST.tapped(output, HOST.tracing())
     return output
 
 
 def _ridden(x: Array, name: str, config: Any) -> Any:
-    owner, value = vars(x).get(name, (None, None))
-    return value if owner is config else None
+    return ridden(vars(x).get(name), config)
 
 
 def _ride(x: Array, name: str, config: Any, value: Any) -> None:
-    setattr(x, name, (config, value))
+    setattr(x, name, Rider(config, value))
     _carry(x, "_new_shared_tensor")
     if not paddle.is_grad_enabled() and not x.stop_gradient:
         # Only inside a reentrant recomputation, which keeps x: elsewhere x may be a temporary.

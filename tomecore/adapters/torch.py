@@ -22,7 +22,7 @@ from torch import nn
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
-from tomecore.adapters._state import Run, Start
+from tomecore.adapters._state import Rider, Run, Start, ridden
 from tomecore.adapters.families import timm
 from tomecore.backends import Array, Backend
 from tomecore.backends._torch import BACKEND
@@ -131,25 +131,25 @@ class TorchHost(Host):
         return torch._C._current_graph_task_id() != -1
 
     def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
-        x._tome_run = (config, run)  # type: ignore[attr-defined]
+        x._tome_run = Rider(config, run)  # type: ignore[attr-defined]
         storage = None if tracing else _storage(x)
         if storage is not None:
-            storage._tome_run = (config, run)
+            storage._tome_run = Rider(config, run)
 
     def read(self, config: Any, x: torch.Tensor, tracing: bool) -> Run | None:
-        ridden = getattr(x, "_tome_run", None)
-        if ridden is None and not tracing:
-            ridden = getattr(_storage(x), "_tome_run", None)
-        return ridden[1] if ridden is not None and ridden[0] is config else None
+        run: Run | None = ridden(getattr(x, "_tome_run", None), config)
+        if run is None and not tracing:
+            run = ridden(getattr(_storage(x), "_tome_run", None), config)
+        return run
 
     def keep_start(self, config: Any, x: torch.Tensor, start: Start) -> None:
         storage = _storage(x)
         if storage is not None:
-            storage._tome_start = (config, start)
+            storage._tome_start = Rider(config, start)
 
     def kept_start(self, config: Any, x: torch.Tensor) -> Start | None:
-        owner, start = getattr(_storage(x), "_tome_start", (None, None))
-        return start if owner is config else None
+        start: Start | None = ridden(getattr(_storage(x), "_tome_start", None), config)
+        return start
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -169,7 +169,7 @@ class TorchHost(Host):
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    HOST.taps.set(output, torch.compiler.is_compiling())
+    HOST.tapped(output, torch.compiler.is_compiling())
 
 
 def _storage(x: torch.Tensor) -> Any:
