@@ -113,7 +113,7 @@ def merge_tokens(config: Config, x: Array, key: Array, run: Run, amount: int) ->
 
 def check_arguments(config: Config, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse arguments that describe all tokens while there are fewer."""
-    given = [repr(a) for a in args if a is not None]
+    given = [f"a positional {type(a).__name__}" for a in args if a is not None]
     for name, value in kwargs.items():
         if value is not None and value is not config.spec.accepts.get(name):
             given.append(f"{name}=")
