@@ -21,6 +21,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.initializer import Constant, TruncatedNormal
 
+from tomecore.models._arguments import check_architecture, check_fit
 from tomecore.models.pdparams import read_pdparams
 
 __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
@@ -170,30 +171,20 @@ class VisionTransformer(nn.Layer):
         global_pool: str = "token",
     ) -> None:
         super().__init__()
-        image, patch = _pair("img_size", img_size), _pair("patch_size", patch_size)
-        if image[0] < patch[0] or image[1] < patch[1]:
-            raise ValueError(f"patch_size={patch_size!r} must be at most img_size={img_size!r}")
-        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth}
-        for name, value in (sizes | {"num_heads": num_heads}).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an int >= 1")
-        if not isinstance(class_num, int) or class_num < 0:
-            raise ValueError(f"class_num={class_num!r} must be an int >= 0 (0: no head)")
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim!r} must be a multiple of num_heads={num_heads}")
-        if mlp_ratio <= 0.0:
-            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be above 0")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={drop_path_rate!r} must be in [0, 1)")
-        if global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool={global_pool!r} must be 'token' or 'avg'")
-        if not class_token and (distilled or global_pool == "token"):
-            raise ValueError(
-                "class_token=False needs global_pool='avg' and distilled=False, got "
-                f"global_pool={global_pool!r}, distilled={distilled!r}"
-            )
-        if distilled and global_pool != "token":
-            raise ValueError(f"distilled=True needs global_pool='token', got {global_pool!r}")
+        image, patch = check_architecture(
+            class_num=class_num,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            class_token=class_token,
+            distilled=distilled,
+            global_pool=global_pool,
+        )
 
         self.class_num = class_num
         self.num_features = self.embed_dim = embed_dim
@@ -299,20 +290,7 @@ def load_weights(model: nn.Layer, path: str | os.PathLike[str]) -> nn.Layer:
     qkv = "blocks.0.attn.qkv.weight"
     if qkv in own and qkv in state and list(state[qkv].shape) == list(own[qkv].shape)[::-1]:
         state = {name: value.T if value.ndim == 2 else value for name, value in state.items()}
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys())
-            if tuple(state[name].shape) != tuple(own[name].shape)
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(
-            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
-        )
-        raise ValueError(f"the weights in {path} do not fit the model. {found}")
+    check_fit(path, own, state)
     model.set_state_dict(
         {name: paddle.to_tensor(state[name]).astype(own[name].dtype) for name in own}
     )
@@ -336,10 +314,3 @@ def _check_image(got: list[int], expected: tuple[int, int]) -> None:
             f"images are {tuple(got)} pixels, the model takes {expected}: "
             "resize them, or build the model with that img_size"
         )
-
-
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
-        raise ValueError(f"{name}={value!r} must be an int >= 1, or two of them (height, width)")
-    return pair[0], pair[1]

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tomecore.models._arguments import check_architecture, check_fit
+
 __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
 
 
@@ -175,30 +177,20 @@ class VisionTransformer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        image, patch = _pair("img_size", img_size), _pair("patch_size", patch_size)
-        if image[0] < patch[0] or image[1] < patch[1]:
-            raise ValueError(f"patch_size={patch_size!r} must be at most img_size={img_size!r}")
-        sizes = {"in_chans": in_chans, "embed_dim": embed_dim, "depth": depth}
-        for name, value in (sizes | {"num_heads": num_heads}).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an int >= 1")
-        if not isinstance(num_classes, int) or num_classes < 0:
-            raise ValueError(f"num_classes={num_classes!r} must be an int >= 0 (0: no head)")
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim={embed_dim!r} must be a multiple of num_heads={num_heads}")
-        if mlp_ratio <= 0.0:
-            raise ValueError(f"mlp_ratio={mlp_ratio!r} must be above 0")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={drop_path_rate!r} must be in [0, 1)")
-        if global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool={global_pool!r} must be 'token' or 'avg'")
-        if not class_token and (distilled or global_pool == "token"):
-            raise ValueError(
-                "class_token=False needs global_pool='avg' and distilled=False, got "
-                f"global_pool={global_pool!r}, distilled={distilled!r}"
-            )
-        if distilled and global_pool != "token":
-            raise ValueError(f"distilled=True needs global_pool='token', got {global_pool!r}")
+        image, patch = check_architecture(
+            num_classes=num_classes,
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            class_token=class_token,
+            distilled=distilled,
+            global_pool=global_pool,
+        )
 
         self.num_classes = num_classes
         self.num_features = self.embed_dim = embed_dim
@@ -308,29 +300,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     else:
         raise ValueError(f"path={path!r} must end in .safetensors, .pt or .pth")
     own = model.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys())
-            if state[name].shape != own[name].shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(
-            f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names
-        )
-        raise ValueError(f"the weights in {path} do not fit the model. {found}")
+    check_fit(path, own, state)
     model.load_state_dict(state)
     return model
-
-
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v >= 1 for v in pair):
-        raise ValueError(f"{name}={value!r} must be an int >= 1, or two of them (height, width)")
-    return pair[0], pair[1]
 
 
 def _head(dim: int, num_classes: int) -> nn.Module:
