@@ -15,8 +15,6 @@ from tomecore.adapters._swap import original_class
 
 __all__ = ["Spec", "defines_forward", "nothing", "qualified_name"]
 
-ANY = ("*",)
-
 
 def nothing(module: Any) -> None:
     """The check of a family that has nothing more to check."""
