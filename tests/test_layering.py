@@ -53,6 +53,7 @@ BY_NAME = {
     "tomecore",
     "tomecore.adapters",
     "tomecore.adapters._host",
+    "tomecore.adapters.families",
     "tomecore.backends",
 }
 

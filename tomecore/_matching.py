@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tomecore._checks import floating, rank, whole_number
+from tomecore._checks import floating, rank, same_batch, whole_number
 from tomecore._plan import MergePlan, compute_dtype
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentValueError
@@ -32,6 +32,7 @@ def bipartite_soft_matching(
     distill_token: bool = False,
     *,
     protected: int | None = None,
+    valid: Array | None = None,
     backend: Backend | None = None,
 ) -> MergePlan:
     """Merge the r even tokens that are most similar to an odd token, each into that token.
@@ -43,6 +44,9 @@ def bipartite_soft_matching(
         class_token: ToMe's name for ``protected=1``.
         distill_token: a second protected token; needs ``class_token``.
         protected: how many tokens at the front neither merge nor are merged into.
+        valid: (B, N) bool, False for padding. Padding merges first, and a token merges into padding
+            only where there is nothing else; merged with size 0 (:func:`tomecore.merge_weighted`),
+            padding then changes nothing. None: there is none.
         backend: the keys' backend; inferred if left out.
 
     Returns:
@@ -69,7 +73,15 @@ def bipartite_soft_matching(
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     even = _arange(backend, keys, first_even, tokens, 2)
     odd = _arange(backend, keys, first_odd, tokens, 2)
-    partner, similarity = _best_partner(backend, keys, even, odd)
+    if valid is not None:
+        rank(valid, "valid", "(B, N)")
+        same_batch(valid, "valid", keys)
+        if valid.shape[1] != tokens or not xp.isdtype(valid.dtype, "bool"):
+            raise ArgumentValueError(
+                f"`valid` must be bool with {tokens} tokens on axis 1, as `keys` has; "
+                f"got {valid.dtype} of shape {tuple(valid.shape)}"
+            )
+    partner, similarity = _best_partner(backend, keys, even, odd, valid)
     order = xp.argsort(similarity, axis=1, descending=True, stable=True)
     gone, stay = order[:, :r], order[:, r:]
     if protected:
@@ -173,9 +185,12 @@ def _protected(protected: int | None, class_token: bool, distill_token: bool) ->
 
 
 def _best_partner(
-    backend: Backend, keys: Array, source: Array, target: Array
+    backend: Backend, keys: Array, source: Array, target: Array, valid: Array | None = None
 ) -> tuple[Array, Array]:
-    """For every source token the number of the most similar target, (B, s) int, and the cosine (B, s)."""
+    """For every source token the number of the most similar target, (B, s) int, and the cosine (B, s).
+
+    Targets that are padding are worse than any cosine, sources that are padding better.
+    """
     xp = backend.xp
     keys = backend.detach(keys)
     keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
@@ -183,8 +198,14 @@ def _best_partner(
     keys = keys / xp.where(norm > 0, norm, xp.ones_like(norm))
     a, b = xp.take(keys, source, axis=1), xp.take(keys, target, axis=1)
     cosine = xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
+    if valid is not None:
+        padding = 1 - xp.astype(valid, cosine.dtype)
+        cosine = cosine - 4 * xp.take(padding, target, axis=1)[:, None, :]
     partner = xp.argmax(cosine, axis=2)
-    return partner, xp.take_along_axis(cosine, partner[:, :, None], axis=2)[:, :, 0]
+    best = xp.take_along_axis(cosine, partner[:, :, None], axis=2)[:, :, 0]
+    if valid is not None:
+        best = best + 8 * xp.take(padding, source, axis=1)
+    return partner, best
 
 
 def _identity(backend: Backend, keys: Array, tokens: int) -> MergePlan:

@@ -16,7 +16,7 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     Args:
         plan: which tokens merge.
         x: (B, N, C), real floating point.
-        size: (B, N), how many original tokens each token stands for; None: one each.
+        size: (B, N), how many original tokens each token stands for, 0 for padding; None: one each.
 
     Returns:
         The merged tokens (B, n, C) in the dtype of ``x``, and their sizes (B, n) in float32, which
@@ -76,10 +76,13 @@ def merged_mean(plan: MergePlan, x: Array, size: Array | None, merged: Array) ->
     wide = compute_dtype(xp, x.dtype)
     out = xp.astype(take_rows(backend, x, plan.kept), wide, copy=False)
     if plan.num_merged:
-        share = 1 / xp.take_along_axis(xp.astype(merged, wide, copy=False), plan.into, axis=1)
-        if size is not None:
+        total = xp.take_along_axis(xp.astype(merged, wide, copy=False), plan.into, axis=1)
+        if size is None:
+            share = 1 / total
+        else:
             size = xp.astype(size, wide, copy=False)
-            share = xp.take_along_axis(size, plan.merged, axis=1) * share
+            total = xp.where(total > 0, total, xp.ones_like(total))  # padding among itself
+            share = xp.take_along_axis(size, plan.merged, axis=1) * (1 / total)
         gone = xp.astype(take_rows(backend, x, plan.merged), wide, copy=False)
         step = (gone - take_rows(backend, out, plan.into)) * share[:, :, None]
         out = backend.accumulate(out, plan.into, step)

@@ -55,7 +55,9 @@ def arithmetic_limit(model: Any, num_tokens: int, r: R) -> float:
     return multiply_adds(model, num_tokens, 0) / multiply_adds(model, num_tokens, r)
 
 
-def drop_tokens(config: Config, x: Array, key: Array, run: Run, amount: int) -> tuple[Array, Run]:
+def drop_tokens(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> tuple[Array, Run]:
     """A reduction that costs nothing: the last ``amount`` tokens go."""
     return x[:, : run.width - amount], run
 

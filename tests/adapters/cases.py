@@ -11,6 +11,7 @@ import numpy as np
 import tomecore.models.paddle
 import tomecore.models.torch
 from adapters.frameworks import PADDLE, TORCH, Framework
+from tomecore.adapters._spec import attribute
 
 __all__ = ["OWN", "Case", "by_name", "golden_runs"]
 
@@ -31,6 +32,10 @@ class Case:
         exact: the halves equal the block bit for bit; else our attention half stands in.
         drops: drops paths at random in training.
         golden: builds from the arguments in the golden file of the framework; only the plain ViT.
+        layers: dotted path of the list of blocks in what ``build`` returns.
+        given: ``(model, x) -> dict``, what the model passes to a block beside tokens ``x``.
+        prop_attn: the default of proportional attention.
+        rounds: rounds to float32 on the way, whatever its weights are: no finite differences.
     """
 
     name: str
@@ -41,6 +46,22 @@ class Case:
     exact: bool = True
     drops: bool = False
     golden: Callable[..., Any] | None = None
+    layers: str = "blocks"
+    given: Callable[[Any, Any], dict[str, Any]] | None = None
+    prop_attn: bool = True
+    rounds: bool = False
+
+    def blocks(self, model: Any) -> list[Any]:
+        """The blocks of what ``build`` returned."""
+        return list(attribute(model, self.layers))
+
+    def arguments(self, model: Any, x: Any) -> dict[str, Any]:
+        """What a block gets beside ``x``."""
+        return {} if self.given is None else self.given(model, x)
+
+    def entering(self, model: Any, images: np.ndarray) -> Any:
+        """The tokens that enter the first block, with their graph."""
+        return self.fw.tokens(model, images, self.blocks(model)[0])
 
     def model(self, *, size: int = 32, depth: int = 4, seed: int = 0) -> Any:
         """Float64, evaluation mode, every parameter random."""

@@ -17,6 +17,12 @@ def case(request):
     return request.param
 
 
+@pytest.fixture(params=OWN, ids=lambda case: case.name)
+def smooth(request):
+    """A family of models that does not round on the way, so that finite differences mean something."""
+    return request.param
+
+
 @pytest.fixture(params=[c for c in OWN if c.golden], ids=lambda case: case.fw.name)
 def plain(request):
     """The plain ViT of each framework, where the kind of model makes no difference."""

@@ -78,7 +78,7 @@ class Framework:
         named = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         return {name: self.numpy(gradient).copy() for name, gradient in named.items()}
 
-    def tokens(self, model: Any, images: np.ndarray) -> Any:
+    def tokens(self, model: Any, images: np.ndarray, block: Any = None) -> Any:
         """The tensor that would enter the first block, with its graph."""
         caught: list[Any] = []
 
@@ -86,7 +86,7 @@ class Framework:
             caught.append(args[0])
             raise Caught
 
-        hook = self.pre_hook(model.blocks[0], catch)
+        hook = self.pre_hook(model.blocks[0] if block is None else block, catch)
         try:
             model(self.tensor(images))
         except Caught:

@@ -9,6 +9,14 @@ import tomecore as tc
 from adapters import explicit
 from tomecore.adapters._find import find_tower
 
+
+def both_halves(fw, spec, block, x, given):
+    """What the spec's two halves make of ``x``, nothing merged in between."""
+    y = spec.attend(fw.tome.HOST, block, x, None, given)
+    y = y[0] if isinstance(y, tuple) else y
+    return y if spec.feed is None else spec.feed(block, y)
+
+
 SCHEDULES = [8, 30, [3, 0, 9, 20], (6, -1.0)]
 
 
@@ -37,10 +45,11 @@ def test_the_two_halves_are_the_blocks_own_forward(case, dtype):
     tokens = np.random.default_rng(0).standard_normal((2, case.num_tokens(), 32)).astype(dtype)
     x = fw.tensor(tokens)
     for block in blocks:
-        residual = spec.attend(fw.tome.HOST, block, x, None)
-        residual = residual[0] if isinstance(residual, tuple) else residual
-        y = x + residual
-        halves, whole = fw.numpy(y + spec.feed(block, y)), fw.numpy(block(x))
+        given = case.arguments(model, x)
+        halves, whole = (
+            fw.numpy(both_halves(fw, spec, block, x, given)),
+            fw.numpy(block(x, **given)),
+        )
         assert whole.dtype == dtype
         if case.exact:
             assert np.array_equal(halves, whole)
@@ -56,13 +65,12 @@ def test_dropped_paths_are_the_same_in_the_halves(case):
     model.train()
     tokens = np.random.default_rng(0).standard_normal((8, case.num_tokens(), 32))
     x, unchanged = fw.tensor(tokens), 0
+    given = case.arguments(model, x)
     for number, block in enumerate(blocks):
         fw.seed(number)
-        whole = fw.numpy(block(x))
+        whole = fw.numpy(block(x, **given))
         fw.seed(number)
-        residual = spec.attend(fw.tome.HOST, block, x, None)
-        y = x + (residual[0] if isinstance(residual, tuple) else residual)
-        halves = fw.numpy(y + spec.feed(block, y))
+        halves = fw.numpy(both_halves(fw, spec, block, x, given))
         limit = 0 if case.exact else 1e-13 * np.abs(whole).max()
         np.testing.assert_allclose(halves, whole, rtol=0, atol=limit)
         unchanged += int((whole == tokens).all(axis=(1, 2)).sum())
@@ -77,7 +85,7 @@ def test_every_block_merges_like_the_written_out_model(case, r, prop_attn):
     tokens = fw.numpy(fw.tokens(model, images))
     layers = explicit.run(
         fw,
-        model.blocks,
+        case.blocks(model),
         tokens,
         tc.parse_r(4, r),
         protected=case.prefix,
@@ -85,7 +93,7 @@ def test_every_block_merges_like_the_written_out_model(case, r, prop_attn):
     )
     fw.tome.apply_patch(model, r=r, prop_attn=prop_attn, trace_source=True)
     seen = []
-    for block in model.blocks:
+    for block in case.blocks(model):
         fw.post_hook(block, lambda module, args, output: seen.append(fw.numpy(output)) or None)
     fw.forward(model, images)
 
@@ -122,6 +130,6 @@ def test_proportional_attention_is_the_default_and_changes_the_output(case):
         prop_attn: case.fw.forward(case.patched(r=8, prop_attn=prop_attn), images)
         for prop_attn in (None, True, False)
     }
-    assert np.array_equal(outputs[None], outputs[True])
+    assert np.array_equal(outputs[None], outputs[case.prop_attn])
     assert not np.allclose(outputs[True], outputs[False])
-    assert case.patched().tome.prop_attn is True
+    assert case.patched().tome.prop_attn is case.prop_attn

@@ -37,7 +37,7 @@ def test_a_callable_schedule_may_merge_so_a_block_by_itself_is_refused(plain):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_hook_that_returns_a_new_tensor(case, layer):
     fw, model = case.fw, case.patched(r=8)
-    hook = fw.post_hook(model.blocks[layer], lambda module, args, y: y * 1)
+    hook = fw.post_hook(case.blocks(model)[layer], lambda module, args, y: y * 1)
     with pytest.raises(LostStateError, match=TEXT):
         fw.forward(model, case.images())
     hook.remove()

@@ -59,6 +59,26 @@ def test_without_restore_the_shorter_sequence_comes_out(case):
     assert np.array_equal(fw.forward(short, images), output)
 
 
+def test_every_layer_can_hand_on_all_tokens(case):
+    """What readers of intermediate layers switch on changes no number, only what can be seen."""
+    fw, images = case.fw, case.images()
+    usual = case.patched(r=8, trace_source=True)
+    output, source = fw.forward(usual, images), fw.numpy(usual.tome.source)
+    model = case.patched(r=8, trace_source=True)
+    seen = []
+    for block in case.blocks(model):
+        fw.post_hook(block, lambda module, args, y: seen.append(fw.numpy(y)) or None)
+    with model.tome.all_tokens():
+        dense = fw.forward(model, images)
+    np.testing.assert_allclose(dense, output, rtol=0, atol=1e-12 * np.abs(output).max())
+    assert np.array_equal(fw.numpy(model.tome.source), source)
+    assert [x.shape[:2] for x in seen] == [(3, case.num_tokens())] * 4
+    for x, tokens in zip(seen, model.tome.tokens, strict=True):
+        assert max(len(np.unique(sample, axis=0)) for sample in x) <= tokens
+    fw.forward(model, images)
+    assert seen[-2].shape[1] == case.num_tokens() - 24
+
+
 def test_unmerge_is_a_gather_by_the_source(case):
     fw, model = case.fw, case.patched(r=[9, 0, 3], trace_source=True)
     fw.forward(model, case.images())
@@ -77,6 +97,42 @@ def test_unmerge_works_without_tracing_and_without_merging(case):
     fw.tome.apply_patch(model, trace_source=True)
     fw.forward(model, case.images())
     assert np.array_equal(fw.numpy(model.tome.source), [np.arange(case.num_tokens())] * 3)
+
+
+def test_a_dense_head_gets_a_full_grid(plain):
+    """A segmentation head on features of a merging model: one vector for each patch, in its place."""
+    fw, images = plain.fw, plain.images()
+    model = plain.patched(r=8, trace_source=True)
+    features = model.forward_features(fw.tensor(images))
+    grid = fw.numpy(model.tome.grid(features))
+    assert grid.shape == (3, 32, 8, 8)
+    rows = fw.numpy(features)[:, 1:].reshape(3, 8, 8, 32)
+    assert np.array_equal(grid, rows.transpose(0, 3, 1, 2))
+    assert np.array_equal(
+        fw.numpy(model.tome.grid(features, (4, 16))),
+        rows.reshape(3, 4, 16, 32).transpose(0, 3, 1, 2),
+    )
+    source = fw.numpy(model.tome.source)[:, 1:].reshape(3, 8, 8)
+    slots = np.random.default_rng(0).standard_normal((3, model.tome.tokens[-1], 5))
+    by_slot = fw.numpy(model.tome.grid(fw.tensor(slots)))
+    for b in range(3):
+        assert np.array_equal(by_slot[b].transpose(1, 2, 0), slots[b][source[b]])
+        same = source[b].reshape(-1)
+        vectors = grid[b].reshape(32, -1).T
+        assert all((vectors[same == slot] == vectors[same == slot][0]).all() for slot in same)
+
+
+def test_a_grid_that_does_not_hold_the_patches(plain):
+    fw, model = plain.fw, plain.patched(r=8)
+    fw.forward(model, plain.images())
+    x = fw.tensor(np.zeros((3, 65, 5)))
+    text = r"`size` must be \(height, width\) with height \* width = 64, .*; got 8 x 7"
+    with pytest.raises(ArgumentValueError, match=text):
+        model.tome.grid(x, (8, 7))
+    with pytest.raises(ArgumentTypeError, match="`size` must be an integer"):
+        model.tome.grid(x, (8.0, 8))
+    with pytest.raises(ArgumentValueError, match=r"must have shape \(3, 33, C\)"):
+        model.tome.grid(fw.tensor(np.zeros((3, 64, 5))))
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 5), (2, 33, 5), (3, 65, 5)], ids=str)

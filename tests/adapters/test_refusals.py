@@ -86,6 +86,29 @@ def test_a_changed_model_is_refused_and_untouched(case, change, text):
     check_refused(fw, model, text)
 
 
+GENERIC = {
+    "unknown child": (
+        lambda fw, block: setattr(block, "adapter", fw.linear(32, 32)),
+        r"\[1\] has a child 'adapter' \(.*Linear\) that tomecore does not know",
+    ),
+    "own parameter": (
+        lambda fw, block: setattr(block, "unheard_of", fw.parameter()),
+        r"\[1\] has parameters or buffers of its own \(unheard_of\)",
+    ),
+    "other forward": (
+        lambda fw, block: subclass(block, forward=own_forward),
+        r"\[1\] is a .*Own, whose forward is not one that tomecore knows",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), GENERIC.values(), ids=GENERIC)
+def test_a_changed_block_is_refused_and_untouched(case, change, text):
+    fw, model = case.fw, case.model()
+    change(fw, case.blocks(model)[1])
+    check_refused(fw, model, text)
+
+
 def check_refused(fw, model, text, **settings):
     before = fw.fingerprint(model)
     with pytest.raises(UnsupportedModelError, match=text):
@@ -103,14 +126,14 @@ def test_a_second_patch_checks_again(plain):
 def test_a_subclass_that_keeps_the_forward_is_fine(case):
     fw, model, images = case.fw, case.model(), case.images()
     expected = fw.forward(case.patched(r=8), images)
-    for block in model.blocks:
+    for block in case.blocks(model):
         subclass(block, extra_repr=lambda self: "mine")
     subclass(model)
-    classes = [type(model), type(model.blocks[0])]
+    classes = [type(model), type(case.blocks(model)[0])]
     fw.tome.apply_patch(model, r=8)
     assert np.array_equal(fw.forward(model, images), expected)
     fw.tome.remove_patch(model)
-    assert [type(model), type(model.blocks[0])] == classes
+    assert [type(model), type(case.blocks(model)[0])] == classes
     assert original_class(model) is classes[0]
 
 
@@ -141,7 +164,7 @@ def test_windows_are_named(plain):
     fw = plain.fw
     model = fw.container(stage=fw.linear(4, 4))
     model.stage.window_size = 7
-    check_refused(fw, model, r"has a window_size \(.*Linear\): it attends in windows, or")
+    check_refused(fw, model, r"has a window_size \(.*Linear\): it attends in windows of its grid")
 
 
 @pytest.mark.parametrize("thing", [None, "model", 16, [], object], ids=repr)

@@ -10,14 +10,14 @@ import pytest
 from tomecore.errors import LostStateError
 
 
-def in_lock_step(fw, model, runs):
+def in_lock_step(fw, blocks, runs):
     """Run each function in a thread; no thread enters a block before all have reached it."""
     barrier = threading.Barrier(len(runs), timeout=60)
 
     def wait(*_):
         barrier.wait()
 
-    hooks = [fw.pre_hook(block, wait) for block in model.blocks]
+    hooks = [fw.pre_hook(block, wait) for block in blocks]
     results = [None] * len(runs)
 
     def work(place, function):
@@ -49,7 +49,8 @@ def test_threads_that_share_a_model(case):
 
     expected = [results(seed) for seed in range(3)]
     assert not np.array_equal(expected[0][2], expected[1][2])
-    got = in_lock_step(fw, model, [lambda seed=seed: results(seed) for seed in range(3)])
+    runs = [lambda seed=seed: results(seed) for seed in range(3)]
+    got = in_lock_step(fw, case.blocks(model), runs)
     for mine, alone in zip(got, expected, strict=True):
         for array, other in zip(mine, alone, strict=True):
             assert np.array_equal(array, other)
@@ -59,7 +60,7 @@ def test_threads_that_differ_in_batch_size(plain):
     fw, model = plain.fw, plain.patched(r=8)
     expected = [fw.forward(model, plain.images(n, seed=n)) for n in (1, 2)]
     runs = [lambda n=n: fw.forward(model, plain.images(n, seed=n)) for n in (1, 2)]
-    for mine, alone in zip(in_lock_step(fw, model, runs), expected, strict=True):
+    for mine, alone in zip(in_lock_step(fw, model.blocks, runs), expected, strict=True):
         assert np.array_equal(mine, alone)
 
 
@@ -74,7 +75,7 @@ def test_gradients_in_threads_that_share_a_model(plain):
         return fw.numpy(images.grad).copy()
 
     expected = [gradient(seed) for seed in (0, 1)]
-    got = in_lock_step(fw, model, [lambda seed=seed: gradient(seed) for seed in (0, 1)])
+    got = in_lock_step(fw, model.blocks, [lambda seed=seed: gradient(seed) for seed in (0, 1)])
     for mine, alone in zip(got, expected, strict=True):
         assert np.array_equal(mine, alone)
 

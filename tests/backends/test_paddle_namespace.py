@@ -80,6 +80,7 @@ CALLS = [
     call("astype", WHOLE, positional=("bool_",)),
     call("concat", X, Y, axis=1),
     call("concat", WHOLE, WHOLE[:, :0], WHOLE[:, :2], axis=1),
+    call("exp", X),
     call("log", np.abs(X)),
     call("matmul", X, Y.swapaxes(1, 2)),
     call("matmul", X.astype("float32"), Y.astype("float32").swapaxes(1, 2)),

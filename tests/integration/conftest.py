@@ -13,9 +13,12 @@ NEEDED = {
         *("sklearn", "typer"),
     ),
     "pip install -r tests/integration/requirements.txt": (
-        *("cv2", "faiss", "prettytable", "requests", "six", "timm", "torchvision", "tqdm", "yaml"),
+        *("cv2", "faiss", "onnx", "onnxruntime", "onnxscript", "open_clip", "prettytable"),
+        *("requests", "six", "timm", "torchvision", "tqdm", "transformers", "yaml"),
     ),
-    "pip install --no-deps -r tests/integration/requirements-no-deps.txt": ("paddleclas", "ppim"),
+    "pip install --no-deps -r tests/integration/requirements-no-deps.txt": (
+        *("clip", "dinov2", "paddleclas", "ppim"),
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Patches for real models: ``tomecore.adapters.torch`` and ``tomecore.adapters.paddle``.
 
 Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
+``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ _MODULES = ("paddle", "torch")
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tomecore.adapters.{name}")
-    if name in {"apply_patch", "remove_patch", "handle"}:
+    if name == "Spec":
+        return importlib.import_module("tomecore.adapters._spec").Spec
+    if name in {"apply_patch", "remove_patch", "handle", "register"}:
         raise AttributeError(
             f"tomecore.adapters has no {name!r} of its own: import the framework's module, for example "
             f"`import tomecore.adapters.torch as tome; tome.{name}(model)`"
@@ -23,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(_MODULES)
+    return ["Spec", *_MODULES]

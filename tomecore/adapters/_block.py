@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore._matching import bipartite_soft_matching
-from tomecore._merging import merge_sizes, merged_mean
-from tomecore._plan import compute_dtype, take_rows
+from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
-from tomecore.adapters._host import WAITING
+from tomecore.adapters._spec import attributes
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["Merging", "merge_tokens"]
+__all__ = ["Merging"]
 
 
 class Merging(Swapped):
@@ -32,52 +30,80 @@ class Merging(Swapped):
 
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         config = self._tome
-        host = config.host
+        host, spec = config.host, config.spec
         host.run_as_is(True)
         tracing = host.tracing()
         run = config.begin(x, tracing) if self._tome_first else config.resume(x, tracing)
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         amount = config.clamp(run)
-        if amount == 0 and run.sizes is None:
+        if amount == 0 and run.source is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
             return hand_on(config, y, run.after(run.width), tracing)
-        check_arguments(config, args, kwargs)
         backend = host.backend()
+        if config.token_axis == 0:
+            x = backend.xp.permute_dims(x, (1, 0, 2))
+        given: dict[str, Any] = {}
+        if args or kwargs or spec.carry is not None:
+            given, run = arguments(config, self, args, kwargs, run, x)
         if run.every and run.owners is not None:
             x = take_rows(backend, x, run.owners)
-        bias = None
-        if config.prop_attn and run.sizes is not None:
-            bias = host.log_sizes(run.sizes, x)
-        residual, key = attend(config, self, x, bias, tracing)
-        x = x + residual
+        x, keys = attend(config, self, x, key_bias(config, run, x), given, tracing)
         if amount > 0:
-            x, run = config.reduce(config, x, key, run, amount)
-        x = x + config.spec.feed(self, x)
+            x, run = config.reduce(config, self, x, keys, run, amount)
+        if spec.feed is not None:
+            x = spec.feed(self, x)
         run = run.after(run.width - amount)
         if run.source is not None and (run.every or (run.step is None and config.restore)):
             x = take_rows(backend, x, run.source)
+        if config.token_axis == 0:
+            x = backend.xp.permute_dims(x, (1, 0, 2))
         return hand_on(config, x, run, tracing)
 
 
 def attend(
-    config: Config, block: Any, x: Array, bias: Array | None, tracing: bool
-) -> tuple[Array, Array]:
-    """The attention half: its residual, and the keys it computed on the way."""
+    config: Config,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    given: dict[str, Any],
+    tracing: bool,
+) -> tuple[Array, list[Array]]:
+    """The attention half, and the keys it computed on the way."""
     spec, taps = config.spec, config.host.taps
     if not spec.key:
-        residual, key = spec.attend(config.host, block, x, bias)
-        return residual, key
-    taps.set(WAITING, tracing)
-    residual = spec.attend(config.host, block, x, bias)
-    key = taps.take(tracing)
-    if key is WAITING:
+        x, key = spec.attend(config.host, block, x, bias, given)
+        return x, [key]
+    tapped: list[tuple[Any, Array]] = []
+    taps.set(tapped, tracing)
+    try:
+        x = spec.attend(config.host, block, x, bias, given)
+    finally:
+        taps.set(None, tracing)
+    modules = attributes(block, spec.key)
+    same = len(tapped) == len(modules)
+    keys = []
+    for index, (module, key) in enumerate(tapped):
+        same = same and module is modules[index]
+        keys.append(key)
+    if not same:
         raise UnsupportedModelError(
             f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
-            "that tokens are matched by. Something replaced the attention after apply_patch: "
-            "remove_patch, then apply_patch again."
+            "that tokens are matched by, as it was when the model was patched. Something replaced it, "
+            "or the attention, after apply_patch: remove_patch, then apply_patch again."
         )
-    return residual, key
+    return x, keys
+
+
+def key_bias(config: Config, run: Run, x: Array) -> Array | None:
+    """(B, 1, 1, n): what each token's size adds to its attention scores; -inf for padding."""
+    if run.sizes is None or (run.valid is None and not config.prop_attn):
+        return None
+    sizes = run.sizes
+    if not config.prop_attn:
+        xp = config.host.backend().xp
+        sizes = xp.astype(sizes > 0, xp.float32)
+    return config.host.log_sizes(sizes, x)
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:
@@ -88,38 +114,39 @@ def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:
     return x
 
 
-def merge_tokens(config: Config, x: Array, key: Array, run: Run, amount: int) -> tuple[Array, Run]:
-    """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
-    backend = config.host.backend()
-    xp = backend.xp
-    key = backend.detach(key)
-    key = xp.astype(key, compute_dtype(xp, key.dtype), copy=False)
-    if len(key.shape) == 4:
-        key = xp.mean(key, axis=config.spec.key_heads)
-    plan = bipartite_soft_matching(key, amount, protected=config.protected, backend=backend)
-    sizes = merge_sizes(plan, run.sizes)
-    x = merged_mean(plan, x, run.sizes, sizes)
-    slots = plan.slots
-    source = slots if run.source is None else xp.take_along_axis(slots, run.source, axis=1)
-    owners = None
-    if run.every:
-        owners = plan.kept
-        if run.owners is not None:
-            owners = xp.take_along_axis(run.owners, plan.kept, axis=1)
-    if config.observer is not None:
-        config.observer(len(run.tokens), key, plan, sizes, x)
-    return x, run.merged(sizes, source, owners)
-
-
-def check_arguments(config: Config, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse arguments that describe all tokens while there are fewer."""
-    given = [f"a positional {type(a).__name__}" for a in args if a is not None]
-    for name, value in kwargs.items():
-        if value is not None and value is not config.spec.accepts.get(name):
-            given.append(f"{name}=")
-    if given:
+def arguments(
+    config: Config,
+    block: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Run,
+    x: Array,
+) -> tuple[dict[str, Any], Run]:
+    """The block's arguments beside x, as those of the merged tokens; refuse what cannot be."""
+    spec = config.spec
+    named = dict(zip(spec.arguments, args, strict=False))
+    named.update(kwargs)
+    given = {}
+    for name, value in named.items():
+        if value is not None and value is not spec.accepts.get(name):
+            given[name] = value
+    mask = given.pop(spec.mask, None)
+    if mask is not None and run.source is None:
+        xp = config.host.backend().xp
+        ones = xp.astype(xp.ones_like(x[:, :, 0]), xp.float32)
+        run = run.padded(ones * xp.astype(spec.real_tokens(mask), xp.float32))
+    if mask is not None and run.valid is None:
+        unknown = [f"{spec.mask}=, which earlier blocks did not get"]
+    else:
+        unknown = [f"a positional {type(a).__name__}" for a in args[len(spec.arguments) :]]
+        known = () if spec.carry is None else spec.arguments
+        unknown += [f"{name}=" for name in given if name not in known]
+    if unknown:
         raise UnsupportedModelError(
-            f"a patched block of {config.spec.family} was called with {', '.join(given)}, which "
-            "describes all tokens while merging leaves fewer. Call the model without it, or set "
-            "model.r = 0 for such calls."
+            f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes "
+            "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 for "
+            "such calls."
         )
+    if spec.carry is not None and run.source is not None:
+        given = spec.carry(config.host, block, given, run)
+    return given, run

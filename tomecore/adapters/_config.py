@@ -8,16 +8,16 @@ from typing import Any
 
 from tomecore._plan import MergePlan
 from tomecore.adapters._host import Host
-from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Run, Start, Step, ThreadSlot, chain
+from tomecore.adapters._spec import Spec, attribute
+from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, chain
 from tomecore.backends import Array
 from tomecore.errors import LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction"]
 
-#: (config, x (B, N, C), key, run, amount) -> fewer tokens, and the run that knows of it
-Reduction = Callable[["Config", Array, Array, Run, int], tuple[Array, Run]]
+#: (config, block, x (B, N, C), keys, run, amount) -> fewer tokens, and the run that knows of it
+Reduction = Callable[["Config", Any, Array, list[Array], Run, int], tuple[Array, Run]]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
 
@@ -45,8 +45,11 @@ class Config:
         self.spec = spec
         self.tower = tower
         self.blocks = blocks
+        self.layers = spec.layers(tower) or ""
         self.reduce = reduce
         self.protected = spec.prefix(tower)
+        #: the axis of tokens in what enters and leaves a block; the batch is the other of 0 and 1
+        self.token_axis = int(spec.batch_first is None or spec.batch_first(tower))
         self.prop_attn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
@@ -80,28 +83,29 @@ class Config:
     def start(self, num_tokens: int, tracing: bool) -> Start:
         """How a forward pass of ``num_tokens`` tokens begins now."""
         step = self._first if self._first is not None else chain(self.schedule(num_tokens))
-        return Start(step, every=bool(self.dense.get(tracing)))
+        every = bool(self.dense.get(tracing)) or self.spec.dense(self.tower)
+        return Start(step, every=every)
 
     def begin(self, x: Array, tracing: bool) -> Run:
         """The first block starts a run: nothing outside the blocks has to know that one begins."""
-        number = 0
+        number, tokens = 0, int(x.shape[self.token_axis])
         self.check_intact()
         if tracing:
-            start = self.start(int(x.shape[1]), tracing)
+            start = self.start(tokens, tracing)
         else:
             again = self.host.recomputing()
             kept = self.host.kept_start(self, x)
-            start = self.restart(x, kept) if again else self.start(int(x.shape[1]), tracing)
+            start = self.restart(tokens, kept) if again else self.start(tokens, tracing)
             self.host.keep_start(self, x, start if again else self.remember(kept, start))
             number = -1 if again else next(_numbers)
-        return Run(
-            step=start.step,
-            num_tokens=int(x.shape[1]),
+        entry = Entry(
+            num_tokens=tokens,
+            batch=x.shape[1 - self.token_axis],
+            device=None if tracing else self.host.backend().device(x),
             number=number,
             every=start.every,
-            batch=x.shape[0],
-            device=None if tracing else self.host.backend().device(x),
         )
+        return Run(entry, start.step, tokens)
 
     def remember(self, kept: Start | None, start: Start) -> Start:
         """What the first input of a forward pass keeps, having kept ``kept`` so far."""
@@ -109,8 +113,8 @@ class Config:
         same = kept is None or (kept is not MIXED and kept.same(start))
         return start if same else MIXED
 
-    def restart(self, x: Array, kept: Start | None) -> Start:
-        """How a recomputed pass began, whose first input ``x`` kept ``kept``.
+    def restart(self, num_tokens: int, kept: Start | None) -> Start:
+        """How a recomputed pass of ``num_tokens`` tokens began, whose first input kept ``kept``.
 
         It kept nothing where the checkpointed region begins before the first block. The schedule
         cannot be had there, so it must not have changed.
@@ -123,7 +127,7 @@ class Config:
             )
         if kept is not None:
             return kept
-        start = self.start(int(x.shape[1]), False)
+        start = self.start(num_tokens, False)
         if self._begun is not None and not self._begun.same(start):
             raise LostStateError(
                 "r was changed between a forward pass and its backward pass, and the checkpointed "
@@ -140,7 +144,7 @@ class Config:
 
     def check_intact(self) -> None:
         """Raise if the tower changed since it was patched in a way that merging would break."""
-        blocks = list(getattr(self.tower, self.spec.layers))
+        blocks = list(attribute(self.tower, self.layers))
         if blocks != self.blocks:
             self.check_blocks(blocks)
         if not self.restore:
@@ -168,9 +172,10 @@ class Config:
     def resume(self, x: Array, tracing: bool) -> Run | None:
         """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
         run = self.host.read(self, x, tracing)
-        if run is not None and run.fits(x, tracing):
+        axis = self.token_axis
+        if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
             return run
-        merged = run is not None and run.sizes is not None
+        merged = run is not None and run.source is not None
         if not merged and not callable(self._r) and not any(self.schedule(None)):
             return None
         raise LostStateError(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from tomecore.adapters._host import Host
-from tomecore.adapters._spec import Spec, matches, qualified_name
+from tomecore.adapters._spec import Spec, attributes, matches, qualified_name, reaches
 from tomecore.adapters._swap import original_class
+from tomecore.adapters._verify import why_not
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["attribute", "find_tower"]
+__all__ = ["find_tower"]
 
 
 def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, Any, list[Any]]:
@@ -19,12 +21,11 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
     Raises:
         UnsupportedModelError: no tower, more than one, or one with something no spec accounts for.
     """
-    towers = {
-        path or "model": (module, spec)
-        for path, module in host.named_modules(model)
-        for spec in specs
-        if spec.is_tower(module)
-    }
+    specs = (*host.registered, *specs)
+    modules = [(path or "model", module) for path, module in host.named_modules(model)]
+    towers = {path: m for path, m in modules if any(spec.is_tower(m) for spec in specs)}
+    if not towers and host.fallback is not None:
+        towers = {path: m for path, m in modules if _resembles(host.fallback, m)}
     if not towers:
         raise UnsupportedModelError(_nothing_found(host, specs, model))
     if len(towers) > 1:
@@ -32,36 +33,86 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
             f"`model` holds {len(towers)} vision transformers ({', '.join(towers)}), and one r cannot "
             "mean all of them; call apply_patch on each by itself"
         )
-    ((path, (tower, spec)),) = towers.items()
-    blocks = list(getattr(tower, spec.layers))
-    for index, block in enumerate(blocks):
-        _check_block(host, spec, block, f"{path}.{spec.layers}[{index}]")
+    ((path, tower),) = towers.items()
+    candidates = [spec for spec in specs if spec.is_tower(tower)]
+    for spec in candidates:
+        blocks = spec.listed(tower)
+        if blocks and spec.is_block(blocks[0]) and reaches(blocks[0], spec.key):
+            break
+    else:
+        if host.fallback is not None and _resembles(host.fallback, tower):
+            return host.fallback, tower, _tried(host, host.fallback, candidates, path, tower)
+        spec = candidates[0]
+        blocks = spec.listed(tower)
+    where = f"{path}.{spec.layers(tower)}"
     if not blocks:
-        raise UnsupportedModelError(f"{path}.{spec.layers} is empty: there is no block to merge in")
+        raise UnsupportedModelError(f"{where} is empty: there is no block to merge in")
+    for index, block in enumerate(blocks):
+        _check_forward(spec, candidates, block, f"{where}[{index}]")
+        _check_block(host, spec, block, f"{where}[{index}]")
     return spec, tower, blocks
 
 
-def attribute(module: Any, path: str) -> Any:
-    """The attribute at a dotted path."""
-    for name in filter(None, path.split(".")):
-        module = getattr(module, name)
-    return module
+def _resembles(spec: Spec, module: Any) -> bool:
+    """Whether ``module`` may be a tower of the fallback's kind: worth a try, or a word why not."""
+    blocks = getattr(module, spec.layers(module) or "", None)
+    if not isinstance(getattr(module, "num_prefix_tokens", None), int) or blocks is None:
+        return False
+    needed = ("norm1", "attn", "norm2", "mlp")
+    return (
+        isinstance(blocks, Iterable)
+        and bool(list(blocks))
+        and all(
+            all(getattr(block, name, None) is not None for name in needed)
+            and getattr(block.attn, "k_norm", None) is not None
+            for block in blocks
+        )
+    )
 
 
-def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
-    cls = original_class(block)
-    for path in ("", *spec.bypasses):
-        if "forward" in vars(attribute(block, path)):
+def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any) -> list[Any]:
+    """The blocks of a tower that no spec knows, each tried out; or UnsupportedModelError."""
+    blocks = spec.listed(tower)
+    for index, block in enumerate(blocks):
+        where = f"{path}.{spec.layers(tower)}[{index}]"
+        _check_forward(spec, candidates, block, where)
+        _check_block(host, spec, block, where)
+        width = int(next(iter(block.norm1.parameters())).shape[-1])
+        reason = why_not(host, spec, block, width)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"{where} is a {qualified_name(original_class(block))}, whose forward is not one that "
+                f"tomecore knows. It is built like {spec.family}, but {reason}. To describe it "
+                'yourself, see "Add a model library" in CONTRIBUTING.md.'
+            )
+    return blocks
+
+
+def _check_forward(spec: Spec, candidates: list[Spec], block: Any, where: str) -> None:
+    known = spec.is_block(block)
+    for path in ("", *spec.bypasses) if known else ("",):
+        if any("forward" in vars(module) for module in attributes(block, path)):
             raise UnsupportedModelError(
                 f"{where}{path and '.'}{path} has a forward of its own instance, which merging would "
                 "bypass or be bypassed by (a wrapper such as accelerate's hooks, a monkeypatch, "
                 "to_static); remove it, or patch first"
             )
-    if not spec.is_block(block):
+    if not known:
+        found = qualified_name(original_class(block))
+        other = next((s for s in candidates if s.is_block(block)), None)
+        if other is not None:
+            raise UnsupportedModelError(
+                f"{where} is a {found} among blocks of {spec.family}; tomecore merges in towers "
+                "whose blocks are all of one kind"
+            )
+        names = ", ".join(name for candidate in candidates for name in candidate.blocks)
         raise UnsupportedModelError(
-            f"{where} is a {qualified_name(cls)}, whose forward is not one that tomecore knows for "
-            f"{spec.family} (known: {', '.join(spec.blocks)})"
+            f"{where} is a {found}, whose forward is not one that tomecore knows for "
+            f"{spec.family} (known: {names})"
         )
+
+
+def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
     for name, child in host.named_children(block):
         allowed = spec.children.get(name)
         if allowed is None:
@@ -75,18 +126,19 @@ def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
                 f"{where}.{name} is a {qualified_name(kind)}; tomecore knows {', '.join(allowed)} "
                 f"there for {spec.family}, and merging could break what another class does"
             )
-    tensors = host.own_tensors(block)
+    tensors = [name for name in host.own_tensors(block) if name not in spec.tensors]
     if tensors:
         raise UnsupportedModelError(
             f"{where} has parameters or buffers of its own ({', '.join(tensors)}) that tomecore does "
             f"not know for {spec.family}; merging could drop what they do"
         )
-    if spec.key and not isinstance(attribute(block, spec.key), host.module_class):
+    keys = attributes(block, spec.key) if reaches(block, spec.key) else [None]
+    if spec.key and not all(isinstance(module, host.module_class) for module in keys):
         raise UnsupportedModelError(
             f"{where}.{spec.key} is no module, and tomecore takes the keys from its output"
         )
     for path in spec.bypasses:
-        if host.hooked(attribute(block, path)):
+        if any(host.hooked(module) for module in attributes(block, path)):
             raise UnsupportedModelError(
                 f"{where}.{path} has forward hooks, which the merging forward of {spec.family} would "
                 "not call; remove them, or hook the modules inside it"
@@ -105,11 +157,16 @@ def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
     windowed = next((m for m in modules if getattr(m, "window_size", None) is not None), None)
     found = f"`model` ({qualified_name(original_class(model))}{blocks})"
     known = ", ".join(sorted({spec.family for spec in specs}))
+    for module in modules:
+        for spec in specs:
+            for name, reason in spec.refused.items():
+                if matches(original_class(module), (name,)):
+                    return f"{found} holds a {name}, in which merging is not supported: {reason}."
     if windowed is not None:
         return (
             f"{found} has a window_size ({qualified_name(original_class(windowed))}): it attends in "
-            "windows, or adds biases by position, and merging would break either, because the grid "
-            f"must stay whole. Supported: {known}."
+            "windows of its grid, which merging would break, because the grid must stay whole. "
+            f"Supported: {known}."
         )
     return (
         f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. "

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tomecore._checks import rank
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tomecore._checks import rank, whole_number
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
 from tomecore.adapters._state import Run
@@ -62,7 +66,7 @@ class Handle:
         run = self._run()
         if run.sizes is not None:
             return run.sizes
-        return self._config.host.ones((run.batch, run.width), run.device)
+        return self._config.host.ones((run.entry.batch, run.width), run.entry.device)
 
     @property
     def source(self) -> Array:
@@ -101,6 +105,55 @@ class Handle:
             )
         return take_rows(backend, x, source)
 
+    @contextmanager
+    def all_tokens(self) -> Iterator[None]:
+        """Within this context every block hands on all N tokens, each at its original position.
+
+        For hooks and other readers of intermediate layers. Merging goes on, and so does its speed, less
+        two gathers per block; the output is the same. It holds for the calling thread.
+        """
+        config = self._config
+        tracing = config.host.tracing()
+        before = config.dense.get(tracing)
+        config.dense.set(True, tracing)
+        try:
+            yield
+        finally:
+            config.dense.set(before, tracing)
+
+    def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        """Lay tokens out as the image they came from, for dense prediction.
+
+        Args:
+            x: (B, n, C) slots or (B, N, C) tokens of the last forward pass, those at the front
+                included.
+            size: (height, width) of the grid in patches; None: square.
+
+        Returns:
+            (B, C, height, width), without the tokens at the front; merged patches share their values.
+
+        Raises:
+            ArgumentValueError: a shape that is not of the last forward pass, or a size that does not
+                hold its patches.
+        """
+        run = self._run()
+        rank(x, "x", "(B, n, C)")
+        if x.shape[1] != run.num_tokens:
+            x = self.unmerge(x)
+        patches = run.num_tokens - self.protected
+        if size is None:
+            side = math.isqrt(patches)
+            size = (side, side)
+        height, width = (whole_number(n, "size", unit="patches") for n in size)
+        if height * width != patches:
+            raise ArgumentValueError(
+                f"`size` must be (height, width) with height * width = {patches}, the patches of the "
+                f"last forward pass; got {height} x {width}"
+            )
+        xp = self._config.host.backend().xp
+        rows = xp.reshape(x[:, self.protected :], (-1, height, width, x.shape[2]))
+        return xp.permute_dims(rows, (0, 3, 1, 2))
+
     def __repr__(self) -> str:
         config = self._config
         return (
@@ -113,8 +166,8 @@ class Handle:
         if run.source is not None:
             return run.source
         xp = self._config.host.backend().xp
-        zeros = 0 * self._config.host.ones((run.batch, run.num_tokens), run.device)
-        tokens = xp.arange(run.num_tokens, dtype=xp.int64, device=run.device)
+        zeros = 0 * self._config.host.ones((run.entry.batch, run.num_tokens), run.entry.device)
+        tokens = xp.arange(run.num_tokens, dtype=xp.int64, device=run.entry.device)
         return xp.astype(zeros, xp.int64) + tokens
 
     def _run(self) -> Run:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
+from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start, ThreadSlot
 from tomecore.backends import Array, Backend
 
-__all__ = ["WAITING", "Host"]
-
-#: in ``Host.taps`` while a block attends and its key is wanted
-WAITING = object()
+__all__ = ["Host"]
 
 
 class Host(ABC):
@@ -30,16 +29,21 @@ class Host(ABC):
         self.module = module
         self.module_class = module_class
         self.wrappers = wrappers
-        #: the key of the attention that runs now, put there by the hook of :meth:`tap`; or WAITING
+        #: while a block attends and its keys are wanted: the list that the hook of :meth:`tap` fills
         self.taps = ThreadSlot()
+        #: specs of users, asked before tomecore's own
+        self.registered: list[Spec] = []
+        #: for blocks that no spec knows, where they prove to do what this one says; None: refuse
+        self.fallback: Spec | None = None
         #: called with True at the start of a block's forward; a tracer that would simulate the block
         #: may take it as the order to run the block, and all it calls, as it is
         self.run_as_is: Callable[[bool], None] = as_is
 
-    def tapped(self, output: Array, tracing: bool) -> None:
+    def tapped(self, module: Any, output: Array, tracing: bool) -> None:
         """Called by the hook of :meth:`tap`; keeps nothing unless somebody waits for a key."""
-        if self.taps.get(tracing) is WAITING:
-            self.taps.set(output, tracing)
+        taps = self.taps.get(tracing)
+        if taps is not None:
+            taps.append((module, output))
 
     @abstractmethod
     def backend(self) -> Backend:
@@ -100,8 +104,28 @@ class Host(ABC):
         """The framework's fused attention on (B, N, H, D), returning (B, N, H, D)."""
 
     @abstractmethod
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """What the framework's linear layer makes of ``x`` with this weight, in its own layout."""
+
+    @abstractmethod
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         """Float32 ones on ``device``."""
+
+    @abstractmethod
+    def double(self, module: Any) -> Any:
+        """The module, its parameters turned to float64."""
+
+    @abstractmethod
+    def device(self, module: Any) -> Any:
+        """Where the module's parameters are; None if it has none."""
+
+    @abstractmethod
+    def numbers(self, x: Array) -> Any:
+        """A NumPy array of ``x``, without gradients."""
+
+    @abstractmethod
+    def seeded(self, number: int) -> AbstractContextManager[None]:
+        """Draw random numbers from this seed, and afterwards go on as before."""
 
     def released(self, module: Any) -> None:  # noqa: B027
         """Called for each module that was unpatched, for what the framework keeps of it elsewhere."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._block import Merging, merge_tokens
+from tomecore.adapters._block import Merging
 from tomecore.adapters._config import Config
-from tomecore.adapters._find import attribute, find_tower
+from tomecore.adapters._find import find_tower
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
-from tomecore.adapters._spec import Spec
+from tomecore.adapters._reduce import merge_tokens
+from tomecore.adapters._spec import Spec, attributes, matches
 from tomecore.adapters._swap import Swapped, original_class, swap, unswap
 from tomecore.errors import (
     ArgumentTypeError,
@@ -18,7 +19,7 @@ from tomecore.errors import (
 )
 from tomecore.schedule import R, parse_r
 
-__all__ = ["Root", "handle", "patch", "unpatch"]
+__all__ = ["Root", "handle", "patch", "register", "unpatch"]
 
 
 class Root(Swapped):
@@ -77,7 +78,7 @@ def patch(
                 f"`model` contains {path!r}, which is already patched by itself. Use that module's r, "
                 f"or call remove_patch(model.{path}) first."
             )
-    reason = None if restore else spec.why_restore(tower)
+    reason = None if restore else spec.why_restore(tower) or why_read(host, spec, model)
     if reason:
         raise UnsupportedModelError(
             f"restore=False would give wrong results: {reason}. Use restore=True."
@@ -93,24 +94,45 @@ def patch(
     if not callable(wanted):
         parse_r(len(blocks), wanted)
 
-    if old is not None:
-        unpatch(host, model)
     config = Config(host, spec, tower, blocks, merge_tokens)
     config.r = wanted
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore = trace_source, restore
+    if old is not None:
+        unpatch(host, model)
     for index, block in enumerate(blocks):
         vars(block)["_tome"] = config
         vars(block)["_tome_first"] = index == 0
         swap(block, Merging)
         if spec.key:
-            config.handles.append(host.tap(attribute(block, spec.key)))
+            config.handles += [host.tap(module) for module in attributes(block, spec.key)]
     mixins = spec.mixins_of(tower)
     for module, added in ((tower, mixins), (model, (Root, *(mixins if tower is model else ())))):
         if added:
             vars(module)["_tome"] = config
             swap(module, *added)
     return model
+
+
+def why_read(host: Host, spec: Spec, model: Any) -> str | None:
+    """Why something around the tower needs all tokens, or None."""
+    for _, module in host.named_modules(model):
+        for cls in original_class(module).__mro__:
+            for name, reason in spec.readers.items():
+                if matches(cls, (name,)):
+                    return f"{cls.__qualname__} {reason}"
+    return None
+
+
+def register(host: Host, spec: Spec) -> None:
+    """See ``register`` of the adapters."""
+    if not isinstance(spec, Spec):
+        raise ArgumentTypeError(
+            f"`spec` must be a tomecore.adapters.Spec; got {type(spec).__module__}."
+            f"{type(spec).__qualname__}"
+        )
+    others = [known for known in host.registered if known.family != spec.family]
+    host.registered[:] = [spec, *others]
 
 
 def unpatch(host: Host, model: Any) -> Any:

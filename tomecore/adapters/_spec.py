@@ -7,17 +7,22 @@ wrongly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tomecore.adapters._swap import original_class
 
-__all__ = ["Spec", "defines_forward", "nothing", "qualified_name"]
+__all__ = ["Spec", "attribute", "attributes", "defines_forward", "nothing", "qualified_name"]
 
 
 def nothing(module: Any) -> None:
     """The check of a family that has nothing more to check."""
+
+
+def never(tower: Any) -> bool:
+    return False
 
 
 def not_mae(tower: Any) -> bool:
@@ -30,50 +35,89 @@ def not_mae(tower: Any) -> bool:
 class Spec:
     """One block class and the tower that owns a list of them.
 
-    Class names are ``module.QualName``; a name that starts with a dot matches any module path that
-    ends with it, for classes that are distributed under several paths.
+    Classes are given by ``module.QualName``; a name that starts with a dot matches any module path that
+    ends with it, for classes that are distributed under several paths. The class itself will do too.
 
     Args:
         family: what messages and the support table call it.
         blocks: names of the block classes whose forward is understood. A subclass matches if it
             inherits that forward unchanged.
-        towers: names of the classes that own the list of blocks, subclasses included.
-        layers: the attribute of the tower that holds the list.
-        children: every child of the block -> names of the classes allowed there, ``("*",)`` for
+        towers: names of the classes that own the list of blocks, subclasses included -> dotted path
+            of that list below them.
+        children: every child a block may have -> names of the classes allowed there, ``("*",)`` for
             any. A child that is missing here is refused.
-        attend: ``(host, block, x, bias, kwargs) -> (residual, key)``, the attention half without the
-            skip connection. The key is (B, H, N, D), or None where ``key`` names a module.
-        feed: ``(block, x) -> residual``, the other half.
-        key: path of the module, below the block, whose output is the key; "" where ``attend``
-            returns it.
-        key_heads: axis of the heads in the key.
+        attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip connection,
+            or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to be
+            added to the attention scores, or None; ``given`` the block's other arguments that are
+            not None, by name, already those of the merged tokens.
+        feed: ``(block, x) -> x``, the other half with its skip connection. None where nothing lies
+            between the halves (parallel blocks): ``attend`` is the whole block, and tokens merge
+            behind it.
+        key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C); a
+            ``*`` in it means every child there, and several keys are averaged. "" where ``attend``
+            returns the key.
+        key_heads: axis of the heads in a key of four axes.
+        heads: ``block -> int``, the heads side by side in a key of three axes; None: one.
         prefix: ``tower -> int``, tokens at the front that never merge.
         prop_attn: ``tower -> bool``, the default of proportional attention.
+        tensors: names of parameters and buffers that the block itself may hold.
+        arguments: names of the parameters of the block's forward behind x, in order.
         accepts: keyword arguments of the block's forward that may be given while tokens are merged,
             with the only value they may have.
+        mask: the argument that tells the blocks which tokens are padding; "" where none does.
+        real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
+            mask that says something else. Asked once in each forward pass that merges; from then on
+            padding is what has size 0, and ``given`` is without the mask.
+        carry: ``(host, block, given, run) -> given`` of the merged tokens, once some have merged;
+            None: the blocks take no argument that describes tokens.
+        dense: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants all
+            tokens of every layer.
+        batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.
         why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
+        readers: names of classes around the tower that pool its tokens or lay them out -> why
+            ``restore=False`` would give wrong results there.
         bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
         refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
+        refused: names of the library's classes that merging would break -> why; only for the message,
+            where no tower is found.
         tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
             layer; for towers that have these methods.
+        notes: what users of these models should know, for the table in the README.
     """
 
     family: str
     blocks: tuple[str, ...]
-    towers: tuple[str, ...]
-    layers: str
+    towers: Mapping[str, str]
     children: Mapping[str, tuple[str, ...]]
     attend: Callable[..., Any]
-    feed: Callable[..., Any]
+    feed: Callable[..., Any] | None
     prefix: Callable[[Any], int]
     key: str = ""
     key_heads: int = 1
+    heads: Callable[[Any], int] | None = None
     prop_attn: Callable[[Any], bool] = not_mae
+    tensors: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     accepts: Mapping[str, Any] = field(default_factory=dict)
+    mask: str = ""
+    real_tokens: Callable[[Any], Any] = nothing
+    carry: Callable[..., dict[str, Any]] | None = None
+    dense: Callable[[Any], bool] = never
+    batch_first: Callable[[Any], bool] | None = None
     why_restore: Callable[[Any], str | None] = nothing
+    readers: Mapping[str, str] = field(default_factory=dict)
     bypasses: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = nothing
+    refused: Mapping[str, str] = field(default_factory=dict)
     tower_mixin: type | None = None
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        self.blocks = tuple(map(as_name, self.blocks))
+        self.towers = {as_name(tower): path for tower, path in self.towers.items()}
+        self.children = {
+            child: tuple(map(as_name, classes)) for child, classes in self.children.items()
+        }
 
     def is_block(self, module: Any) -> bool:
         return matches(defines_forward(original_class(module)), self.blocks)
@@ -87,7 +131,48 @@ class Spec:
         return (self.tower_mixin,) if all(hasattr(cls, name) for name in wrapped) else ()
 
     def is_tower(self, module: Any) -> bool:
-        return any(matches(cls, self.towers) for cls in original_class(module).__mro__)
+        return self.layers(module) is not None
+
+    def layers(self, tower: Any) -> str | None:
+        """Path of the list of blocks below ``tower``; None if it is no tower of this family."""
+        for cls in original_class(tower).__mro__:
+            for name, path in self.towers.items():
+                if matches(cls, (name,)) and reaches(tower, path):
+                    return path
+        return None
+
+    def listed(self, tower: Any) -> list[Any]:
+        """The blocks of ``tower``, in order."""
+        return list(attribute(tower, self.layers(tower) or ""))
+
+
+def attribute(module: Any, path: str) -> Any:
+    """The attribute at a dotted path."""
+    for name in filter(None, path.split(".")):
+        module = getattr(module, name)
+    return module
+
+
+def reaches(module: Any, path: str) -> bool:
+    """Whether there is something at a dotted path; other versions of a library may have other paths."""
+    try:
+        attributes(module, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def attributes(module: Any, path: str) -> list[Any]:
+    """The attributes at a dotted path in which ``*`` stands for every child."""
+    before, star, after = path.partition("*")
+    if not star:
+        return [attribute(module, path)]
+    children = attribute(module, before.strip("."))
+    return [found for child in children for found in attributes(child, after.strip("."))]
+
+
+def as_name(cls: str | type) -> str:
+    return cls if isinstance(cls, str) else qualified_name(cls)
 
 
 def qualified_name(cls: type) -> str:
@@ -103,5 +188,14 @@ def matches(cls: type, names: tuple[str, ...]) -> bool:
 
 
 def defines_forward(cls: type) -> type:
-    """The class in the ancestry of ``cls`` whose ``forward`` would run."""
-    return next((c for c in cls.__mro__ if "forward" in vars(c)), cls)
+    """The class in the ancestry of ``cls`` whose ``forward`` would run.
+
+    A base class may wrap the forward of each subclass anew, also of one that has none of its own
+    (transformers does, for checkpointing): a wrapper of what would be inherited is no other forward.
+    """
+    owners = [c for c in cls.__mro__ if "forward" in vars(c)]
+    for owner, inherited in itertools.pairwise(owners):
+        wrapped = getattr(vars(owner)["forward"], "__wrapped__", None)
+        if wrapped is None or wrapped is not vars(inherited)["forward"]:
+            return owner
+    return owners[-1] if owners else cls

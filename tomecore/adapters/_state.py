@@ -12,7 +12,7 @@ from typing import Any
 
 from tomecore.backends import Array
 
-__all__ = ["Rider", "Run", "Start", "Step", "ThreadSlot", "amounts", "chain", "ridden"]
+__all__ = ["Entry", "Rider", "Run", "Start", "Step", "ThreadSlot", "amounts", "chain", "ridden"]
 
 
 class Step:
@@ -43,6 +43,14 @@ def chain(listed: list[int]) -> Step | None:
     return step
 
 
+class Count:
+    """Tokens left after a block, and ``before`` it after the earlier ones; linked for the same reason."""
+
+    def __init__(self, tokens: int, before: Count | None) -> None:
+        self.tokens = tokens
+        self.before = before
+
+
 class Start:
     """How a run begins; a tensor that enters the first block keeps it for a recomputation.
 
@@ -59,91 +67,131 @@ class Start:
         return self.every == other.every and amounts(self.step) == amounts(other.step)
 
 
+class Entry:
+    """What entered the first block in one forward pass.
+
+    Its blocks share this object, and it keeps what a compiled block is not to depend on.
+
+    Args:
+        num_tokens: N0.
+        batch: B, for sizes asked for before anything has merged.
+        device: of the activations, likewise.
+        number: forward passes count up; -1 for one that a backward pass recomputes from its start.
+        every: each block hands on all N0 tokens, for readers of intermediate layers.
+    """
+
+    def __init__(
+        self, *, num_tokens: int, batch: Any, device: Any, number: int, every: bool
+    ) -> None:
+        self.num_tokens = num_tokens
+        self.batch = batch
+        self.device = device
+        self.number = number
+        self.every = every
+
+
 class Run:
     """One forward pass between two blocks. Never changed after it was made.
 
     Args:
+        entry: what entered the first block.
         step: what the block to come merges; None after the last block.
-        num_tokens: N0, tokens that entered the first block.
-        tokens: token counts after each block so far.
+        width: n, tokens that are left.
+        count: token counts after the blocks so far.
         sizes: (B, n) float32; None until something has merged, so nobody looks at values to find out.
         source: (B, N0) int, original token -> slot; None until something has merged.
         owners: (B, n) int, slot -> one original token in it; only where ``every``.
-        number: runs count up; -1 for one that a backward pass recomputes from its start.
-        every: each block hands on all N0 tokens, for readers of intermediate layers.
-        batch: B, for sizes asked for before anything has merged.
-        device: of the activations, likewise.
+        valid: (B, N0) float32, 1 for tokens and 0 for padding; None where nothing is padding.
     """
 
     def __init__(
         self,
-        *,
+        entry: Entry,
         step: Step | None,
-        num_tokens: int,
-        number: int,
-        every: bool,
-        batch: Any,
-        device: Any,
-        tokens: tuple[int, ...] = (),
+        width: int,
+        count: Count | None = None,
         sizes: Array | None = None,
         source: Array | None = None,
         owners: Array | None = None,
+        valid: Array | None = None,
     ) -> None:
+        self.entry = entry
         self.step = step
-        self.num_tokens = num_tokens
-        self.number = number
-        self.every = every
-        self.batch = batch
-        self.device = device
-        self.tokens = tokens
+        self.width = width
+        self.count = count
         self.sizes = sizes
         self.source = source
         self.owners = owners
+        self.valid = valid
+
+    @property
+    def num_tokens(self) -> int:
+        """N0, tokens that entered the first block."""
+        return self.entry.num_tokens
+
+    @property
+    def every(self) -> bool:
+        """Whether each block hands on all N0 tokens."""
+        return self.entry.every
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Token counts after each block so far."""
+        found: list[int] = []
+        count = self.count
+        while count is not None:
+            found.append(count.tokens)
+            count = count.before
+        return tuple(reversed(found))
 
     @property
     def progress(self) -> tuple[int, int]:
         """Later runs and later blocks compare greater."""
-        return self.number, len(self.tokens)
+        return self.entry.number, len(self.tokens)
 
-    @property
-    def width(self) -> int:
-        """n, tokens that are left."""
-        return self.tokens[-1] if self.tokens else self.num_tokens
-
-    def fits(self, x: Array, tracing: bool) -> bool:
-        """Whether ``x`` is all of the run's tokens, and not a part of them."""
-        tokens = self.num_tokens if self.every else self.width
+    def fits(self, samples: Any, tokens: Any, tracing: bool) -> bool:
+        """Whether that many are all of the run's samples and tokens, and not a part of them."""
+        expected = self.num_tokens if self.every else self.width
         # While a graph is traced, a batch may be a symbol.
-        return bool(x.shape[1] == tokens and (tracing or x.shape[0] == self.batch))
+        return bool(tokens == expected and (tracing or samples == self.entry.batch))
+
+    def padded(self, valid: Array) -> Run:
+        """The same run, now that the padding is known: tokens of size 0."""
+        return Run(
+            self.entry,
+            self.step,
+            self.width,
+            self.count,
+            sizes=valid,
+            source=self.source,
+            owners=self.owners,
+            valid=valid,
+        )
 
     def merged(self, sizes: Array, source: Array, owners: Array | None) -> Run:
         """The same run with fewer tokens, before the block has ended."""
-        return self._with(self.step, self.tokens, sizes, source, owners)
-
-    def after(self, tokens: int) -> Run:
-        """The same run one block later, with ``tokens`` tokens left."""
-        step = None if self.step is None else self.step.next
-        return self._with(step, (*self.tokens, tokens), self.sizes, self.source, self.owners)
-
-    def _with(
-        self,
-        step: Step | None,
-        tokens: tuple[int, ...],
-        sizes: Array | None,
-        source: Array | None,
-        owners: Array | None,
-    ) -> Run:
         return Run(
-            step=step,
-            num_tokens=self.num_tokens,
-            number=self.number,
-            every=self.every,
-            batch=self.batch,
-            device=self.device,
-            tokens=tokens,
+            self.entry,
+            self.step,
+            self.width,
+            self.count,
             sizes=sizes,
             source=source,
             owners=owners,
+            valid=self.valid,
+        )
+
+    def after(self, tokens: int) -> Run:
+        """The same run one block later, with ``tokens`` tokens left."""
+        return Run(
+            self.entry,
+            None if self.step is None else self.step.next,
+            tokens,
+            Count(tokens, self.count),
+            sizes=self.sizes,
+            source=self.source,
+            owners=self.owners,
+            valid=self.valid,
         )
 
 

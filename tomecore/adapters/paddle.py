@@ -16,6 +16,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import paddle
@@ -25,18 +26,19 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
+from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
-from tomecore.adapters.families import plsc
+from tomecore.adapters.families import known
 from tomecore.backends import Array, Backend
 from tomecore.backends._paddle import BACKEND
 from tomecore.schedule import R
 
-__all__ = ["HOST", "SPECS", "apply_patch", "handle", "remove_patch"]
+__all__ = ["HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
 Model = TypeVar("Model", bound=nn.Layer)
 
 #: The families this adapter recognises.
-SPECS = (plsc.VIT,)
+SPECS = known("paddle")
 
 _WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorParallel": "_layers"}
 
@@ -92,6 +94,19 @@ def handle(model: nn.Layer) -> Handle:
         NotPatchedError: the model is not patched.
     """
     return _patch.handle(HOST, model)
+
+
+def register(spec: Spec) -> None:
+    """Teach :func:`apply_patch` a family of models: yours. Asked before tomecore's own, the last first.
+
+    Args:
+        spec: what there is to know about the block; see :class:`tomecore.adapters.Spec` and
+            ``examples/custom_block.py``. A spec of the same ``family`` is replaced.
+
+    Raises:
+        ArgumentTypeError: not a Spec.
+    """
+    _patch.register(HOST, spec)
 
 
 class PaddleHost(Host):
@@ -180,6 +195,28 @@ class PaddleHost(Host):
             q, k, v, attn_mask=bias, dropout_p=dropout, training=True
         )
 
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return nn.functional.linear(x, weight, bias)
+
+    def double(self, module: nn.Layer) -> nn.Layer:
+        return module.to(dtype="float64")
+
+    def device(self, module: nn.Layer) -> Any:
+        return next((parameter.place for parameter in module.parameters()), None)
+
+    def numbers(self, x: Array) -> Any:
+        return x.detach().numpy()
+
+    @contextmanager
+    def seeded(self, number: int) -> Iterator[None]:
+        states = paddle.get_rng_state(), paddle.get_cuda_rng_state()
+        paddle.seed(number)
+        try:
+            yield
+        finally:
+            paddle.set_rng_state(states[0])
+            paddle.set_cuda_rng_state(states[1])
+
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return paddle.ones(shape, dtype="float32").to(device)
 
@@ -194,7 +231,7 @@ class PaddleHost(Host):
 
 
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
-    HOST.tapped(output, HOST.tracing())
+    HOST.tapped(module, output, HOST.tracing())
     return output
 
 

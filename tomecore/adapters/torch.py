@@ -13,6 +13,7 @@ The module holds what is PyTorch's own: the :class:`TorchHost`. The mechanism is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -22,18 +23,20 @@ from torch import nn
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host
+from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
-from tomecore.adapters.families import timm
+from tomecore.adapters.families import known
+from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.backends import Array, Backend
 from tomecore.backends._torch import BACKEND
 from tomecore.schedule import R
 
-__all__ = ["HOST", "SPECS", "apply_patch", "handle", "remove_patch"]
+__all__ = ["HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 #: The families this adapter recognises.
-SPECS = (timm.VIT,)
+SPECS = known("torch")
 
 _WRAPPERS = {
     "DistributedDataParallel": "module",
@@ -94,6 +97,19 @@ def handle(model: nn.Module) -> Handle:
         NotPatchedError: the model is not patched.
     """
     return _patch.handle(HOST, model)
+
+
+def register(spec: Spec) -> None:
+    """Teach :func:`apply_patch` a family of models: yours. Asked before tomecore's own, the last first.
+
+    Args:
+        spec: what there is to know about the block; see :class:`tomecore.adapters.Spec` and
+            ``examples/custom_block.py``. A spec of the same ``family`` is replaced.
+
+    Raises:
+        ArgumentTypeError: not a Spec.
+    """
+    _patch.register(HOST, spec)
 
 
 class TorchHost(Host):
@@ -164,12 +180,30 @@ class TorchHost(Host):
         )
         return out.transpose(1, 2)
 
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return F.linear(x, weight, bias)
+
+    def double(self, module: nn.Module) -> nn.Module:
+        return module.double()
+
+    def device(self, module: nn.Module) -> Any:
+        return next((parameter.device for parameter in module.parameters()), None)
+
+    def numbers(self, x: torch.Tensor) -> Any:
+        return x.detach().cpu().numpy()
+
+    @contextmanager
+    def seeded(self, number: int) -> Iterator[None]:
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            yield
+
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return torch.ones(shape, device=device)
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    HOST.tapped(output, torch.compiler.is_compiling())
+    HOST.tapped(module, output, torch.compiler.is_compiling())
 
 
 def _storage(x: torch.Tensor) -> Any:
@@ -181,3 +215,4 @@ def _storage(x: torch.Tensor) -> Any:
 
 
 HOST = TorchHost(__name__, nn.Module, _WRAPPERS)
+HOST.fallback = PRE_NORM

@@ -22,6 +22,7 @@ from paddle import (
 )
 from paddle import (
     concat,
+    exp,
     float32,
     float64,
     int64,
@@ -42,6 +43,7 @@ __all__ = [
     "astype",
     "bool_",
     "concat",
+    "exp",
     "float32",
     "float64",
     "int64",
@@ -93,8 +95,8 @@ def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
 
 
 def isdtype(dtype: Any, kind: str) -> bool:
-    """For the two kinds tomecore asks for."""
-    return dtype in {"real floating": _FLOATING, "integral": _INTEGRAL}[kind]
+    """For the kinds tomecore asks for."""
+    return dtype in {"real floating": _FLOATING, "integral": _INTEGRAL, "bool": (bool_,)}[kind]
 
 
 def ones_like(x: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from adapters.test_duplicates import test_merging_twins_changes_nothing
 from adapters.test_exactness import (
     test_dropped_paths_are_the_same_in_the_halves,
     test_every_block_merges_like_the_written_out_model,

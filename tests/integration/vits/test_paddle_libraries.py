@@ -13,7 +13,8 @@ from paddleclas.ppcls.arch.backbone.model_zoo import vision_transformer as clas
 
 from tomecore.adapters import paddle as tome
 from tomecore.errors import UnsupportedModelError
-from vits.cases import PADDLE_MODELS, case_named
+from vits.cases import case_named
+from vits.of_paddle import PLAIN as PADDLE_MODELS
 
 PLAIN = case_named("paddleclas-plain")
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
@@ -94,7 +95,7 @@ def test_a_static_graph_computes_the_same(name, full_graph):
             lambda: swin_transformer.SwinTransformer(
                 img_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4
             ),
-            r"SwinTransformer.* has a window_size \(.*\): it attends in windows, or",
+            r"SwinTransformer.* has a window_size \(.*\): it attends in windows of its grid",
         ),
         (ResNet18, "holds no vision transformer that tomecore knows, so there is nothing to merge"),
     ],

@@ -9,10 +9,13 @@ import torch
 from adapters import explicit
 from adapters.test_gradients import assert_same
 from timm.layers import set_reentrant_ckpt
+from timm.models.vision_transformer import Block, ResPostBlock
 
 from tomecore.adapters import torch as tome
 from tomecore.errors import UnsupportedModelError
-from vits.cases import TIMM, case_named, timm_model
+from vits.cases import case_named
+from vits.of_timm import PLAIN as TIMM
+from vits.of_timm import timm_model
 
 PLAIN = case_named("timm-plain")
 READ = [case_named(name) for name in ("timm-plain", "timm-registers", "timm-average", "timm-map")]
@@ -130,15 +133,12 @@ def test_set_grad_checkpointing(case, reentrant):
         set_reentrant_ckpt(False)
 
 
-def test_a_mask_is_refused_while_merging():
+def test_causal_attention_is_refused_while_merging():
     model, images = PLAIN.patched(r=8), PLAIN.tensors()
-    mask = torch.zeros(65, 65, dtype=torch.float64)
-    with pytest.raises(UnsupportedModelError, match="called with attn_mask=, which describes all"):
-        model(images, attn_mask=mask)
     with pytest.raises(UnsupportedModelError, match="called with is_causal=, which describes all"):
         model(images, is_causal=True)
     model.r = 0
-    torch.testing.assert_close(model(images, attn_mask=mask), model(images))
+    assert not torch.allclose(model(images, is_causal=True), model(images))
 
 
 @torch.no_grad()
@@ -189,6 +189,11 @@ def test_half_weights_and_autocast(case):
     assert model.tome.sizes.sum(1).tolist() == [case.num_tokens()] * 3
 
 
+def alternating(*args, depth, **kwargs):
+    kind = ResPostBlock if depth % 2 else Block
+    return kind(*args, depth=depth, **kwargs)
+
+
 OTHERS = {
     "swin": (
         "swin_tiny_patch4_window7_224",
@@ -196,25 +201,20 @@ OTHERS = {
         r"timm\.models\.swin_transformer\..*has a window_size \(.*SwinTransformerBlock\): it attends",
     ),
     "resnet": ("resnet18", {}, r"timm\.models\.resnet\.ResNet.*holds no vision transformer that"),
-    "eva": (
-        "eva02_tiny_patch14_224",
-        {"depth": 2},
-        r"built from 2 x timm\.models\.eva\.EvaBlock\) holds no vision transformer",
-    ),
-    "position bias": (
-        "vit_relpos_small_patch16_224",
+    "windows in a ViT": (
+        "samvit_base_patch16",
         {"depth": 2, "embed_dim": 32, "num_heads": 2},
-        r"VisionTransformerRelPos.*has a window_size \(.*RelPosMlp\): .*or adds biases by position",
+        r"timm\.models\.vision_transformer_sam\..*has a window_size",
     ),
-    "residual post-norm": (
-        "vit_tiny_patch16_224",
-        {"depth": 2, "block_fn": timm.models.vision_transformer.ResPostBlock},
-        r"model\.blocks\[0\] is a .*ResPostBlock, whose forward is not one that tomecore knows",
+    "hierarchy": (
+        "hiera_tiny_224",
+        {"embed_dim": 8, "stages": (1, 1, 1, 1)},
+        r"timm\.models\.hiera\.Hiera.*has a window_size",
     ),
-    "differential attention": (
+    "two kinds of blocks": (
         "vit_tiny_patch16_224",
-        {"depth": 2, "attn_layer": "diff"},
-        r"model\.blocks\[0\]\.attn is a .*DiffAttention; tomecore knows",
+        {"depth": 4, "block_fn": alternating},
+        r"model\.blocks\[1\] is a .*ResPostBlock among blocks of timm VisionTransformer; .*of one kind",
     ),
 }
 

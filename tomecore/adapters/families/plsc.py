@@ -14,7 +14,9 @@ from tomecore.adapters._spec import Spec
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["VIT"]
+__all__ = ["FRAMEWORK", "SPECS", "VIT"]
+
+FRAMEWORK = "paddle"
 
 _LIBRARIES = (
     "plsc.models.vision_transformer",
@@ -40,7 +42,9 @@ _DROP_PATHS = (
 _NORMS = (".paddle.nn.layer.norm.LayerNorm",)
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None) -> tuple[Array, Array]:
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
     attn = block.attn
     if host.hooked(attn):
         raise UnsupportedModelError(
@@ -55,11 +59,11 @@ def attend(host: Any, block: Any, x: Array, bias: Array | None) -> tuple[Array, 
         q, k, v, bias, dropout=attn.attn_drop.p if attn.training else 0.0, scale=attn.scale
     )
     y = attn.proj_drop(attn.proj(y.reshape([-1, tokens, width])))
-    return block.drop_path(y), k
+    return x + block.drop_path(y), k
 
 
 def feed(block: Any, x: Array) -> Array:
-    return block.drop_path(block.mlp(block.norm2(x)))
+    return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
 def prefix(tower: Any) -> int:
@@ -79,8 +83,7 @@ def why_restore(tower: Any) -> str | None:
 VIT = Spec(
     family="PLSC / PaddleClas / ppim VisionTransformer",
     blocks=_names("Block"),
-    towers=_names("VisionTransformer"),
-    layers="blocks",
+    towers=dict.fromkeys(_names("VisionTransformer"), "blocks"),
     children={
         "norm1": _NORMS,
         "attn": _names("Attention"),
@@ -94,4 +97,11 @@ VIT = Spec(
     prefix=prefix,
     why_restore=why_restore,
     bypasses=("attn",),
+    notes=(
+        "DeiT distilled too; PASSL by structure; PLSC and PASSL do not import on Paddle 3, so "
+        "tests run on the same network in `tomecore.models.paddle`; ours has PLSC's parameter "
+        "names"
+    ),
 )
+
+SPECS = (VIT,)

@@ -1,0 +1,56 @@
+"""How a block's tokens become fewer: matched on the keys of its attention, merged, followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore._matching import bipartite_soft_matching
+from tomecore._merging import merge_sizes, merged_mean
+from tomecore._plan import compute_dtype
+from tomecore.adapters._config import Config
+from tomecore.adapters._state import Run
+from tomecore.backends import Array
+
+__all__ = ["matching_key", "merge_tokens"]
+
+
+def merge_tokens(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> tuple[Array, Run]:
+    """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
+    backend = config.host.backend()
+    xp = backend.xp
+    key = matching_key(config, block, keys)
+    valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
+    plan = bipartite_soft_matching(
+        key, amount, protected=config.protected, valid=valid, backend=backend
+    )
+    sizes = merge_sizes(plan, run.sizes)
+    x = merged_mean(plan, x, run.sizes, sizes)
+    slots = plan.slots
+    source = slots if run.source is None else xp.take_along_axis(slots, run.source, axis=1)
+    owners = None
+    if run.every:
+        owners = plan.kept
+        if run.owners is not None:
+            owners = xp.take_along_axis(run.owners, plan.kept, axis=1)
+    if config.observer is not None:
+        config.observer(len(run.tokens), key, plan, sizes, x)
+    return x, run.merged(sizes, source, owners)
+
+
+def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:
+    """What tokens are compared by, (B, N, D): the keys' mean over heads, and over branches."""
+    spec, backend = config.spec, config.host.backend()
+    xp = backend.xp
+    total = None
+    for key in keys:
+        key = backend.detach(key)
+        key = xp.astype(key, compute_dtype(xp, key.dtype), copy=False)
+        if len(key.shape) == 4:
+            key = xp.mean(key, axis=spec.key_heads)
+        elif spec.heads is not None:
+            heads = spec.heads(block)
+            key = xp.mean(xp.reshape(key, (-1, key.shape[1], heads, key.shape[2] // heads)), axis=2)
+        total = key if total is None else total + key
+    return total  # the sum: tokens are compared by cosine

@@ -1,0 +1,45 @@
+"""The attention half of ``torch.nn.MultiheadAttention``, for the families that are built on it.
+
+That module projects with bare weights and hands out no keys, so a merging block does not call it: the
+half here projects once, attends on the framework's fused kernel and projects back with the same
+weights, to rounding what the module computes. Hooks on the module would not run, and are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["MULTIHEAD", "attention", "why_not"]
+
+MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
+
+
+def attention(host: Any, module: Any, x: Array, bias: Array | None) -> tuple[Array, Array]:
+    """What ``module`` makes of ``x`` (B, N, C) attending to itself, and the keys (B, N, H, D)."""
+    if host.hooked(module):
+        raise UnsupportedModelError(
+            "a forward hook was put on the MultiheadAttention of a patched block, which the merging "
+            "forward does not call; remove the hook, or call remove_patch first"
+        )
+    tokens, heads, width = x.shape[1], module.num_heads, module.head_dim
+    qkv = host.linear(x, module.in_proj_weight, module.in_proj_bias)
+    qkv = qkv.reshape([-1, tokens, 3, heads, width])
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    dropout = module.dropout if module.training else 0.0
+    y = host.attention(q, k, v, bias, dropout=dropout, scale=width**-0.5)
+    y = y.reshape([-1, tokens, heads * width])
+    return host.linear(y, module.out_proj.weight, module.out_proj.bias), k
+
+
+def why_not(module: Any) -> str | None:
+    """Why :func:`attention` would not be what ``module`` computes, or None."""
+    if module.in_proj_weight is None:
+        return "its MultiheadAttention projects keys or values of another width (kdim, vdim)"
+    if module.bias_k is not None or module.bias_v is not None:
+        return "its MultiheadAttention adds a key and a value to every sequence (add_bias_kv)"
+    if module.add_zero_attn:
+        return "its MultiheadAttention adds a key of zeros to every sequence (add_zero_attn)"
+    return None

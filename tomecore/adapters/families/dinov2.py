@@ -1,0 +1,133 @@
+"""DINOv2 as its own repository and torch.hub have it, with and without registers.
+
+Its attention takes no bias, so the attention half is ours, around the framework's fused kernel and the
+module's own projections. Not covered, and refused: blocks in chunks (``block_chunks``, for training
+under FSDP), several images in one sequence (lists of crops), and training with a ``drop_path`` above
+0.1, where a block drops images and not paths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters._config import Config
+from tomecore.adapters._spec import Spec
+from tomecore.adapters._swap import Swapped
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_NORMS = (
+    "torch.nn.modules.normalization.LayerNorm",
+    "torch.nn.modules.normalization.RMSNorm",
+    "torch.nn.modules.linear.Identity",
+)
+_SCALES = ("dinov2.layers.layer_scale.LayerScale", "torch.nn.modules.linear.Identity")
+_DROP_PATHS = ("dinov2.layers.drop_path.DropPath", "torch.nn.modules.linear.Identity")
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    if host.hooked(attn):
+        raise UnsupportedModelError(
+            "a forward hook was put on a patched block's attention, which the merging forward does "
+            "not call; hook the modules inside it (qkv, proj), or remove_patch first"
+        )
+    tokens, heads = x.shape[1], attn.num_heads
+    qkv = attn.qkv(block.norm1(x))
+    qkv = qkv.reshape([-1, tokens, 3, heads, qkv.shape[2] // (3 * heads)])
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    y = host.attention(q, k, v, bias, dropout=0.0, scale=attn.scale)
+    y = attn.proj_drop(attn.proj(y.reshape([-1, tokens, x.shape[2]])))
+    return x + drop_path(block, block.ls1(y)), k
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + drop_path(block, block.ls2(block.mlp(block.norm2(x))))
+
+
+def drop_path(block: Any, y: Array) -> Array:
+    """Both halves of the block share one drop path."""
+    if not block.training:
+        return y
+    if block.sample_drop_ratio > 0.1:
+        raise UnsupportedModelError(
+            f"a DINOv2 block in training with drop_path={block.sample_drop_ratio} leaves out whole "
+            "images of the batch, which merging does not follow. Build the model with drop_path_rate "
+            "up to 0.1, or set model.r = 0 in training."
+        )
+    return block.drop_path1(y)
+
+
+def prefix(tower: Any) -> int:
+    """The class token and the registers."""
+    return 1 + int(getattr(tower, "num_register_tokens", 0))
+
+
+def refuse(block: Any) -> str | None:
+    drop = getattr(block.attn.attn_drop, "p", block.attn.attn_drop)  # a module, later a number
+    if drop:
+        return f"its attention has attn_drop={drop}, which DINOv2 applies or not by the kernel it finds"
+    return None
+
+
+class Tower(Swapped):
+    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
+
+    _tome: Config
+
+    def forward_features_list(self, *args: Any, **kwargs: Any) -> Any:
+        raise UnsupportedModelError(
+            "a patched DINOv2 was called with a list of images, which it puts into one sequence where "
+            "tokens have no image of their own to merge in. Call it with one batch after the other, "
+            "or remove_patch first."
+        )
+
+    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        config = self._tome
+        tracing = config.host.tracing()
+        config.dense.set(True, tracing)
+        try:
+            return super().get_intermediate_layers(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            config.dense.set(None, tracing)
+
+
+VIT = Spec(
+    family="DINOv2 (official) DinoVisionTransformer",
+    blocks=("dinov2.layers.block.Block", "dinov2.layers.block.NestedTensorBlock"),
+    towers={"dinov2.models.vision_transformer.DinoVisionTransformer": "blocks"},
+    children={
+        "norm1": _NORMS,
+        "attn": (
+            "dinov2.layers.attention.Attention",
+            "dinov2.layers.attention.MemEffAttention",
+        ),
+        "ls1": _SCALES,
+        "drop_path1": _DROP_PATHS,
+        "norm2": _NORMS,
+        "mlp": (
+            "dinov2.layers.mlp.Mlp",
+            "dinov2.layers.swiglu_ffn.SwiGLUFFN",
+            "dinov2.layers.swiglu_ffn.SwiGLUFFNFused",
+            "torch.nn.modules.linear.Identity",
+        ),
+        "ls2": _SCALES,
+        "drop_path2": _DROP_PATHS,
+    },
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=prefix,
+    bypasses=("attn",),
+    refuse=refuse,
+    tower_mixin=Tower,
+    notes="one image size at a time (no lists of crops); no block chunks",
+)
+
+SPECS = (VIT,)

@@ -1,0 +1,194 @@
+"""open_clip's VisionTransformer (CLIP, CoCa) and OpenAI's own, which open_clip grew out of.
+
+Only the vision tower is patched; text towers are built of the same blocks and stay as they are.
+Towers that open_clip takes from timm are found as timm's. The default block attends with torch's
+MultiheadAttention, whose half is ours (``_multihead.py``), batch first or sequence first; the custom
+block has an attention of its own, called as a module with the key tapped behind ``ln_k``. Blocks that
+attend to something else (``ln_1_kv``) or with scaled cosine are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters._spec import Spec
+from tomecore.adapters.families._multihead import MULTIHEAD, attention, why_not
+from tomecore.adapters.families._timm import Dense
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_TOWERS = {"open_clip.transformer.VisionTransformer": "transformer.resblocks"}
+_NORMS = (
+    "open_clip.transformer.LayerNorm",
+    "open_clip.transformer.LayerNormFp32",
+    "clip.model.LayerNorm",
+    "torch.nn.modules.normalization.LayerNorm",
+    "torch.nn.modules.normalization.RMSNorm",
+    "torch.nn.modules.linear.Identity",
+)
+_SCALES = ("open_clip.transformer.LayerScale", "torch.nn.modules.linear.Identity")
+_MLPS = ("torch.nn.modules.container.Sequential",)
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    y, key = attention(host, block.attn, block.ln_1(x), bias)
+    return x + block.ls_1(y), key
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def attend_custom(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    y = block.attn(block.ln_1(x), attn_mask=bias)
+    return x + block.ls_1(block.ln_attn(y))
+
+
+def attend_openai(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    y, key = attention(host, block.attn, block.ln_1(x), bias)
+    return x + y, key
+
+
+def feed_openai(block: Any, x: Array) -> Array:
+    return x + block.mlp(block.ln_2(x))
+
+
+def prefix(tower: Any) -> int:
+    """The class token."""
+    return 1
+
+
+def batch_first(tower: Any) -> bool:
+    first = getattr(tower.transformer, "batch_first", None)
+    if first is None:
+        raise UnsupportedModelError(
+            "this open_clip is too old: its Transformer has no batch_first. tomecore is tested with "
+            "open_clip 2.30 and later"
+        )
+    for index, block in enumerate(tower.transformer.resblocks):
+        if bool(getattr(block.attn, "batch_first", True)) != first:
+            raise UnsupportedModelError(
+                f"transformer.batch_first is {first} and that of resblocks[{index}].attn is not, so "
+                "that it would attend across the images"
+            )
+    return bool(first)
+
+
+def sequence_first(tower: Any) -> bool:
+    return False
+
+
+def refuse(block: Any) -> str | None:
+    return why_not(block.attn)
+
+
+def refuse_custom(block: Any) -> str | None:
+    if block.attn.logit_scale is not None:
+        return (
+            "its attention compares by scaled cosine (scaled_cosine_attn), on a path that makes no use "
+            "of ln_k, whose output tokens are matched by"
+        )
+    return None
+
+
+def refuse_openai(block: Any) -> str | None:
+    if block.attn_mask is not None:
+        return "it has an attn_mask, which describes all tokens while merging leaves fewer"
+    if block.attn.batch_first:
+        return "its MultiheadAttention has batch_first=True, and would attend across the images"
+    return why_not(block.attn)
+
+
+def why_restore(tower: Any) -> str | None:
+    how = None
+    if tower.attn_pool is not None:
+        how = "an attentional pooler"
+    elif tower.pool_type == "avg":
+        how = "pool_type='avg'"
+    if how is None:
+        return None
+    return (
+        f"the model pools over tokens ({how}), and would count a merged token once instead of as "
+        "often as its size"
+    )
+
+
+RESIDUAL = Spec(
+    family="open_clip VisionTransformer",
+    blocks=("open_clip.transformer.ResidualAttentionBlock",),
+    towers=_TOWERS,
+    children={
+        "ln_1": _NORMS,
+        "attn": MULTIHEAD,
+        "ls_1": _SCALES,
+        "ln_2": _NORMS,
+        "mlp": _MLPS,
+        "ls_2": _SCALES,
+    },
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=prefix,
+    arguments=("k_x", "v_x", "attn_mask"),
+    batch_first=batch_first,
+    why_restore=why_restore,
+    bypasses=("attn",),
+    refuse=refuse,
+    tower_mixin=Dense,
+    notes=(
+        "the vision tower of a CLIP or CoCa; text towers stay as they are; timm trunks are "
+        "found too"
+    ),
+)
+
+CUSTOM = Spec(
+    family="open_clip VisionTransformer (custom blocks)",
+    blocks=("open_clip.transformer.CustomResidualAttentionBlock",),
+    towers=_TOWERS,
+    children={
+        "ln_1": _NORMS,
+        "attn": ("open_clip.transformer.Attention",),
+        "ln_attn": _NORMS,
+        "ls_1": _SCALES,
+        "ln_2": _NORMS,
+        "mlp": _MLPS,
+        "ls_2": _SCALES,
+    },
+    attend=attend_custom,
+    feed=feed,
+    key="attn.ln_k",
+    prefix=prefix,
+    arguments=("attn_mask",),
+    batch_first=batch_first,
+    why_restore=why_restore,
+    refuse=refuse_custom,
+    tower_mixin=Dense,
+    notes="the same, with query-key norm, head scale, inner norms",
+)
+
+OPENAI = Spec(
+    family="OpenAI CLIP VisionTransformer",
+    blocks=("clip.model.ResidualAttentionBlock",),
+    towers={"clip.model.VisionTransformer": "transformer.resblocks"},
+    children={"attn": MULTIHEAD, "ln_1": _NORMS, "mlp": _MLPS, "ln_2": _NORMS},
+    attend=attend_openai,
+    feed=feed_openai,
+    key_heads=2,
+    prefix=prefix,
+    batch_first=sequence_first,
+    bypasses=("attn",),
+    refuse=refuse_openai,
+    notes="the vision tower of a CLIP",
+)
+
+SPECS = (RESIDUAL, CUSTOM, OPENAI)

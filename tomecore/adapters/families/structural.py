@@ -1,0 +1,64 @@
+"""Blocks nobody here has read, but built like timm's: pre-norm attention, then a pre-norm MLP.
+
+The children must have timm's names and there must be nothing else; the attention must take
+``attn_mask`` and give its keys through ``k_norm``. That is not enough to trust a forward, so each block
+is tried on a copy first (``adapters/_verify.py``): this spec is used only where its halves reproduce the
+block's own numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters._spec import Spec
+from tomecore.adapters.families import timm
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "PRE_NORM", "SPECS"]
+
+FRAMEWORK = "torch"
+
+
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    return x + scaled(block, block.attn(block.norm1(x), attn_mask=bias), ("ls1", "drop_path1"))
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + scaled(block, block.mlp(block.norm2(x)), ("ls2", "drop_path2"))
+
+
+def scaled(block: Any, y: Array, names: tuple[str, ...]) -> Array:
+    """LayerScale and dropped paths, those the block has; one ``drop_path`` may serve both halves."""
+    for name in (*names, "drop_path"):
+        module = getattr(block, name, None)
+        if module is not None:
+            y = module(y)
+    return y
+
+
+def why_restore(tower: Any) -> str | None:
+    return "nobody has read how this model pools its tokens"
+
+
+_CHILDREN = (
+    *("norm1", "attn", "ls1", "drop_path1"),
+    *("norm2", "mlp", "ls2", "drop_path2", "drop_path"),
+)
+
+PRE_NORM = Spec(
+    family="pre-norm ViT blocks of any library, by structure",
+    blocks=("*",),
+    towers={"*": "blocks"},
+    children=dict.fromkeys(_CHILDREN, ("*",)),
+    attend=attend,
+    feed=feed,
+    key="attn.k_norm",
+    prefix=timm.prefix,
+    why_restore=why_restore,
+    notes=(
+        "children named as in timm, and each block proves on a copy that its halves are its forward"
+    ),
+)
+
+#: None of its own accord: the fallback of the adapter.
+SPECS: tuple[Spec, ...] = ()
