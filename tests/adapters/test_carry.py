@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from adapters.frameworks import PADDLE, TORCH
 from tomecore.adapters._carry import merged_bias, merged_table
@@ -59,6 +60,17 @@ def test_tables_are_averaged_over_groups(fw, rng, shape, padded):
     got = merged_table(fw.tome.HOST, fw.tensor(table), run_of(fw, padded))
     np.testing.assert_allclose(fw.numpy(got), expected, rtol=0, atol=1e-6)
     assert fw.numpy(got).dtype == np.float64
+
+
+def test_half_precision_tables_are_summed_in_float32():
+    """A group of 300: in bfloat16 a sum of 300 equal terms would stop growing half way."""
+    table = torch.full((301, 4), 0.7, dtype=torch.bfloat16)
+    source = torch.tensor([[*[0] * 300, 1]])
+    entry = Entry(num_tokens=301, batch=1, device=None, number=1, every=False)
+    run = Run(entry, None, width=2, sizes=torch.tensor([[300.0, 1.0]]), source=source)
+    got = merged_table(TORCH.tome.HOST, table, run)
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got, table[:2][None, None])
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["all real", "padded"])

@@ -49,7 +49,7 @@ def merged_table(host: Host, table: Array, run: Run) -> Array:
         rows = xp.reshape(xp.permute_dims(table, (0, 2, 1, 3)), (-1, tokens, heads * width))
     merged = group_mean(host.backend(), rows, run, prefix)
     merged = xp.reshape(merged, (-1, run.width - prefix, heads, width))
-    return xp.permute_dims(merged, (0, 2, 1, 3))
+    return xp.astype(xp.permute_dims(merged, (0, 2, 1, 3)), table.dtype, copy=False)
 
 
 def merged_bias(host: Host, bias: Array, run: Run) -> Array:
@@ -93,9 +93,10 @@ def merged_bias(host: Host, bias: Array, run: Run) -> Array:
 def group_mean(backend: Backend, rows: Array, run: Run, prefix: int) -> Array:
     """Mean over each group of its original tokens' rows (B or 1, N0 - prefix, C), padding left out.
 
-    Returns (B, n - prefix, C) in the dtype of ``rows``; groups of padding alone are 0.
+    Returns (B, n - prefix, C), float32 or float64; groups of padding alone are 0.
     """
     xp = backend.xp
+    rows = xp.astype(rows, compute_dtype(xp, rows.dtype), copy=False)
     source, sizes = run.source[:, prefix:] - prefix, run.sizes[:, prefix:]  # type: ignore[index]
     weight = 1 / xp.take_along_axis(xp.where(sizes > 0, sizes, xp.ones_like(sizes)), source, axis=1)
     if run.valid is not None:

@@ -9,6 +9,7 @@ module's own projections, norms and dropouts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters._carry import merged_bias
@@ -202,20 +203,13 @@ REL_POS = Spec(
     notes="biases of merged tokens are as large as the attention scores",
 )
 
-REL_POS_POST_NORM = Spec(
+REL_POS_POST_NORM = replace(
+    REL_POS,
     family="timm VisionTransformerRelPos (post-norm)",
     blocks=("timm.models.vision_transformer_relpos.ResPostRelPosBlock",),
-    towers={"timm.models.vision_transformer_relpos.VisionTransformerRelPos": "blocks"},
     children=_REL_POS_CHILDREN,
     attend=attend_rel_pos_post_norm,
     feed=feed_post_norm,
-    key_heads=2,
-    prefix=prefix,
-    arguments=("shared_rel_pos",),
-    carry=carry_rel_pos,
-    why_restore=pools_over_tokens,
-    bypasses=("attn",),
-    tower_mixin=Dense,
     notes="as above",
 )
 

@@ -11,6 +11,7 @@ several positions is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters._carry import merged_table
@@ -122,22 +123,15 @@ EVA = Spec(
     ),
 )
 
-EVA_POST_NORM = Spec(
+EVA_POST_NORM = replace(
+    EVA,
     family="timm Eva (post-norm)",
     blocks=("timm.models.eva.EvaBlockPostNorm",),
     towers={"timm.models.eva.Eva": "blocks"},
-    children=_CHILDREN,
+    tensors=(),
     attend=attend_post_norm,
     feed=feed_post_norm,
-    key="attn.k_norm",
-    prefix=prefix,
-    arguments=("rope", "attn_mask", "is_causal"),
-    accepts={"is_causal": False},
-    mask="attn_mask",
-    real_tokens=real_tokens,
-    carry=carry,
-    why_restore=pools_over_tokens,
-    tower_mixin=Dense,
+    notes="",
 )
 
 DEEPSEEK = Spec(

@@ -7,23 +7,20 @@ head; like heads, they are averaged.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters._spec import Spec, matches
+from tomecore.adapters._spec import matches
 from tomecore.adapters._swap import original_class
 from tomecore.adapters.families._timm import (
-    ARGUMENTS,
     ATTENTIONS,
     DROP_PATHS,
     MLPS,
     NORMS,
     SCALES,
     TOWERS,
-    Dense,
-    pools_over_tokens,
-    prefix,
-    real_tokens,
 )
+from tomecore.adapters.families.timm import VIT
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -99,10 +96,13 @@ def attend_parallel(
     return forward(block, x, attn_mask=bias)
 
 
-RES_POST = Spec(
+#: What all blocks of these towers have in common, whatever is in them.
+_VIT = replace(VIT, towers=TOWERS, notes="")
+
+RES_POST = replace(
+    _VIT,
     family="timm VisionTransformer (post-norm)",
     blocks=(f"{_BLOCKS}.ResPostBlock",),
-    towers=TOWERS,
     children={
         "attn": ATTENTIONS,
         "norm1": NORMS,
@@ -113,32 +113,17 @@ RES_POST = Spec(
     },
     attend=attend_post_norm,
     feed=feed_post_norm,
-    key="attn.k_norm",
-    prefix=prefix,
-    arguments=ARGUMENTS,
-    accepts={"is_causal": False},
-    mask="attn_mask",
-    real_tokens=real_tokens,
-    why_restore=pools_over_tokens,
-    tower_mixin=Dense,
 )
 
-THINGS = Spec(
+THINGS = replace(
+    _VIT,
     family="timm VisionTransformer (parallel things)",
     blocks=(f"{_BLOCKS}.ParallelThingsBlock",),
-    towers=TOWERS,
     children={"attns": _LIST, "ffns": _LIST},
     attend=attend_branches,
     feed=feed_branches,
     key="attns.*.attn.k_norm",
-    prefix=prefix,
-    arguments=ARGUMENTS,
-    accepts={"is_causal": False},
-    mask="attn_mask",
-    real_tokens=real_tokens,
-    why_restore=pools_over_tokens,
     refuse=unknown_branch,
-    tower_mixin=Dense,
 )
 
 # All of a parallel block runs by its own forward, so its projections may be of any class.
@@ -157,29 +142,22 @@ _PARALLEL_CHILDREN = {
     "drop_path": DROP_PATHS,
 }
 
-PARALLEL = Spec(
+PARALLEL = replace(
+    _VIT,
     family="timm VisionTransformer (parallel)",
     blocks=(f"{_BLOCKS}.ParallelScalingBlock",),
-    towers=TOWERS,
     children=_PARALLEL_CHILDREN,
     tensors=("mlp_bias", "qkv_bias"),
     attend=attend_parallel,
     feed=None,
     key="k_norm",
     key_heads=2,
-    prefix=prefix,
-    arguments=ARGUMENTS,
-    accepts={"is_causal": False},
-    mask="attn_mask",
-    real_tokens=real_tokens,
-    why_restore=pools_over_tokens,
-    tower_mixin=Dense,
 )
 
-DIFF_PARALLEL = Spec(
+DIFF_PARALLEL = replace(
+    _VIT,
     family="timm VisionTransformer (differential, parallel)",
     blocks=(f"{_BLOCKS}.DiffParallelScalingBlock",),
-    towers=TOWERS,
     children={**_PARALLEL_CHILDREN, "sub_norm": NORMS},
     tensors=(
         "mlp_bias",
@@ -193,13 +171,6 @@ DIFF_PARALLEL = Spec(
     attend=attend_parallel,
     feed=None,
     key="k_norm",
-    prefix=prefix,
-    arguments=ARGUMENTS,
-    accepts={"is_causal": False},
-    mask="attn_mask",
-    real_tokens=real_tokens,
-    why_restore=pools_over_tokens,
-    tower_mixin=Dense,
 )
 
 SPECS = (RES_POST, THINGS, PARALLEL, DIFF_PARALLEL)

@@ -8,6 +8,7 @@ vision tower is patched: text towers have layers of the same class.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters._spec import Spec
@@ -135,29 +136,14 @@ CLIP = Spec(
     notes="also inside LLaVA, PaliGemma, Gemma 3 ...; flash attention needs prop_attn=False",
 )
 
-PADDED = Spec(
+PADDED = replace(
+    CLIP,
     family="transformers SigLIP 2 / Idefics",
     blocks=_nth(_PADDED, 1),
     towers=dict.fromkeys(_nth(_PADDED, 0), "encoder.layers"),
-    children={
-        "self_attn": _nth(_PADDED, 2),
-        "layer_norm1": _NORM,
-        "mlp": _nth(_PADDED, 3),
-        "layer_norm2": _NORM,
-    },
-    attend=attend_clip,
-    feed=feed_clip,
-    key="self_attn.k_proj",
-    heads=heads_clip,
-    prefix=prefix_clip,
-    arguments=MASKED,
-    accepts={"is_causal": False},
+    children={**CLIP.children, "self_attn": _nth(_PADDED, 2), "mlp": _nth(_PADDED, 3)},
     mask="attention_mask",
     real_tokens=real_tokens,
-    carry=no_mask,
-    dense=hidden_states_wanted,
-    readers=READERS,
-    why_restore=where_pooled,
     notes="padding merges first and weighs nothing; needs sdpa or eager attention where there is padding",
 )
 
