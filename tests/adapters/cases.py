@@ -35,6 +35,7 @@ class Case:
         layers: dotted path of the list of blocks in what ``build`` returns.
         given: ``(model, x) -> dict``, what the model passes to a block beside tokens ``x``.
         prop_attn: the default of proportional attention.
+        dense: each layer hands on all tokens, because the model's readers want them.
         rounds: rounds to float32 on the way, whatever its weights are: no finite differences.
     """
 
@@ -49,6 +50,7 @@ class Case:
     layers: str = "blocks"
     given: Callable[[Any, Any], dict[str, Any]] | None = None
     prop_attn: bool = True
+    dense: bool = False
     rounds: bool = False
 
     def blocks(self, model: Any) -> list[Any]:

@@ -176,10 +176,10 @@ class Paddle(Framework):
         return x.detach().numpy()
 
     def double(self, model: Any) -> Any:
-        return model.to(dtype="float64")
+        return floats_to(model, "float64")
 
     def single(self, model: Any) -> Any:
-        return model.to(dtype="float32")
+        return floats_to(model, "float32")
 
     def require_gradient(self, x: paddle.Tensor) -> None:
         x.stop_gradient = False
@@ -227,6 +227,20 @@ class Paddle(Framework):
     def listed(self, blocks: list[Any]) -> tuple[Any, ...]:
         """Arguments of the class that holds the blocks: a LayerList."""
         return (blocks,)
+
+
+def floats_to(model: Any, dtype: str) -> Any:
+    """Cast a Paddle model as ``model.to(dtype=dtype)``, which would cast integer buffers as well."""
+    kept = [
+        (layer, name, buffer.clone())
+        for layer in model.sublayers(include_self=True)
+        for name, buffer in layer._buffers.items()
+        if buffer is not None and not paddle.is_floating_point(buffer)
+    ]
+    model.to(dtype=dtype)
+    for layer, name, buffer in kept:
+        setattr(layer, name, buffer)
+    return model
 
 
 TORCH = Torch()

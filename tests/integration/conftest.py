@@ -17,7 +17,7 @@ NEEDED = {
         *("requests", "six", "timm", "torchvision", "tqdm", "transformers", "yaml"),
     ),
     "pip install --no-deps -r tests/integration/requirements-no-deps.txt": (
-        *("clip", "dinov2", "paddleclas", "ppim"),
+        *("clip", "dinov2", "paddleclas", "paddleseg", "ppim"),
     ),
 }
 

@@ -107,10 +107,13 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:
-    """Let the run ride on ``x`` to the next block, and note it for ``model.tome``."""
+    """Let the run ride on ``x`` to the next block, and note it for ``model.tome``.
+
+    Of a tuple, which a block may return where nothing merges (with attention maps, say), on the first.
+    """
     config.note(run, tracing)
     if run.step is not None:
-        config.host.write(config, x, run, tracing)
+        config.host.write(config, x[0] if isinstance(x, tuple) else x, run, tracing)
     return x
 
 
@@ -124,7 +127,7 @@ def arguments(
 ) -> tuple[dict[str, Any], Run]:
     """The block's arguments beside x, as those of the merged tokens; refuse what cannot be."""
     spec = config.spec
-    named = dict(zip(spec.arguments, args, strict=False))
+    named = dict(zip(spec.arguments, args))  # noqa: B905 (Paddle's static graphs know no strict=)
     named.update(kwargs)
     given = {}
     for name, value in named.items():

@@ -127,6 +127,9 @@ class Host(ABC):
     def seeded(self, number: int) -> AbstractContextManager[None]:
         """Draw random numbers from this seed, and afterwards go on as before."""
 
+    def changed(self, model: Any) -> None:  # noqa: B027
+        """Called when settings of a patched model changed, for graphs of it that know the old ones."""
+
     def released(self, module: Any) -> None:  # noqa: B027
         """Called for each module that was unpatched, for what the framework keeps of it elsewhere."""
 

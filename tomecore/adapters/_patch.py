@@ -34,7 +34,7 @@ class Root(Swapped):
 
     @r.setter
     def r(self, value: R) -> None:
-        self._tome.r = value
+        set_r(self, value)
 
     @property
     def tome(self) -> Handle:
@@ -43,9 +43,15 @@ class Root(Swapped):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "r":  # also a schedule object that is a module, which must not become a child
-            self._tome.r = value
+            set_r(self, value)
         else:
             super().__setattr__(name, value)
+
+
+def set_r(model: Any, value: R) -> None:
+    config = model._tome
+    config.r = value
+    config.host.changed(model)
 
 
 def patch(
@@ -111,6 +117,7 @@ def patch(
         if added:
             vars(module)["_tome"] = config
             swap(module, *added)
+    host.changed(model)
     return model
 
 

@@ -191,6 +191,8 @@ class PaddleHost(Host):
         usual = q.shape[-1] ** -0.5
         if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
             q = q * (scale / usual)
+        if bias is not None and bias.dtype != q.dtype:  # autocast: half q beside full activations
+            bias = bias.astype(q.dtype)
         return nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=dropout, training=True
         )
@@ -219,6 +221,15 @@ class PaddleHost(Host):
 
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return paddle.ones(shape, dtype="float32").to(device)
+
+    def changed(self, model: nn.Layer) -> None:
+        """Have programs that ``to_static`` made of the model traced again."""
+        try:
+            programs = getattr(vars(model).get("forward"), "program_cache", None)
+        except RuntimeError:  # of SOT, which asks each time
+            return
+        if programs is not None:
+            programs.clear()
 
     def released(self, module: nn.Layer) -> None:
         """Drop the program that ``to_static`` made of the patched module, or left in its place."""

@@ -18,6 +18,7 @@ MORE = [
     *of_torchvision.MORE,
     *of_open_clip.MORE,
     *of_dinov2.MORE,
+    *of_paddle.MORE,
     *of_transformers.MORE,
 ]
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters._spec import Spec
+from tomecore.adapters.families._paddle import NORMS, attend_by_parts, called_by_parts
 from tomecore.backends import Array
-from tomecore.errors import UnsupportedModelError
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
 
@@ -31,6 +31,12 @@ def _names(cls: str) -> tuple[str, ...]:
     return tuple(f".{module}.{cls}" for module in _LIBRARIES)
 
 
+#: Towers of the same blocks that are no subclass of VisionTransformer.
+_OTHER_TOWERS = tuple(
+    f".{library}.models.{name}"
+    for library in ("plsc", "passl")
+    for name in ("deit.DeitVisionTransformer", "mae.MaskedAutoencoderViT")
+)
 _DROP_PATHS = (
     *_names("DropPath"),
     *_names("Identity"),
@@ -39,27 +45,14 @@ _DROP_PATHS = (
     ".ppim.models.common.DropPath",
     ".plsc.nn.stochastic_depth.DropPath",
 )
-_NORMS = (".paddle.nn.layer.norm.LayerNorm",)
 
 
 def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = block.attn
-    if host.hooked(attn):
-        raise UnsupportedModelError(
-            "a forward hook was put on a patched block's attention, which the merging forward does "
-            "not call; hook the modules inside it (qkv, proj), or remove_patch first"
-        )
-    y = block.norm1(x)
-    heads, tokens, width = attn.num_heads, y.shape[1], y.shape[2]
-    qkv = attn.qkv(y).reshape([-1, tokens, 3, heads, width // heads])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = host.attention(
-        q, k, v, bias, dropout=attn.attn_drop.p if attn.training else 0.0, scale=attn.scale
-    )
-    y = attn.proj_drop(attn.proj(y.reshape([-1, tokens, width])))
-    return x + block.drop_path(y), k
+    attn = called_by_parts(host, block.attn)
+    y, k = attend_by_parts(host, attn, attn.qkv(block.norm1(x)), bias, attn.scale, attn.attn_drop)
+    return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
 
 
 def feed(block: Any, x: Array) -> Array:
@@ -77,18 +70,20 @@ def why_restore(tower: Any) -> str | None:
             f"the model pools over tokens (global_pool={tower.global_pool!r}), and would count a "
             "merged token once instead of as often as its size"
         )
+    if hasattr(tower, "decoder_blocks"):
+        return "the model has a decoder, which puts its tokens back by position"
     return None
 
 
 VIT = Spec(
     family="PLSC / PaddleClas / ppim VisionTransformer",
     blocks=_names("Block"),
-    towers=dict.fromkeys(_names("VisionTransformer"), "blocks"),
+    towers=dict.fromkeys((*_names("VisionTransformer"), *_OTHER_TOWERS), "blocks"),
     children={
-        "norm1": _NORMS,
+        "norm1": NORMS,
         "attn": _names("Attention"),
         "drop_path": _DROP_PATHS,
-        "norm2": _NORMS,
+        "norm2": NORMS,
         "mlp": _names("Mlp"),
     },
     attend=attend,
@@ -98,9 +93,8 @@ VIT = Spec(
     why_restore=why_restore,
     bypasses=("attn",),
     notes=(
-        "DeiT distilled too; PASSL by structure; PLSC and PASSL do not import on Paddle 3, so "
-        "tests run on the same network in `tomecore.models.paddle`; ours has PLSC's parameter "
-        "names"
+        "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL do not import on Paddle "
+        "3: tested on twins and in `tomecore.models.paddle`, which has PLSC's parameter names"
     ),
 )
 

@@ -1,0 +1,95 @@
+"""torch.export and ONNX: one program for every batch size, with eager's numbers, after a file as well."""
+
+from __future__ import annotations
+
+import io
+
+import onnxruntime
+import pytest
+import torch
+
+import tomecore as tc
+from production.models import close, images, kind_named
+
+BATCH = {0: torch.export.Dim("batch", min=1, max=64)}
+
+
+def exported(model, x, *, strict=False):
+    return torch.export.export(model, (x,), dynamic_shapes=(BATCH,), strict=strict)
+
+
+@torch.no_grad()
+def test_program_for_any_batch_size(kind):
+    model = kind.patched(r=8, depth=2)
+    program = exported(model, images(2))
+    for batch in (1, 2, 5):
+        close(program.module()(images(batch)), model(images(batch)))
+    model.r = 0  # the program keeps its r, and the model its own
+    close(program.module()(images()), kind.patched(r=8, depth=2)(images()))
+
+
+@torch.no_grad()
+def test_strict_and_through_a_file(vit):
+    model, file = vit.patched(r=[8, 5], depth=2), io.BytesIO()
+    torch.export.save(exported(model, images(2), strict=True), file)
+    file.seek(0)
+    program = torch.export.load(file).module()
+    for batch in (1, 5):
+        close(program(images(batch)), model(images(batch)))
+
+
+def test_the_model_works_on_after_export(vit):
+    """What a trace leaves behind is not read by an eager forward pass, nor by its backward pass."""
+    model, x = vit.patched(r=8), images()
+    expected = model(x)
+    with torch.no_grad():
+        exported(model, images(2))
+    got = model(x)
+    assert torch.equal(got, expected)
+    got.sum().backward()
+    assert model.tome.tokens == [58, 50, 42]
+
+
+def decided_alike(kind, x, **settings):
+    """Which samples merge the same tokens in single and in double precision: no near ties in them."""
+    sources = []
+    for dtype in (torch.float32, torch.float64):
+        model = kind.patched(trace_source=True, **settings).to(dtype)
+        model(x.to(dtype))
+        sources.append(model.tome.source)
+    return (sources[0] == sources[1]).all(dim=1)
+
+
+def runs_onnx(model, x):
+    """``model`` as onnxruntime runs it, exported with any batch size."""
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=(BATCH,), verbose=False)
+    file = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["timm-vit", "timm-eva", "transformers-dinov2"])
+def test_onnx(name):
+    """In single precision: onnxruntime has no convolution in double."""
+    kind, settings = kind_named(name), {"r": 8, "depth": 2}
+    model = kind.patched(**settings).float()
+    run = runs_onnx(model, images(2).float())
+    for batch in (1, 2, 5):
+        x = images(batch, seed=batch).float()
+        alike = decided_alike(kind, x, **settings)
+        assert alike.sum() > batch // 2
+        close(run(x)[alike], model(x)[alike], 1e-5)
+
+
+class Slots(torch.nn.Module):
+    def forward(self, keys):
+        return tc.bipartite_soft_matching(keys, 5, protected=1).slots
+
+
+def test_onnx_decides_ties_alike():
+    """The first of equals, as everywhere: TopK stands for the stable sort that ONNX lacks."""
+    keys = torch.ones(2, 25, 4)
+    keys[:, 7::3] = images(2).flatten(1)[:, : 6 * 4].reshape(2, 6, 4).float()
+    assert torch.equal(runs_onnx(Slots(), keys[:1].repeat(3, 1, 1))(keys), Slots()(keys))

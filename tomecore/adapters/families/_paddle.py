@@ -1,0 +1,101 @@
+"""What families of Paddle's libraries share: attention by its parts, position biases, dense readers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters._carry import merged_bias
+from tomecore.adapters._config import Config
+from tomecore.adapters._swap import Swapped
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = [
+    "IDENTITY",
+    "NORMS",
+    "Dense",
+    "attend_by_parts",
+    "called_by_parts",
+    "carry_bias",
+    "one_in_front",
+    "position_bias",
+    "with_bias",
+]
+
+NORMS = (".paddle.nn.layer.norm.LayerNorm",)
+IDENTITY = ".paddle.nn.layer.common.Identity"
+
+_MERGED = "merged bias"
+
+
+def one_in_front(tower: Any) -> int:
+    """The class token."""
+    return 1
+
+
+def called_by_parts(host: Any, attn: Any) -> Any:
+    """``attn``, unless a hook waits for a call that will not come."""
+    if host.hooked(attn):
+        raise UnsupportedModelError(
+            "a forward hook was put on a patched block's attention, which the merging forward does "
+            "not call; hook the modules inside it (the projections), or remove_patch first"
+        )
+    return attn
+
+
+def attend_by_parts(
+    host: Any, attn: Any, qkv: Array, bias: Array | None, scale: float, dropout: Any
+) -> tuple[Array, Array]:
+    """What comes before the projection, (B, N, C), and the keys (B, N, H, D), of a fused qkv."""
+    tokens, heads = qkv.shape[1], attn.num_heads
+    head_dim = qkv.shape[2] // (3 * heads)
+    qkv = qkv.reshape([-1, tokens, 3, heads, head_dim])
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    y = host.attention(q, k, v, bias, dropout=dropout.p if attn.training else 0.0, scale=scale)
+    return y.reshape([-1, tokens, heads * head_dim]), k
+
+
+def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
+    if positions is None or sizes is None:
+        return sizes if positions is None else positions
+    return positions + sizes
+
+
+def position_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+    """(B or 1, H, N, N) of the tokens there are, or None: a table of the block, a shared one, or both.
+
+    The block's table is BEiT's: an index of pairs of positions, the class token among them.
+    """
+    if _MERGED in given:
+        merged: Array = given[_MERGED]
+        return merged
+    shared = given.get("rel_pos_bias")
+    if shared is not None and len(shared.shape) == 3:
+        shared = shared.unsqueeze(0)
+    table = getattr(attn, "relative_position_bias_table", None)
+    if table is None:
+        return shared
+    index = attn.relative_position_index
+    side = index.shape[0]
+    own = table[index.reshape([-1])].reshape([side, side, -1]).transpose([2, 0, 1]).unsqueeze(0)
+    return own if shared is None else own + shared
+
+
+def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    bias = position_bias(block.attn, given)
+    return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
+
+
+class Dense(Swapped):
+    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
+
+    _tome: Config
+
+    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        dense, tracing = self._tome.dense, self._tome.host.tracing()
+        before = dense.get(tracing)
+        dense.set(True, tracing)
+        try:
+            return super(Dense, self).get_intermediate_layers(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        finally:
+            dense.set(before, tracing)

@@ -1,0 +1,118 @@
+"""``paddle.nn.TransformerEncoderLayer``, pre-norm and post-norm, in vision towers: PaddleNLP's CLIP.
+
+Text encoders and decoders are made of the same class, so only towers that are named here are patched;
+for a tower of your own hand ``register`` this spec with your class in ``towers`` (tests show it).
+Attention is the module's own projections around the framework's fused kernel. Importing PaddleNLP
+replaces the layer's forward for everybody, by one that can return attention maps: with r = 0 only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters._config import Config
+from tomecore.adapters._spec import Spec
+from tomecore.adapters._swap import Swapped
+from tomecore.adapters.families._paddle import NORMS, called_by_parts, one_in_front
+from tomecore.backends import Array
+
+__all__ = ["ENCODER_LAYER", "FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "paddle"
+
+_COMMON = ".paddle.nn.layer.common"
+_TUPLES = "its layers hand on tuples and not tensors, which tomecore does not follow yet"
+_CLIP = ".paddlenlp.transformers.clip.modeling"
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = called_by_parts(host, block.self_attn)
+    y = block.norm1(x) if block.normalize_before else x
+    tokens, heads, width = y.shape[1], attn.num_heads, attn.head_dim
+    q = attn.q_proj(y).reshape([-1, tokens, heads, width])
+    k = attn.k_proj(y).reshape([-1, tokens, heads, width])
+    v = attn.v_proj(y).reshape([-1, tokens, heads, width])
+    y = host.attention(
+        q, k, v, bias, dropout=attn.dropout if attn.training else 0.0, scale=width**-0.5
+    )
+    x = x + block.dropout1(attn.out_proj(y.reshape([-1, tokens, heads * width])))
+    return (x if block.normalize_before else block.norm1(x)), k
+
+
+def feed(block: Any, x: Array) -> Array:
+    y = block.norm2(x) if block.normalize_before else x
+    y = block.linear2(block.dropout(block.activation(block.linear1(y))))
+    x = x + block.dropout2(y)
+    return x if block.normalize_before else block.norm2(x)
+
+
+class HiddenStates(Swapped):
+    """Mixin of CLIP's tower: who asks for hidden states gets all tokens of every layer."""
+
+    _tome: Config
+    config: Any
+
+    def forward(
+        self,
+        pixel_values: Any = None,
+        output_attentions: Any = None,
+        output_hidden_states: Any = None,
+        return_dict: Any = None,
+    ) -> Any:
+        wanted = output_hidden_states
+        if wanted is None:
+            wanted = self.config.output_hidden_states
+        dense, tracing = self._tome.dense, self._tome.host.tracing()
+        before = dense.get(tracing)
+        dense.set(True if wanted else before, tracing)
+        try:
+            return super(HiddenStates, self).forward(  # type: ignore[misc] # noqa: UP008
+                pixel_values, output_attentions, output_hidden_states, return_dict
+            )
+        finally:
+            dense.set(before, tracing)
+
+
+ENCODER_LAYER = Spec(
+    family="paddle.nn.TransformerEncoderLayer",
+    blocks=(".paddle.nn.layer.transformer.TransformerEncoderLayer",),
+    towers={},
+    children={
+        "self_attn": (".paddle.nn.layer.transformer.MultiHeadAttention",),
+        "linear1": (f"{_COMMON}.Linear",),
+        "dropout": (f"{_COMMON}.Dropout",),
+        "linear2": (f"{_COMMON}.Linear",),
+        "norm1": NORMS,
+        "norm2": NORMS,
+        "dropout1": (f"{_COMMON}.Dropout",),
+        "dropout2": (f"{_COMMON}.Dropout",),
+        "activation": ("*",),
+    },
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=one_in_front,
+    arguments=("src_mask", "cache", "output_attentions"),
+    accepts={"output_attentions": False},
+    bypasses=("self_attn",),
+)
+
+CLIP = replace(
+    ENCODER_LAYER,
+    family="PaddleNLP CLIP",
+    towers={f"{_CLIP}.CLIPVisionTransformer": "transformer.layers"},
+    tower_mixin=HiddenStates,
+    refused={
+        "ppdiffusers.transformers.clip.modeling.CLIPVisionTransformer": _TUPLES,
+        "paddlenlp.transformers.blip.modeling.BlipVisionModel": _TUPLES,
+    },
+    notes=(
+        "the vision tower, also of Chinese CLIP and ERNIE-ViL; your own towers by register(); PaddleNLP "
+        "does not import beside today's huggingface_hub: tested on a twin around Paddle's own layers"
+    ),
+)
+
+SPECS = (CLIP,)
