@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tomecore._checks import rank, whole_number
 from tomecore._plan import take_rows
@@ -24,8 +25,9 @@ class Handle:
     them when there is none raises :class:`tomecore.errors.NoForwardError`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, model: Any) -> None:
         self._config = config
+        self._model = model
 
     @property
     def r(self) -> R:
@@ -35,6 +37,7 @@ class Handle:
     @r.setter
     def r(self, value: R) -> None:
         self._config.r = value
+        self._config.host.changed(self._model)
 
     @property
     def schedule(self) -> list[int]:

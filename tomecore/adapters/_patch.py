@@ -34,24 +34,18 @@ class Root(Swapped):
 
     @r.setter
     def r(self, value: R) -> None:
-        set_r(self, value)
+        self.tome.r = value
 
     @property
     def tome(self) -> Handle:
         """Settings and results of the patch."""
-        return Handle(self._tome)
+        return Handle(self._tome, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "r":  # also a schedule object that is a module, which must not become a child
-            set_r(self, value)
+            self.tome.r = value
         else:
             super().__setattr__(name, value)
-
-
-def set_r(model: Any, value: R) -> None:
-    config = model._tome
-    config.r = value
-    config.host.changed(model)
 
 
 def patch(
@@ -164,7 +158,7 @@ def handle(host: Host, model: Any) -> Handle:
     config = config_of(model)
     if config is None:
         raise not_patched(host, model)
-    return Handle(config)
+    return Handle(config, model)
 
 
 def config_of(model: Any) -> Config | None:

@@ -34,8 +34,8 @@ def test_r_changed_after_tracing(full_graph):
     images = CLAS.tensors(3)
     model = CLAS.patched(depth=2, r=8)
     program = static(model, full_graph)
-    for r in (8, 0, (6, -1)):
-        model.r = r
+    for r, owner in ((8, model), (0, model), ((6, -1), model.tome)):
+        owner.r = r
         same(program, images, expected_of(CLAS, images, r=r))
 
 
