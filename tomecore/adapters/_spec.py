@@ -148,7 +148,7 @@ class Spec:
 
 def attribute(module: Any, path: str) -> Any:
     """The attribute at a dotted path."""
-    for name in filter(None, path.split(".")):
+    for name in path.split(".") if path else ():
         module = getattr(module, name)
     return module
 
