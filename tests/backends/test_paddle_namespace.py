@@ -89,6 +89,8 @@ CALLS = [
     call("maximum", X, Y),
     call("mean", X, axis=1),
     call("mean", X, axis=-1, keepdims=True),
+    call("mean", np.random.default_rng(0).normal(size=(2, 5, 3, 4)), axis=2),
+    call("mean", np.random.default_rng(0).normal(size=(2, 5, 3, 4)), axis=2, keepdims=True),
     call("ones_like", X),
     call("ones_like", WHOLE),
     call("permute_dims", X, positional=((0, 2, 1),)),
