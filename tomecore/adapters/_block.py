@@ -150,6 +150,8 @@ def arguments(
             "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 for "
             "such calls."
         )
-    if spec.carry is not None and run.source is not None:
+    if (
+        spec.carry is not None
+    ):  # also before the first merge: what cannot be carried is refused at once
         given = spec.carry(config.host, block, given, run)
     return given, run

@@ -68,8 +68,8 @@ class Spec:
         real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
             mask that says something else. Asked once in each forward pass that merges; from then on
             padding is what has size 0, and ``given`` is without the mask.
-        carry: ``(host, block, given, run) -> given`` of the merged tokens, once some have merged;
-            None: the blocks take no argument that describes tokens.
+        carry: ``(host, block, given, run) -> given`` of the merged tokens, in each block that merges
+            or comes after a merge; None: the blocks take no argument that describes tokens.
         dense: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants all
             tokens of every layer.
         batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.

@@ -225,10 +225,11 @@ def test_kernels_that_add_a_bias_agree(implementation):
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov3", "clip", "beit"])
+@pytest.mark.parametrize("r", [8, [0, 0, 0, 8]], ids=["everywhere", "last layer only"])
 @torch.no_grad()
-def test_a_users_mask_is_refused_while_merging(name):
+def test_a_users_mask_is_refused_while_merging(name, r):
     case = CASES[name]
-    model, images = case.patched(r=8), case.tensors(2)
+    model, images = case.patched(r=r), case.tensors(2)
     n = case.num_tokens()
     mask = torch.ones(2, 1, n, n, dtype=torch.bool)
     mask[:, :, :, -1] = False

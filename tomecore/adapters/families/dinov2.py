@@ -91,11 +91,12 @@ class Tower(Swapped):
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         config = self._tome
         tracing = config.host.tracing()
+        before = config.dense.get(tracing)
         config.dense.set(True, tracing)
         try:
             return super().get_intermediate_layers(*args, **kwargs)  # type: ignore[misc]
         finally:
-            config.dense.set(None, tracing)
+            config.dense.set(before, tracing)
 
 
 VIT = Spec(
