@@ -150,8 +150,7 @@ def arguments(
             "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 for "
             "such calls."
         )
-    if (
-        spec.carry is not None
-    ):  # also before the first merge: what cannot be carried is refused at once
+    # Before the first merge, too: what cannot be carried is refused at once.
+    if spec.carry is not None:
         given = spec.carry(config.host, block, given, run)
     return given, run
