@@ -1,42 +1,31 @@
-"""``tomecore`` on the command line. What it shows is computed elsewhere; needs ``tomecore[cli]``."""
+"""``tomecore demo``: the main job, shown as a table and a picture."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import sys
-import warnings
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-try:
-    import typer
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-    from rich.table import Table
-except ImportError as error:
-    sys.exit(
-        f'tomecore: {error.name} is not installed; install it with: pip install "tomecore[cli]"'
-    )
+import typer
+from rich.markup import escape
+from rich.table import Table
 
-import tomecore
+from tomecore.cli._shared import (
+    PICTURES,
+    Json,
+    app,
+    check_file,
+    console,
+    plain_table,
+    progress_bar,
+)
 from tomecore.errors import TomeError
 from tomecore.running import FRAMEWORKS, require
 
 if TYPE_CHECKING:
     from tomecore.demo import Result, Row
-
-app = typer.Typer(
-    name="tomecore",
-    help="Token Merging for vision transformers, in every framework.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-console = Console()
-errors = Console(stderr=True)
 
 
 class Framework(str, Enum):
@@ -47,30 +36,12 @@ class Framework(str, Enum):
     both = "both"
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        console.print(f"tomecore {tomecore.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Token Merging for vision transformers, in every framework."""
-
-
 @app.command()
 def demo(
     framework: Annotated[
         Framework, typer.Option("--framework", "-f", help="Which framework to run.")
     ] = Framework.both,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers to this file.")
-    ] = None,
+    json_file: Json = None,
     picture: Annotated[
         Path, typer.Option("--picture", help="Where to write the picture of the merged tokens.")
     ] = Path("tomecore-demo.png"),
@@ -85,13 +56,8 @@ def demo(
     The same weights run in torch and in Paddle; the table shows accuracy and speed, the line under it
     how far the two frameworks agree.
     """
-    for file, option in ((json_file, "--json"), (picture, "--picture")):
-        if file is not None and file.is_dir():
-            raise typer.BadParameter(f"{file} is a folder; give a file name", param_hint=option)
-    if picture.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
-        raise typer.BadParameter(
-            f"{picture} must end in .png, .jpg or .webp", param_hint="--picture"
-        )
+    check_file(json_file, "--json")
+    check_file(picture, "--picture", PICTURES)
     if framework is Framework.both:
         frameworks = [name for name in FRAMEWORKS if importlib.util.find_spec(name) is not None]
         for missing in FRAMEWORKS.keys() - frameworks:
@@ -107,14 +73,7 @@ def demo(
 
     from tomecore import demo as job
 
-    with Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        console=errors,
-        transient=True,
-    ) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("loading", total=job.steps(frameworks))
 
         def progress(step: str) -> None:
@@ -136,15 +95,10 @@ def demo(
 
 
 def _table(result: Result) -> Table:
-    table = Table(
+    table = plain_table(
         title=f"A ViT of 12 layers and 197 tokens on {result.images} held-out digits",
         caption=f"speed at batch {result.batch}; limit: what the arithmetic allows; "
         "merge tax: extra time over dropping the tokens without merging them",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
     )
     table.add_column("framework", no_wrap=True)
     for heading in (
@@ -200,17 +154,3 @@ def _parity_line(result: Result) -> str:
             f". Where merges differ, the first to differ was a near-tie (similarity gap {gap:.1e})"
         )
     return line + "."
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors of tomecore are shown as one line, not as a traceback."""
-    warnings.filterwarnings("ignore", message="No ccache found")
-    try:
-        return app(arguments)
-    except TomeError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,53 @@
+"""``tomecore`` on the command line. What it shows is computed elsewhere; needs ``tomecore[cli]``.
+
+One file per command; each adds itself to the app with ``@app.command()`` when imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.markup import escape
+except ImportError as error:
+    sys.exit(
+        f'tomecore: {error.name} is not installed; install it with: pip install "tomecore[cli]"'
+    )
+
+import tomecore
+from tomecore.cli import demo
+from tomecore.cli._shared import app, console, errors
+from tomecore.errors import TomeError
+
+__all__ = ["app", "main"]
+
+_COMMANDS = (demo,)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"tomecore {tomecore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Token Merging for vision transformers, in every framework."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors of tomecore are shown as one line, not as a traceback."""
+    warnings.filterwarnings("ignore", message="No ccache found")
+    try:
+        return app(arguments)
+    except TomeError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

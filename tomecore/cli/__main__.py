@@ -1,0 +1,5 @@
+"""``python -m tomecore.cli``."""
+
+from tomecore.cli import main
+
+main()

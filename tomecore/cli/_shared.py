@@ -1,0 +1,114 @@
+"""What the commands share: the app, where they print, their common options, checks of file names."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from tomecore.schedule import R, parse_r
+
+__all__ = [
+    "PICTURES",
+    "Json",
+    "ModelName",
+    "Pretrained",
+    "Resolution",
+    "Weights",
+    "app",
+    "check_file",
+    "console",
+    "errors",
+    "plain_table",
+    "progress_bar",
+    "read_r",
+]
+
+app = typer.Typer(
+    name="tomecore",
+    help="Token Merging for vision transformers, in every framework.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, "
+        "paddleclas:NAME, ppim:NAME, paddle:SIZE, digits:torch, digits:paddle, or module:function.",
+    ),
+]
+Pretrained = Annotated[
+    bool, typer.Option("--pretrained", help="With the weights its library offers (downloads them).")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="A file of weights: safetensors, .pth or .pdparams."),
+]
+Resolution = Annotated[
+    int | None, typer.Option("--resolution", min=1, help="Pixels on a side of the input.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")]
+
+
+def progress_bar() -> Progress:
+    """Steps done, of how many, and which one runs; on stderr, gone when done."""
+    return Progress(
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        console=errors,
+        transient=True,
+    )
+
+
+def plain_table(**kwargs: Any) -> Table:
+    """A table as all commands print it."""
+    return Table(
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        **kwargs,
+    )
+
+
+def check_file(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:
+    """Raise, before any work is done, if ``path`` cannot be the file an option writes."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder; give a file name", param_hint=option)
+    if endings and path.suffix.lower() not in endings:
+        raise typer.BadParameter(
+            f"{path} must end in {', '.join(endings[:-1])} or {endings[-1]}", param_hint=option
+        )
+
+
+def read_r(text: str, option: str = "--r") -> R:
+    """``r`` as typed: 16, "(16, -1)" or "[0, 0, 30]"."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (SyntaxError, ValueError):
+        raise typer.BadParameter(
+            f'{text!r} is not an r; allowed are a number (16), "(16, -1)" for mean and inflect, and '
+            '"[0, 0, 30]" for one number per layer',
+            param_hint=option,
+        ) from None
+    listed = isinstance(value, list)
+    parse_r(len(value) or 1 if listed else 1, value)
+    return value

@@ -1,0 +1,65 @@
+"""Models that a function of the user's makes: ``module:function`` or ``file.py:function``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from tomecore.errors import ArgumentValueError
+from tomecore.images import Preprocess
+from tomecore.loading._loaded import Loaded
+from tomecore.running import framework_of
+
+__all__ = ["function_model"]
+
+
+def function_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+    where, _, function = name.rpartition(":")
+    if where.endswith(".py"):
+        path = Path(where)
+        if not path.is_file():
+            raise ArgumentValueError(f"there is no file {where} to take {function!r} from")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    else:
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            module = importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            raise ArgumentValueError(
+                f"{name!r}: there is no module {error.name!r}; no library of models is called so either"
+            ) from error
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise ArgumentValueError(f"{where} has no function {function!r} that would make a model")
+    made = make()
+    model, preprocess = made if isinstance(made, tuple) else (made, None)
+    framework_of(model)
+    if preprocess is None:
+        side = resolution or _side(model)
+        preprocess = Preprocess((side, side))
+    return Loaded(name, model, preprocess)
+
+
+def _side(model: Any) -> int:
+    """Pixels on a side, where the model says so; 224 where it does not."""
+    for owner, attribute in (
+        (getattr(model, "patch_embed", None), "img_size"),
+        (model, "img_size"),
+        (model, "image_size"),
+        (getattr(model, "config", None), "image_size"),
+    ):
+        value = getattr(owner, attribute, None)
+        if isinstance(value, tuple | list):
+            value = value[0]
+        if isinstance(value, int):
+            return value
+    return 224

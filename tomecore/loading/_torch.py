@@ -1,0 +1,109 @@
+"""Models of timm, torchvision, transformers and open_clip, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tomecore.errors import ArgumentValueError
+from tomecore.images import Preprocess
+from tomecore.loading._loaded import Loaded, library
+
+__all__ = ["open_clip_model", "timm_model", "torchvision_model", "transformers_model"]
+
+
+def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+    timm = library("timm", "timm")
+    if name.partition(".")[0] not in timm.list_models():
+        near = timm.list_models(f"*{name.partition('.')[0]}*")[:8]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has all"
+        raise ArgumentValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    size = {} if resolution is None else {"img_size": resolution}
+    model = timm.create_model(name, pretrained=pretrained, **size)
+    config = timm.data.resolve_model_data_config(model)
+    preprocess = Preprocess(
+        size=tuple(config["input_size"][1:]),
+        mean=config["mean"],
+        std=config["std"],
+        crop=config["crop_pct"],
+        interpolation=config["interpolation"] if config["interpolation"] != "random" else "bicubic",
+    )
+    transform = timm.data.create_transform(**config, is_training=False)
+    return Loaded(name, model, preprocess, _ToNumpy(transform))
+
+
+def torchvision_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+    models = library("torchvision", "torchvision").models
+    if name not in models.list_models():
+        near = [known for known in models.list_models() if "vit" in known]
+        raise ArgumentValueError(
+            f"torchvision has no model {name!r}; of ViTs it has {', '.join(near)}"
+        )
+    size = {} if resolution is None else {"image_size": resolution}
+    model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
+    side = int(getattr(model, "image_size", resolution or 224))
+    transform = None
+    if pretrained:
+        transform = _ToNumpy(models.get_model_weights(name).DEFAULT.transforms())
+    return Loaded(name, model, Preprocess((side, side), interpolation="bilinear"), transform)
+
+
+def transformers_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+    transformers = library("transformers", "transformers torch")
+    size = {} if resolution is None else {"image_size": resolution}
+    preprocess: dict[str, Any] = {}
+    if pretrained or Path(name).is_dir():
+        config = transformers.AutoConfig.from_pretrained(name, **size)
+        make, argument = "from_pretrained", name
+        processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False)
+        preprocess = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+    else:
+        try:
+            config = transformers.AutoConfig.for_model(name, **size)
+        except ValueError as error:
+            raise ArgumentValueError(
+                f"{name!r} is neither a folder nor a model type of transformers "
+                f"{transformers.__version__} (vit, dinov2, clip_vision_model, siglip_vision_model "
+                "...); for a name on the hub ask for its weights as well (--pretrained)"
+            ) from error
+        make, argument = "from_config", config
+    classifies = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
+    model = getattr(kind, make)(argument, **({"config": config} if make != "from_config" else {}))
+    model = getattr(model, "vision_model", model)
+    side = getattr(model.config, "image_size", None) or resolution or 224
+    side = side if isinstance(side, int) else side[0]
+    return Loaded(name, model, Preprocess((side, side), crop=1.0, **preprocess))
+
+
+def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+    open_clip = library("open_clip", "open_clip_torch")
+    name, _, tag = name.partition("/")
+    if name not in open_clip.list_models():
+        raise ArgumentValueError(
+            f"open_clip has no model {name!r}; open_clip.list_models() has all"
+        )
+    if pretrained and not tag:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ArgumentValueError(
+            f"open_clip has several weights for {name}; name one of {', '.join(tags)} after a "
+            f"slash, as in open_clip:{name}/{tags[0] if tags else 'TAG'}"
+        )
+    model = open_clip.create_model(
+        name, pretrained=tag if pretrained else None, force_image_size=resolution
+    ).visual
+    size = model.image_size if isinstance(model.image_size, tuple) else (model.image_size,) * 2
+    preprocess = Preprocess(size, model.image_mean, model.image_std, crop=1.0)
+    return Loaded(name, model, preprocess)
+
+
+class _ToNumpy:
+    """A transform of torch as one that gives NumPy arrays."""
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, picture: Any) -> np.ndarray:
+        return np.asarray(self.transform(picture.convert("RGB")).numpy(), dtype=np.float32)
