@@ -153,7 +153,7 @@ def times(name: str, batch: int, r: Any, dtype: str, rounds: int, gpu: bool) -> 
             call: batch / statistics.median(seconds[call] for seconds in found) for call in calls
         },
         "speedup": benchmark.median_ratio(found, "unpatched", "merging"),
-        "limit": benchmark.arithmetic_limit(merging, tokens, r),
+        "limit": merging.tome.arithmetic.limit(tokens, r),
         "free_drop_share": benchmark.median_ratio(found, "dropping", "merging"),
     }
 

@@ -27,8 +27,8 @@ import paddle
 
 import tomecore.adapters.paddle as tome
 from tomecore import __version__, benchmark
-from tomecore._matching import bipartite_soft_matching
-from tomecore._merging import merge_sizes, merged_mean
+from tomecore._matching import matched
+from tomecore._merging import merged_mean
 from tomecore.models.paddle import VisionTransformer
 
 VIT_S = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -64,9 +64,10 @@ def strided(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
 
 def flat(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
     """The same by tomecore, as a patched block does it."""
-    plan = bipartite_soft_matching(key.mean(axis=2), r, protected=1, backend=tome.HOST.backend())
-    merged = merge_sizes(plan, size[:, :, 0])
-    return merged_mean(plan, x, size[:, :, 0], merged), merged.unsqueeze(-1)
+    backend = tome.HOST.backend()
+    plan = matched(backend, backend.xp.sum(key, axis=2), r, 1, None)
+    x, size = merged_mean(plan, x, size[:, :, 0])
+    return x, size.unsqueeze(-1)
 
 
 FORMS: dict[str, Callable[..., tuple[Any, Any]]] = {"flat": flat, "strided": strided}
@@ -145,7 +146,7 @@ def measure(batch: int, r: int, rounds: int, sizes: dict[str, int]) -> dict[str,
         "median_seconds": {name: statistics.median(t[name] for t in timed) for name in calls},
         "least_seconds": {name: min(t[name] for t in timed) for name in calls},
         "speedup": benchmark.median_ratio(timed, "unpatched", "merging"),
-        "limit": benchmark.arithmetic_limit(merging, tokens, r),
+        "limit": merging.tome.arithmetic.limit(tokens, r),
         "free_drop_share": benchmark.median_ratio(timed, "dropping", "merging"),
         "merge_share": benchmark.median_ratio(timed, "flat", "merging"),
         "strided_over_flat": benchmark.median_ratio(timed, "strided", "flat"),

@@ -56,7 +56,7 @@ def measure(name: str, batch: int, r: Any, rounds: int) -> dict[str, Any]:
             call: batch / statistics.median(seconds[call] for seconds in timed) for call in calls
         },
         "speedup": benchmark.median_ratio(timed, "unpatched", "merging"),
-        "limit": benchmark.arithmetic_limit(merging, tokens, r),
+        "limit": merging.tome.arithmetic.limit(tokens, r),
         "free_drop_share": benchmark.median_ratio(timed, "dropping", "merging"),
         "rounds": rounds,
     }

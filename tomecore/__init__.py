@@ -33,7 +33,7 @@ __all__ = [
     "tokens_per_layer",
 ]
 
-_LAZY = ("adapters", "backends", "errors", "models", "parity", "schedule")
+_LAZY = ("adapters", "arithmetic", "backends", "errors", "models", "parity", "schedule")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 
 from tomecore._checks import floating, rank, same_batch, whole_number
-from tomecore._plan import MergePlan, compute_dtype
+from tomecore._plan import MergePlan, compute_dtype, take_rows
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentValueError
 
 __all__ = [
     "bipartite_soft_matching",
     "kth_bipartite_soft_matching",
+    "matched",
     "random_bipartite_soft_matching",
 ]
+
+#: keys shorter than this count as shorter, down to none at all: their squares leave float32's range
+_SMALLEST = 1e-18
 
 
 def bipartite_soft_matching(
@@ -69,34 +73,41 @@ def bipartite_soft_matching(
     if r == 0:
         return _identity(backend, keys, tokens)
 
-    xp = backend.xp
-    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    even = _arange(backend, keys, first_even, tokens, 2)
-    odd = _arange(backend, keys, first_odd, tokens, 2)
     if valid is not None:
         rank(valid, "valid", "(B, N)")
         same_batch(valid, "valid", keys)
-        if valid.shape[1] != tokens or not xp.isdtype(valid.dtype, "bool"):
+        if valid.shape[1] != tokens or not backend.xp.isdtype(valid.dtype, "bool"):
             raise ArgumentValueError(
                 f"`valid` must be bool with {tokens} tokens on axis 1, as `keys` has; "
                 f"got {valid.dtype} of shape {tuple(valid.shape)}"
             )
-    partner, similarity = _best_partner(backend, keys, even, odd, valid)
-    order = xp.argsort(similarity, axis=1, descending=True, stable=True)
-    gone, stay = order[:, :r], order[:, r:]
-    if protected:
-        stay = xp.sort(stay, axis=1)
+    return matched(backend, keys, r, protected, valid)
+
+
+def matched(
+    backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
+) -> MergePlan:
+    """:func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
+    xp, tokens = backend.xp, keys.shape[1]
+    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
+    even = _arange(backend, keys, first_even, tokens, 2)
+    odd = _arange(backend, keys, first_odd, tokens, 2)
+    cosine = _cosine(backend, keys, even, odd, valid)
+    best = xp.max(cosine, axis=2)
+    if valid is not None:
+        best = best + 8 * (1 - xp.astype(xp.take(valid, even, axis=1), best.dtype))
+    order = xp.argsort(best, axis=1, descending=True, stable=True)
+    numbers = first_even + 2 * order
+    gone, stay = numbers[:, :r], numbers[:, r:]
+    # Whom they merge into is asked for the r that merge only: an argmax takes longer than a maximum.
+    partner = xp.argmax(take_rows(backend, cosine, order[:, :r]), axis=2)
+    partner = xp.astype(partner, order.dtype, copy=False)
     column = xp.zeros_like(order[:, :1])
-    kept = xp.concat(
-        [
-            column + _arange(backend, order, 0, protected),
-            first_even + 2 * stay,
-            column + _arange(backend, order, first_odd, tokens, 2),
-        ],
-        axis=1,
-    )
-    into = xp.take_along_axis(partner, gone, axis=1) + (protected + stay.shape[1])
-    return MergePlan(kept, first_even + 2 * gone, into, backend=backend)
+    kept = [stay, column + xp.astype(odd, order.dtype, copy=False)]
+    if protected:
+        kept = [column + _arange(backend, order, 0, protected), xp.sort(stay, axis=1), kept[1]]
+    into = partner + (protected + stay.shape[1])
+    return MergePlan.made(backend, xp.concat(kept, axis=1), gone, into)
 
 
 def kth_bipartite_soft_matching(
@@ -127,7 +138,7 @@ def kth_bipartite_soft_matching(
     source = _asarray(backend, keys, groups[:, :-1].reshape(-1))
     target = _asarray(backend, keys, groups[:, -1])
     tail = _arange(backend, keys, groups.size, tokens)
-    partner, _ = _best_partner(backend, keys, source, target)
+    partner = _best_partner(backend, keys, source, target)
     column = backend.xp.zeros_like(partner[:, :1])
     kept = backend.xp.concat([column + target, column + tail], axis=1)
     return MergePlan(kept, column + source, partner, backend=backend)
@@ -162,7 +173,7 @@ def random_bipartite_soft_matching(
     permutation = np.random.default_rng(seed).permutation(tokens)
     source = _asarray(backend, keys, permutation[:r])
     target = _asarray(backend, keys, permutation[r:])
-    partner, _ = _best_partner(backend, keys, source, target)
+    partner = _best_partner(backend, keys, source, target)
     column = backend.xp.zeros_like(partner[:, :1])
     return MergePlan(column + target, column + source, partner, backend=backend)
 
@@ -184,28 +195,26 @@ def _protected(protected: int | None, class_token: bool, distill_token: bool) ->
     return whole_number(protected, "protected")
 
 
-def _best_partner(
-    backend: Backend, keys: Array, source: Array, target: Array, valid: Array | None = None
-) -> tuple[Array, Array]:
-    """For every source token the number of the most similar target, (B, s) int, and the cosine (B, s).
+def _best_partner(backend: Backend, keys: Array, source: Array, target: Array) -> Array:
+    """(B, s) int: the number of the target most similar to each source."""
+    return backend.xp.argmax(_cosine(backend, keys, source, target), axis=2)
 
-    Targets that are padding are worse than any cosine, sources that are padding better.
-    """
+
+def _cosine(
+    backend: Backend, keys: Array, source: Array, target: Array, valid: Array | None = None
+) -> Array:
+    """(B, s, t): the cosine of every source with every target; less than any if a target is padding."""
     xp = backend.xp
     keys = backend.detach(keys)
     keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
     norm = xp.sqrt(xp.sum(keys * keys, axis=-1, keepdims=True))
-    keys = keys / xp.where(norm > 0, norm, xp.ones_like(norm))
+    keys = keys / xp.clip(norm, min=_SMALLEST)
     a, b = xp.take(keys, source, axis=1), xp.take(keys, target, axis=1)
     cosine = xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
     if valid is not None:
         padding = 1 - xp.astype(valid, cosine.dtype)
         cosine = cosine - 4 * xp.take(padding, target, axis=1)[:, None, :]
-    partner = xp.argmax(cosine, axis=2)
-    best = xp.take_along_axis(cosine, partner[:, :, None], axis=2)[:, :, 0]
-    if valid is not None:
-        best = best + 8 * xp.take(padding, source, axis=1)
-    return partner, best
+    return cosine
 
 
 def _identity(backend: Backend, keys: Array, tokens: int) -> MergePlan:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tomecore._checks import floating, integral, rank, same_batch
-from tomecore._plan import MergePlan, compute_dtype, take_rows
+from tomecore._plan import MergePlan, compute_dtype, flat_rows, take_rows
 from tomecore.backends import Array, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["compose", "merge_sizes", "merge_weighted", "merged_mean"]
+__all__ = ["compose", "merge_weighted", "merged_mean"]
 
 
 def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tuple[Array, Array]:
@@ -47,46 +47,41 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
                 f"`{name}` must have {plan.num_tokens} tokens on axis 1, as this plan has; "
                 f"got shape {tuple(array.shape)}"
             )
-    merged = merge_sizes(plan, size)
-    return merged_mean(plan, x, size, merged), merged
+    return merged_mean(plan, x, size)
 
 
-def merge_sizes(plan: MergePlan, size: Array | None) -> Array:
-    """Sizes (B, n) float32 after ``plan``, from sizes (B, N) before it, or None for one each."""
-    xp = plan.backend.xp
-    if size is None:
-        kept = xp.astype(xp.ones_like(plan.kept), xp.float32)
-        gone = xp.astype(xp.ones_like(plan.merged), xp.float32)
-    else:
-        size = xp.astype(size, xp.float32, copy=False)
-        kept = xp.take_along_axis(size, plan.kept, axis=1)
-        gone = xp.take_along_axis(size, plan.merged, axis=1)
-    if plan.num_merged == 0:
-        return kept
-    return plan.backend.accumulate(kept[:, :, None], plan.into, gone[:, :, None])[:, :, 0]
-
-
-def merged_mean(plan: MergePlan, x: Array, size: Array | None, merged: Array) -> Array:
-    """The weighted mean itself: x (B, N, C) with sizes ``size``, to slots with sizes ``merged``.
+def merged_mean(plan: MergePlan, x: Array, size: Array | None) -> tuple[Array, Array]:
+    """:func:`merge_weighted` without checks, in as few steps as there can be.
 
     Each destination moves towards every token merged into it, by that token's share of the new size:
     the same mean, touching r rows instead of all n.
     """
     backend, xp = plan.backend, plan.backend.xp
     wide = compute_dtype(xp, x.dtype)
-    out = xp.astype(take_rows(backend, x, plan.kept), wide, copy=False)
-    if plan.num_merged:
-        total = xp.take_along_axis(xp.astype(merged, wide, copy=False), plan.into, axis=1)
-        if size is None:
-            share = 1 / total
-        else:
-            size = xp.astype(size, wide, copy=False)
-            total = xp.where(total > 0, total, xp.ones_like(total))  # padding among itself
-            share = xp.take_along_axis(size, plan.merged, axis=1) * (1 / total)
-        gone = xp.astype(take_rows(backend, x, plan.merged), wide, copy=False)
-        step = (gone - take_rows(backend, out, plan.into)) * share[:, :, None]
-        out = backend.accumulate(out, plan.into, step)
-    return xp.astype(out, x.dtype, copy=False)
+    samples = backend.samples(plan.kept)
+    kept = flat_rows(backend, plan.kept, plan.num_tokens, samples)
+    if size is None:
+        sizes = xp.astype(xp.ones_like(plan.kept), xp.float32)
+    else:
+        size = xp.reshape(xp.astype(size, xp.float32, copy=False), (-1,))
+        sizes = xp.reshape(xp.take(size, kept, axis=0), (-1, plan.num_slots))
+    out = xp.astype(take_rows(backend, x, plan.kept, kept), wide, copy=False)
+    if plan.num_merged == 0:
+        return xp.astype(out, x.dtype, copy=False), sizes
+    gone = flat_rows(backend, plan.merged, plan.num_tokens, samples)
+    into = flat_rows(backend, plan.into, plan.num_slots, samples)
+    if size is None:
+        weight = xp.astype(xp.ones_like(plan.merged), xp.float32)
+    else:
+        weight = xp.reshape(xp.take(size, gone, axis=0), (-1, plan.num_merged))
+    sizes = backend.add_rows(sizes[:, :, None], plan.into, weight[:, :, None], into)[:, :, 0]
+    total = xp.reshape(xp.take(xp.reshape(sizes, (-1,)), into, axis=0), (-1, plan.num_merged))
+    total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
+    share = xp.astype(weight, wide, copy=False) / xp.astype(total, wide, copy=False)
+    step = xp.astype(take_rows(backend, x, plan.merged, gone), wide, copy=False)
+    step = (step - take_rows(backend, out, plan.into, into)) * share[:, :, None]
+    out = backend.add_rows(out, plan.into, step, into)
+    return xp.astype(out, x.dtype, copy=False), sizes
 
 
 def compose(source: Array | None, plan: MergePlan) -> Array:

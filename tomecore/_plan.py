@@ -14,7 +14,7 @@ from tomecore._checks import integral, rank, same_batch
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["MergePlan", "compute_dtype", "take_rows"]
+__all__ = ["MergePlan", "compute_dtype", "flat_rows", "take_rows"]
 
 _REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
 
@@ -24,14 +24,20 @@ def compute_dtype(xp: Any, dtype: Any) -> Any:
     return dtype if dtype == xp.float64 else xp.float32
 
 
-def take_rows(backend: Backend, x: Array, index: Array) -> Array:
+def flat_rows(backend: Backend, index: Array, tokens: int, samples: Array | None = None) -> Array:
+    """(B * n,): index (B, n) into ``tokens`` tokens as row numbers of the batch laid end to end."""
+    samples = backend.samples(index) if samples is None else samples
+    return backend.xp.reshape(index + tokens * samples, (-1,))
+
+
+def take_rows(backend: Backend, x: Array, index: Array, rows: Array | None = None) -> Array:
     """``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
 
-    A single take on flat rows: no expanded index, and no copy of a strided slice.
+    A single take on flat rows: no expanded index, and no copy of a strided slice. ``rows`` are those of
+    ``index`` where they are known.
     """
-    xp = backend.xp
-    tokens, width = x.shape[1], x.shape[2]
-    rows = xp.reshape(index + tokens * backend.samples(index), (-1,))
+    xp, width = backend.xp, x.shape[2]
+    rows = flat_rows(backend, index, x.shape[1]) if rows is None else rows
     return xp.reshape(
         xp.take(xp.reshape(x, (-1, width)), rows, axis=0), (-1, index.shape[1], width)
     )
@@ -53,16 +59,27 @@ class MergePlan:
     def __init__(
         self, kept: Array, merged: Array, into: Array, *, backend: Backend | None = None
     ) -> None:
-        self.backend = backend or backend_of(kept, merged, into)
+        backend = backend or backend_of(kept, merged, into)
         for array, name, shape in ((kept, "kept", "(B, n)"), (merged, "merged", "(B, r)")):
             rank(array, name, shape)
         for array, name in ((kept, "kept"), (merged, "merged"), (into, "into")):
-            integral(self.backend.xp, array, name)
+            integral(backend.xp, array, name)
         if tuple(into.shape[1:]) != tuple(merged.shape[1:]):
             raise ArgumentValueError(
                 f"`into` must have the shape of `merged`, {tuple(merged.shape)}; "
                 f"got {tuple(into.shape)}"
             )
+        self._set(backend, kept, merged, into)
+
+    @classmethod
+    def made(cls, backend: Backend, kept: Array, merged: Array, into: Array) -> MergePlan:
+        """A plan of arrays that need no checks, because a matching made them."""
+        plan = cls.__new__(cls)
+        plan._set(backend, kept, merged, into)
+        return plan
+
+    def _set(self, backend: Backend, kept: Array, merged: Array, into: Array) -> None:
+        self.backend = backend
         self.kept = kept
         self.merged = merged
         self.into = into
@@ -93,8 +110,7 @@ class MergePlan:
             )
             tokens = xp.concat([self.kept, self.merged], axis=1)
             slots = xp.concat([own, self.into], axis=1)
-            empty = xp.zeros_like(tokens)[:, :, None]
-            self._slots = self.backend.scatter_add(empty, tokens, slots[:, :, None])[:, :, 0]
+            self._slots = self.backend.permute(tokens, slots)
         return self._slots
 
     def merge(self, x: Array, reduce: str = "mean", *, mode: str | None = None) -> Array:

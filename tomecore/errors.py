@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "ClampWarning",
     "LostStateError",
     "NoForwardError",
     "NotPatchedError",
@@ -44,3 +45,7 @@ class NoForwardError(TomeError):
 
 class LostStateError(TomeError, RuntimeError):
     """A patched block got tokens without the sizes that belong to them."""
+
+
+class ClampWarning(UserWarning):
+    """``r`` asks a layer to merge more tokens than it can: at most half of those not protected."""

@@ -1,4 +1,8 @@
-"""How many tokens to merge in which layer: every form of ``r`` becomes one int per layer. Pure Python."""
+"""How many tokens to merge in which layer: every form of ``r`` becomes one int per layer. Pure Python.
+
+Schedule objects that answer a wish are here too: ``model.r = schedule.Ratio(0.9)``,
+``schedule.for_tokens(model, last=98)``, ``schedule.for_speedup(model, 2.0)``.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,20 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from tomecore._checks import whole_number
+from tomecore._wishes import ForSpeedup, ForTokens, Ratio, clamped, for_speedup, for_tokens
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["R", "Schedule", "parse_r", "tokens_per_layer"]
+__all__ = [
+    "ForSpeedup",
+    "ForTokens",
+    "R",
+    "Ratio",
+    "Schedule",
+    "for_speedup",
+    "for_tokens",
+    "parse_r",
+    "tokens_per_layer",
+]
 
 
 @runtime_checkable
@@ -127,8 +142,9 @@ def tokens_per_layer(num_layers: int, r: R, num_tokens: int, protected: int = 1)
     """
     tokens = whole_number(num_tokens, "num_tokens", at_least=1)
     protected = whole_number(protected, "protected")
+    wanted = parse_r(num_layers, r, num_tokens=tokens, protected=protected)
     after = []
-    for wanted in parse_r(num_layers, r, num_tokens=tokens, protected=protected):
-        tokens -= max(0, min(wanted, (tokens - protected) // 2))
+    for merged in clamped(wanted, tokens, protected):
+        tokens -= merged
         after.append(tokens)
     return after

@@ -17,9 +17,14 @@ from torch.utils.checkpoint import checkpoint
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 
-__all__ = ["PADDLE", "TORCH", "Framework", "random_parameter"]
+__all__ = ["PADDLE", "TORCH", "Framework", "handed_on", "random_parameter"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_post_hooks")
+
+
+def handed_on(output: Any) -> Any:
+    """The tokens in what a block returned, which may be a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def random_parameter(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adapters.frameworks import handed_on
+
 
 def twins(case, pairs: int, seed: int = 0) -> np.ndarray:
     """(2, prefix + 2 * pairs, 32): tokens of the front, then each patch next to its twin."""
@@ -24,7 +26,7 @@ def through(case, model, tokens):
     x = fw.tensor(tokens)
     given = case.arguments(model, x)
     for block in case.blocks(model):
-        x = block(x, **given)
+        x = handed_on(block(x, **given))
     return fw.numpy(x)
 
 

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from adapters.frameworks import handed_on
 from tomecore.errors import LostStateError
 
 REENTRANT = pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
@@ -27,7 +28,7 @@ def through_blocks(case, model, images, *, reentrant=None, every=1):
 
         def region(x, part=tuple(blocks[start : start + every])):
             for block in part:
-                x = block(x, **given)
+                x = handed_on(block(x, **given))
             return x
 
         x = region(x) if reentrant is None else case.fw.checkpoint(region, x, reentrant=reentrant)

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from adapters.frameworks import PADDLE, TORCH
+from adapters.frameworks import PADDLE, TORCH, handed_on
 from tomecore.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -67,7 +67,7 @@ def test_every_layer_can_hand_on_all_tokens(case):
     model = case.patched(r=8, trace_source=True)
     seen = []
     for block in case.blocks(model):
-        fw.post_hook(block, lambda module, args, y: seen.append(fw.numpy(y)) or None)
+        fw.post_hook(block, lambda module, args, y: seen.append(fw.numpy(handed_on(y))) or None)
     with model.tome.all_tokens():
         dense = fw.forward(model, images)
     np.testing.assert_allclose(dense, output, rtol=0, atol=1e-12 * np.abs(output).max())

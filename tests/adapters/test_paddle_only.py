@@ -158,6 +158,20 @@ def test_sot_obeys_the_order_to_run_as_is(model, monkeypatch):
     assert seen == [False] * 4
 
 
+def test_double_precision_is_for_floats():
+    """A copy to try a block out on keeps what its modules index with, and masks."""
+    outer, inner = paddle.nn.Sequential(paddle.nn.Linear(2, 2)), paddle.nn.Linear(2, 2)
+    inner.register_buffer("index", paddle.to_tensor([1, 0]))
+    inner.register_buffer("mask", paddle.to_tensor([True, False]))
+    inner.register_buffer("table", paddle.ones([2]))
+    outer.add_sublayer("inner", inner)
+    assert tome.HOST.double(outer) is outer
+    assert {p.dtype for p in outer.parameters()} == {paddle.float64}
+    dtypes = {name: buffer.dtype for name, buffer in inner.named_buffers()}
+    assert dtypes == {"index": paddle.int64, "mask": paddle.bool, "table": paddle.float64}
+    assert inner(paddle.ones([1, 2], dtype="float64"))[:, inner.index].dtype == paddle.float64
+
+
 @pytest.mark.parametrize("method", ["_new_shared_tensor", "detach"])
 def test_the_copies_that_recomputation_makes(method, monkeypatch):
     """Not public in Paddle: these two methods make the tensors a recomputed region starts from."""

@@ -82,6 +82,38 @@ def test_scatter_returns_a_new_array(scatters, name):
     assert not np.shares_memory(library.to_numpy(out), library.to_numpy(base))
 
 
+@pytest.mark.parametrize("index", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("width", [1, 5])
+def test_add_rows(scatters, rng, width, index):
+    """As scatter_add; it may write into its base, and knows the flat rows."""
+    backend, library = scatters
+    base, updates = rng.normal(size=(2, 4, width)), rng.normal(size=(*index.shape, width))
+    rows = (index + 4 * np.arange(2)[:, None]).reshape(-1)
+    out = backend.add_rows(*map(library.to_array, (base.copy(), index, updates, rows)))
+    expected = scattered(np.add, base, index, updates)
+    np.testing.assert_allclose(library.to_numpy(out), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_permute(scatters, rng):
+    backend, library = scatters
+    index = np.stack([rng.permutation(7) for _ in range(3)])
+    values = rng.integers(0, 9, size=(3, 7))
+    out = library.to_numpy(backend.permute(library.to_array(index), library.to_array(values)))
+    np.testing.assert_array_equal(np.take_along_axis(out, index, axis=1), values)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 6, 7])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_sum_over_heads(library, rng, axis, heads):
+    """Libraries have ways of their own; strided, as keys are."""
+    x = rng.normal(size=(2, heads, 5, 4))
+    x = x if axis == 1 else x.swapaxes(1, 2)
+    given = library.to_array(x)
+    xp = backend_of(given).xp
+    np.testing.assert_allclose(library.to_numpy(xp.sum(given, axis=axis)), x.sum(axis), rtol=1e-13)
+    np.testing.assert_array_equal(library.to_numpy(given), x)
+
+
 @pytest.mark.parametrize("name", ["scatter_add", "scatter_max"])
 @pytest.mark.parametrize("of", ["base", "updates"])
 def test_gradient(differentiable, rng, name, of):
@@ -232,7 +264,18 @@ for operator in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "eq
 
 toy = types.ModuleType("toy")
 for name in (
-    *("arange", "argmax", "argsort", "asarray", "astype", "concat", "isdtype", "matmul", "max"),
+    *(
+        "arange",
+        "argmax",
+        "argsort",
+        "asarray",
+        "astype",
+        "clip",
+        "concat",
+        "isdtype",
+        "matmul",
+        "max",
+    ),
     *("ones_like", "permute_dims", "reshape", "sort", "sqrt", "sum", "take"),
     *("take_along_axis", "where", "zeros_like"),
 ):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libraries import LIBRARIES
 
 import tomecore as tc
+from tomecore import schedule
+from tomecore.arithmetic import Arithmetic, LayerArithmetic
+from tomecore.errors import ArgumentValueError
 
 settings.register_profile("tomecore", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tomecore")
@@ -130,3 +134,57 @@ def test_a_line_starts_where_it_should_and_merges_as_many(num_layers, r, inflect
     assert min(numbers) >= 0
     assert r * num_layers - num_layers < sum(numbers) <= r * num_layers
     assert numbers == sorted(numbers, reverse=inflect < 0) or len(set(numbers)) == 1
+
+
+ratios = st.floats(0.5, 1)
+layers = st.integers(1, 30)
+
+
+@given(ratios, layers, counts, protections)
+def test_a_ratio_keeps_its_share_in_every_layer(ratio, num_layers, tokens, protected):
+    wish = schedule.Ratio(ratio)
+    amounts = wish(num_layers, tokens, protected)
+    after = tc.tokens_per_layer(num_layers, wish, tokens, protected)
+    assert len(amounts) == num_layers
+    assert tokens - sum(amounts) == after[-1]  # nothing is clamped
+    for before, now in zip([tokens, *after], after, strict=False):
+        free = max(0, before - protected)
+        assert abs((now - before + free) - ratio * free) <= 0.5 + 1e-9
+
+
+@given(ratios, ratios, layers, counts, protections)
+def test_a_smaller_ratio_never_leaves_more_tokens(one, other, num_layers, tokens, protected):
+    low, high = (
+        tc.tokens_per_layer(num_layers, schedule.Ratio(ratio), tokens, protected)
+        for ratio in sorted((one, other))
+    )
+    assert all(a <= b for a, b in zip(low, high, strict=True))
+
+
+@given(layers, st.integers(1, 300), protections, st.data())
+def test_every_number_of_tokens_that_merging_can_leave_is_met_evenly(
+    num_layers, tokens, protected, data
+):
+    least = tc.tokens_per_layer(num_layers, tokens, tokens, protected)[-1]
+    last = data.draw(st.integers(least, tokens))
+    amounts = schedule.ForTokens(last)(num_layers, tokens, protected)
+    assert tc.tokens_per_layer(num_layers, amounts, tokens, protected)[-1] == last
+    assert tokens - sum(amounts) == last  # nothing is clamped
+    left = tokens
+    for amount in amounts:  # even, but for layers that merge all they can
+        assert amount >= max(amounts) - 1 or amount == max(0, left - protected) // 2
+        left -= amount
+    free = [amount for amount in amounts if amount >= max(amounts) - 1]
+    assert free == sorted(free, reverse=True) or len(free) < num_layers
+
+
+@given(layers, st.integers(2, 300), st.integers(0, 1), st.floats(1, 20))
+def test_a_speedup_is_reached_or_impossible(num_layers, tokens, protected, speedup):
+    layer = LayerArithmetic(4 * 64**2, 8 * 64**2, 64)
+    arithmetic = Arithmetic((layer,) * num_layers, protected, 768 * 64, 0, 640)
+    wish = schedule.ForSpeedup(speedup, arithmetic)
+    if arithmetic.limit(tokens, tokens) < speedup:
+        with pytest.raises(ArgumentValueError, match="times faster"):
+            wish(num_layers, tokens, protected)
+    else:
+        assert arithmetic.limit(tokens, wish) >= speedup * (1 - 1e-12)

@@ -20,6 +20,7 @@ from vits import of_paddle, of_transformers
 from vits.twins.paddlenlp.transformers.clip.modeling import CLIPVisionTransformer
 from vits.twins.passl.models.dinov2.dinov2_vit import DINOv2VisionTransformer
 from vits.twins.passl.models.mae import MAEVisionTransformer
+from vits.twins.ppdiffusers.transformers.clip import modeling as ppdiffusers
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
@@ -80,6 +81,18 @@ def paddlenlp_clip() -> Any:
     return of_paddle.Read(CLIPVisionTransformer(56, 4, 48, heads=4, depth=12, hidden=96))
 
 
+def ppdiffusers_clip() -> Any:
+    config = ppdiffusers.config(
+        image_size=56,
+        patch_size=4,
+        hidden_size=48,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        intermediate_size=96,
+    )
+    return of_paddle.Read(ppdiffusers.CLIPVisionTransformer(config))
+
+
 def passl_dinov2() -> Any:
     return of_paddle.Read(DINOv2VisionTransformer(**SIZES))
 
@@ -113,6 +126,7 @@ PAIRS = {
         own=("proj",),
     ),
     "CLIP: transformers, PaddleNLP": Pair(hf_clip, paddlenlp_clip, _CLIP),
+    "CLIP: transformers, ppdiffusers": Pair(hf_clip, ppdiffusers_clip),
     "DINOv2: timm, PASSL": Pair(
         partial(VisionTransformer, num_classes=0, init_values=0.1, **SIZES),
         passl_dinov2,

@@ -28,7 +28,7 @@ class Merging(Swapped):
     _tome: Config
     _tome_first: bool
 
-    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         config = self._tome
         host, spec = config.host, config.spec
         host.run_as_is(True)
@@ -58,7 +58,8 @@ class Merging(Swapped):
             x = take_rows(backend, x, run.source)
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
-        return hand_on(config, x, run, tracing)
+        x = hand_on(config, x, run, tracing)
+        return (x,) if spec.returns_tuple else x
 
 
 def attend(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tomecore._plan import MergePlan
+from tomecore._wishes import clamped
 from tomecore.adapters._host import Host
 from tomecore.adapters._spec import Spec, attribute
-from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, chain
+from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, amounts, chain
 from tomecore.backends import Array
-from tomecore.errors import LostStateError, UnsupportedModelError
+from tomecore.errors import ClampWarning, LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction"]
@@ -62,6 +64,9 @@ class Config:
         self._r: R = 0
         self._first: Step | None = chain([0] * len(blocks))
         self._begun: Start | None = None
+        #: the schedule and the number of tokens that were last looked at, and the schedules warned of
+        self._looked: tuple[Step | None, int] = None, 0
+        self._warned: set[tuple[int, ...]] = set()
 
     @property
     def r(self) -> R:
@@ -98,6 +103,8 @@ class Config:
             start = self.restart(tokens, kept) if again else self.start(tokens, tracing)
             self.host.keep_start(self, x, start if again else self.remember(kept, start))
             number = -1 if again else next(_numbers)
+            if start.step is not self._looked[0] or tokens != self._looked[1]:
+                self.look(start.step, tokens)
         entry = Entry(
             num_tokens=tokens,
             batch=x.shape[1 - self.token_axis],
@@ -141,6 +148,29 @@ class Config:
         if run.step is None:
             return 0
         return max(0, min(run.step.r, (run.width - self.protected) // 2))
+
+    def look(self, step: Step | None, num_tokens: int) -> None:
+        """Warn, once for each schedule, if layers are asked to merge more tokens than they can."""
+        self._looked = step, num_tokens
+        asked = amounts(step)
+        merged = clamped(asked, num_tokens, self.protected)
+        layers = [i for i, (a, m) in enumerate(zip(asked, merged, strict=True)) if m < a]
+        if not layers or tuple(asked) in self._warned:
+            return
+        self._warned.add(tuple(asked))
+        first = layers[0]
+        there = num_tokens - sum(merged[:first])
+        others = f", and so on in {len(layers) - 1} more layers" if len(layers) > 1 else ""
+        warnings.warn(
+            f"r asks for more than a layer can merge, which is half of its unprotected tokens: layer "
+            f"{first} (of 0 to {len(asked) - 1}) was asked to merge {asked[first]} of {there} tokens, "
+            f"{self.protected} of them protected, and merges {merged[first]}{others}. Of {num_tokens} "
+            f"tokens {num_tokens - sum(merged)} are left at the end. model.r = {merged} does the same "
+            "without this warning; so does "
+            "warnings.simplefilter('ignore', tomecore.errors.ClampWarning).",
+            ClampWarning,
+            stacklevel=2,
+        )
 
     def check_intact(self) -> None:
         """Raise if the tower changed since it was patched in a way that merging would break."""

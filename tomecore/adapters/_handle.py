@@ -10,7 +10,9 @@ from typing import Any
 from tomecore._checks import rank, whole_number
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
+from tomecore.adapters._count import count
 from tomecore.adapters._state import Run
+from tomecore.arithmetic import Arithmetic
 from tomecore.backends import Array, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, NoForwardError
 from tomecore.schedule import R
@@ -57,6 +59,14 @@ class Handle:
     def prop_attn(self) -> bool:
         """Whether attention counts each token as often as its size says."""
         return self._config.prop_attn
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The model's multiply-adds, for any r; ``model.tome.arithmetic.limit(197, 16)``. No forward needed.
+
+        See :func:`tomecore.arithmetic.arithmetic_of`.
+        """
+        return count(self._config, self._model)
 
     @property
     def tokens(self) -> list[int]:

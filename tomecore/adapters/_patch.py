@@ -98,8 +98,8 @@ def patch(
     config.r = wanted
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore = trace_source, restore
-    if old is not None:
-        unpatch(host, model)
+    if old is not None:  # but not released: a program that to_static made of the model stays one
+        undo(old, model)
     for index, block in enumerate(blocks):
         vars(block)["_tome"] = config
         vars(block)["_tome_first"] = index == 0
@@ -142,15 +142,20 @@ def unpatch(host: Host, model: Any) -> Any:
     if config is None:
         raise not_patched(host, model)
     check_unchanged(config, model)
+    undo(config, model)
+    for module in (model, config.tower, *config.blocks):  # what a graph left, the outermost first
+        host.released(module)
+    return model
+
+
+def undo(config: Config, model: Any) -> None:
+    """Take hooks, classes and attributes off again."""
     for hook in config.handles:
         hook.remove()
     for module in (*config.blocks, config.tower, model):
         unswap(module)
         vars(module).pop("_tome", None)
         vars(module).pop("_tome_first", None)
-    for module in (model, config.tower, *config.blocks):  # what a graph left, the outermost first
-        host.released(module)
-    return model
 
 
 def handle(host: Host, model: Any) -> Handle:

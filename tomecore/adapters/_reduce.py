@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore._matching import bipartite_soft_matching
-from tomecore._merging import merge_sizes, merged_mean
+from tomecore._matching import matched
+from tomecore._merging import merged_mean
 from tomecore._plan import compute_dtype
 from tomecore.adapters._config import Config
 from tomecore.adapters._state import Run
@@ -22,11 +22,8 @@ def merge_tokens(
     xp = backend.xp
     key = matching_key(config, block, keys)
     valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
-    plan = bipartite_soft_matching(
-        key, amount, protected=config.protected, valid=valid, backend=backend
-    )
-    sizes = merge_sizes(plan, run.sizes)
-    x = merged_mean(plan, x, run.sizes, sizes)
+    plan = matched(backend, key, amount, config.protected, valid)
+    x, sizes = merged_mean(plan, x, run.sizes)
     slots = plan.slots
     source = slots if run.source is None else xp.take_along_axis(slots, run.source, axis=1)
     owners = None
@@ -40,7 +37,10 @@ def merge_tokens(
 
 
 def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:
-    """What tokens are compared by, (B, N, D): the keys' mean over heads, and over branches."""
+    """What tokens are compared by, (B, N, D): the keys' sum over heads, and over branches.
+
+    ToMe's mean, but for a factor, and tokens are compared by cosine.
+    """
     spec, backend = config.spec, config.host.backend()
     xp = backend.xp
     total = None
@@ -48,9 +48,9 @@ def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:
         key = backend.detach(key)
         key = xp.astype(key, compute_dtype(xp, key.dtype), copy=False)
         if len(key.shape) == 4:
-            key = xp.mean(key, axis=spec.key_heads)
+            key = xp.sum(key, axis=spec.key_heads)
         elif spec.heads is not None:
             heads = spec.heads(block)
-            key = xp.mean(xp.reshape(key, (-1, key.shape[1], heads, key.shape[2] // heads)), axis=2)
+            key = xp.sum(xp.reshape(key, (-1, key.shape[1], heads, key.shape[2] // heads)), axis=2)
         total = key if total is None else total + key
-    return total  # the sum: tokens are compared by cosine
+    return total

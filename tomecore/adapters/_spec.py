@@ -70,6 +70,8 @@ class Spec:
             padding is what has size 0, and ``given`` is without the mask.
         carry: ``(host, block, given, run) -> given`` of the merged tokens, in each block that merges
             or comes after a merge; None: the blocks take no argument that describes tokens.
+        returns_tuple: whether the block's forward returns ``(x,)``, to which it may add what it is
+            asked for only with r = 0; the tower hands the first on.
         dense: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants all
             tokens of every layer.
         batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.
@@ -102,6 +104,7 @@ class Spec:
     mask: str = ""
     real_tokens: Callable[[Any], Any] = nothing
     carry: Callable[..., dict[str, Any]] | None = None
+    returns_tuple: bool = False
     dense: Callable[[Any], bool] = never
     batch_first: Callable[[Any], bool] | None = None
     why_restore: Callable[[Any], str | None] = nothing

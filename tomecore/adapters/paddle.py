@@ -201,7 +201,8 @@ class PaddleHost(Host):
         return nn.functional.linear(x, weight, bias)
 
     def double(self, module: nn.Layer) -> nn.Layer:
-        return module.to(dtype="float64")
+        # Not public, but what Layer.float is; Layer.to and Layer.double cast integers as well.
+        return module._to_impl(dtype="float64", floating_only=True)
 
     def device(self, module: nn.Layer) -> Any:
         return next((parameter.place for parameter in module.parameters()), None)

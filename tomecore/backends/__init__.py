@@ -40,6 +40,10 @@ def _unset_samples(index: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
+def _unset_permute(index: Array, values: Array) -> Array:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
 @dataclass(eq=False)
 class Backend:
     """One array library: its standard namespace, and what the standard lacks.
@@ -50,13 +54,16 @@ class Backend:
         scatter_add: ``(base (B, n, C), index (B, r) int, updates (B, r, C)) -> (B, n, C)``, a new
             array: ``updates[b, i]`` added to row ``index[b, i]``, repeated indices accumulated, the
             dtype of ``base`` kept. Differentiable where the library is. Left out: a one-hot matmul.
-        accumulate: the same, and may overwrite ``base``, which the caller made and gives up. Left out:
+        accumulate: ``(base, index, updates, rows (B * r,))``: the same, and may overwrite ``base``, which
+            the caller made and gives up; ``rows`` is ``index`` in the numbering of flat rows. Left out:
             ``scatter_add``.
         scatter_max: as ``scatter_add``, with the maximum instead of the sum. Left out: a masked maximum.
         detach: cuts an array off from the library's gradients.
         device: the device of an array, in the form ``xp.arange(device=...)`` takes.
         samples: an index (B, r) -> (B, 1), the number of each sample, in its dtype and on its device.
             Left out: an arange of the batch size.
+        permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
+            row of ``index`` is a permutation. Left out: a sort of the permutation.
     """
 
     name: str
@@ -66,17 +73,24 @@ class Backend:
     detach: Callable[[Array], Array] = _same
     device: Callable[[Array], Any] = _standard.device
     samples: Callable[[Array], Array] = _unset_samples
-    accumulate: Scatter = _unset
+    accumulate: Callable[[Array, Array, Array, Array], Array] | None = None
+    permute: Callable[[Array, Array], Array] = _unset_permute
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
             self.scatter_add = _standard.one_hot_scatter_add(self.xp)
-        if self.accumulate is _unset:
-            self.accumulate = self.scatter_add
         if self.scatter_max is _unset:
             self.scatter_max = _standard.masked_scatter_max(self.xp)
         if self.samples is _unset_samples:
             self.samples = _standard.sample_numbers(self.xp, self.device)
+        if self.permute is _unset_permute:
+            self.permute = _standard.sorted_permute(self.xp)
+
+    def add_rows(self, base: Array, index: Array, updates: Array, rows: Array) -> Array:
+        """``accumulate`` where there is one, else ``scatter_add``."""
+        if self.accumulate is None:
+            return self.scatter_add(base, index, updates)
+        return self.accumulate(base, index, updates, rows)
 
 
 #: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.

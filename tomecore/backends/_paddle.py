@@ -28,7 +28,6 @@ from paddle import (
     int64,
     log,
     matmul,
-    maximum,
     sqrt,
     where,
 )
@@ -42,6 +41,7 @@ __all__ = [
     "asarray",
     "astype",
     "bool_",
+    "clip",
     "concat",
     "exp",
     "float32",
@@ -51,7 +51,6 @@ __all__ = [
     "log",
     "matmul",
     "max",
-    "maximum",
     "mean",
     "ones_like",
     "permute_dims",
@@ -121,22 +120,31 @@ def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True
 
 
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
-    """``keepdims``, which Paddle spells ``keepdim``."""
+    """``keepdims``, which Paddle spells ``keepdim``.
+
+    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster.
+    """
+    if len(x.shape) == 4 and axis == 2:
+        ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
+        found = paddle.matmul(ones, x)
+        return found if keepdims else found[:, :, 0]
     return paddle.sum(x, axis=axis, keepdim=keepdims)
 
 
 def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
-    """Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster."""
-    if len(x.shape) == 4 and axis == 2:
-        ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
-        # by a tensor: in a static graph a Python number would divide with float32's precision
-        found = paddle.matmul(ones / paddle.sum(ones, axis=3, keepdim=True), x)
-        return found if keepdims else found[:, :, 0]
     return paddle.mean(x, axis=axis, keepdim=keepdims)
 
 
+def clip(x: Array, min: float) -> Array:
+    return paddle.clip(x, min=min)
+
+
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
-    return paddle.max(x, axis=axis, keepdim=keepdims)
+    """Looked up where argmax says, which on a CPU takes two thirds of the time of paddle.max."""
+    found = paddle.take_along_axis(
+        x, paddle.argmax(x, axis=axis, keepdim=True), axis, broadcast=False
+    )
+    return found if keepdims else paddle.squeeze(found, axis)
 
 
 def permute_dims(x: Array, axes: Sequence[int]) -> Array:
@@ -168,6 +176,15 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     return paddle.reshape(added, [-1, rows, width])
 
 
+def accumulate(base: Array, index: Array, updates: Array, rows: Array) -> Array:
+    """In place where nobody wants gradients: in Paddle the copy takes longer than the sum."""
+    width = base.shape[2]
+    flat, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
+    free = paddle.in_dynamic_mode() and flat.stop_gradient and updates.stop_gradient
+    added = (paddle.index_add_ if free else paddle.index_add)(flat, rows, 0, updates)
+    return paddle.reshape(added, [-1, base.shape[1], width])
+
+
 def samples(index: Array) -> Array:
     """Counted from ones: in a static graph the batch size is unknown."""
     return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
@@ -196,4 +213,5 @@ BACKEND = Backend(
     detach=_detach,
     device=_device,
     samples=samples,
+    accumulate=accumulate,
 )

@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["device", "masked_scatter_max", "one_hot_scatter_add", "sample_numbers"]
+__all__ = [
+    "device",
+    "masked_scatter_max",
+    "one_hot_scatter_add",
+    "sample_numbers",
+    "sorted_permute",
+]
 
 Array = Any
 
@@ -55,3 +61,12 @@ def sample_numbers(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array],
         return xp.arange(index.shape[0], dtype=index.dtype, device=device(index))[:, None]
 
     return samples
+
+
+def sorted_permute(xp: Any) -> Callable[[Array, Array], Array]:
+    """A scatter by a permutation is a gather by its inverse, and sorting a permutation inverts it."""
+
+    def permute(index: Array, values: Array) -> Array:
+        return xp.take_along_axis(values, xp.argsort(index, axis=1), axis=1)
+
+    return permute

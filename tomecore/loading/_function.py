@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ def function_model(name: str, pretrained: bool, resolution: int | None) -> Loade
         path = Path(where)
         if not path.is_file():
             raise ArgumentValueError(f"there is no file {where} to take {function!r} from")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
+        loader = SourceFileLoader(path.stem, where)
+        spec: Any = importlib.util.spec_from_loader(path.stem, loader)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
-        spec.loader.exec_module(module)
+        sys.modules[path.stem] = module  # so that its classes can be pickled
+        loader.exec_module(module)
     else:
         if "" not in sys.path:
             sys.path.insert(0, "")

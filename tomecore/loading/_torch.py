@@ -20,9 +20,9 @@ def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:8]
         hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has all"
         raise ArgumentValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
-    size = {} if resolution is None else {"img_size": resolution}
-    model = timm.create_model(name, pretrained=pretrained, **size)
-    config = timm.data.resolve_model_data_config(model)
+    asked = {} if resolution is None else {"img_size": resolution}
+    model = timm.create_model(name, pretrained=pretrained, **asked)
+    config = timm.data.resolve_data_config(asked, model=model)
     preprocess = Preprocess(
         size=tuple(config["input_size"][1:]),
         mean=config["mean"],

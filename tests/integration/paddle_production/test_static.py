@@ -40,12 +40,26 @@ def test_r_changed_after_tracing(full_graph):
 
 
 @FULL
-def test_settings_changed_after_tracing(full_graph):
-    images = CLAS.tensors(3)
-    model = CLAS.patched(depth=2, r=8)
-    same(static(model, full_graph), images, expected_of(CLAS, images, r=8))
-    tome.apply_patch(model, prop_attn=False)
-    same(model, images, expected_of(CLAS, images, r=8, prop_attn=False))
+@pytest.mark.parametrize("traced", ["patched", "unpatched"])
+def test_settings_changed_after_tracing(traced, full_graph):
+    """Patching again changes settings: the model stays the program it was, traced anew."""
+    images, model = CLAS.tensors(3), CLAS.model(depth=2)
+    plain, before = model(images).numpy(), unpatched(CLAS, model)
+    if traced == "patched":
+        tome.apply_patch(model, r=8)
+    static(model, full_graph)(images)
+    program = vars(model)["forward"]
+    if traced == "unpatched":
+        tome.apply_patch(model, r=8)
+    for settings in ({"r": 8}, {"r": 8, "prop_attn": False}, {"r": (6, -1)}):
+        tome.apply_patch(model, **settings)
+        assert vars(model)["forward"] is program
+        same(model, images, expected_of(CLAS, images, **settings))
+    if full_graph:
+        assert len(program.program_cache) > 0  # it really ran as one
+    tome.remove_patch(model)
+    assert unpatched(CLAS, model) == before
+    assert np.array_equal(model(images).numpy(), plain)
 
 
 @FULL

@@ -21,6 +21,7 @@ from vits.twins.passl.models import deit, mae
 from vits.twins.passl.models import vision_transformer as passl
 from vits.twins.passl.models.dino.dino_vit import DINOVisionTransformer
 from vits.twins.passl.models.dinov2.dinov2_vit import DINOv2VisionTransformer
+from vits.twins.ppdiffusers.transformers.clip import modeling as ppdiffusers
 
 __all__ = ["MORE", "PLAIN", "foundation_model", "ppim_plain"]
 
@@ -140,6 +141,22 @@ def clip(img_size: int, depth: int) -> Any:
     return Read(CLIPVisionTransformer(img_size, 4, 32, heads=4, depth=depth, hidden=48))
 
 
+def ppdiffusers_clip(img_size: int, depth: int) -> Any:
+    config = ppdiffusers.config(
+        image_size=img_size,
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    return Read(ppdiffusers.CLIPVisionTransformer(config))
+
+
+def no_masks(model: Any, x: Any) -> dict[str, Any]:
+    return {"attention_mask": None, "causal_attention_mask": None}
+
+
 def unicom(**sizes: Any) -> Any:
     """Without its batch norms, whose running variance would be random, and so negative."""
     kind = {"feature_frame": True, "return_embed": True, "conv_bias": True, "output_dim": 7}
@@ -205,6 +222,7 @@ MORE = [
         layers="model.blocks",
     ),
     _paddle("paddlenlp-clip", clip, layers="model.transformer.layers"),
+    _paddle("ppdiffusers-clip", ppdiffusers_clip, layers="model.encoder.layers", given=no_masks),
     _paddle("paddleseg-vit", backbone(SegmentationViT, drop_path_rate=0.5), drops=True, **_SEG),
     _paddle(
         "paddleseg-cae", backbone(SegmentationCAE, use_rel_pos_bias=True, init_values=0.1), **_SEG

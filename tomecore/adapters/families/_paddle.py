@@ -14,7 +14,9 @@ __all__ = [
     "IDENTITY",
     "NORMS",
     "Dense",
+    "HiddenStates",
     "attend_by_parts",
+    "attend_projected",
     "called_by_parts",
     "carry_bias",
     "one_in_front",
@@ -53,6 +55,19 @@ def attend_by_parts(
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     y = host.attention(q, k, v, bias, dropout=dropout.p if attn.training else 0.0, scale=scale)
     return y.reshape([-1, tokens, heads * head_dim]), k
+
+
+def attend_projected(
+    host: Any, attn: Any, x: Array, bias: Array | None, scale: float
+) -> tuple[Array, Array]:
+    """What attention makes of ``x``, (B, N, C), and the keys (B, N, H, D), of three projections."""
+    tokens, heads, width = x.shape[1], attn.num_heads, attn.head_dim
+    q = attn.q_proj(x).reshape([-1, tokens, heads, width])
+    k = attn.k_proj(x).reshape([-1, tokens, heads, width])
+    v = attn.v_proj(x).reshape([-1, tokens, heads, width])
+    dropout = attn.dropout if attn.training else 0.0
+    y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
+    return attn.out_proj(y.reshape([-1, tokens, heads * width])), k
 
 
 def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
@@ -97,5 +112,35 @@ class Dense(Swapped):
         dense.set(True, tracing)
         try:
             return super(Dense, self).get_intermediate_layers(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        finally:
+            dense.set(before, tracing)
+
+
+class HiddenStates(Swapped):
+    """Mixin of a CLIP's tower: who asks for hidden states gets all tokens of every layer."""
+
+    _tome: Config
+    config: Any
+
+    def forward(
+        self,
+        pixel_values: Any = None,
+        output_attentions: Any = None,
+        output_hidden_states: Any = None,
+        return_dict: Any = None,
+    ) -> Any:
+        # Where SOT simulates, super() has no attributes; layers of paddle.nn it runs on symbols anyway.
+        if self._tome.spec.returns_tuple:
+            self._tome.host.run_as_is(True)
+        wanted = output_hidden_states
+        if wanted is None:
+            wanted = self.config.output_hidden_states
+        dense, tracing = self._tome.dense, self._tome.host.tracing()
+        before = dense.get(tracing)
+        dense.set(True if wanted else before, tracing)
+        try:
+            return super(HiddenStates, self).forward(  # type: ignore[misc] # noqa: UP008
+                pixel_values, output_attentions, output_hidden_states, return_dict
+            )
         finally:
             dense.set(before, tracing)

@@ -11,10 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters._config import Config
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._swap import Swapped
-from tomecore.adapters.families._paddle import NORMS, called_by_parts, one_in_front
+from tomecore.adapters.families._paddle import (
+    NORMS,
+    HiddenStates,
+    attend_projected,
+    called_by_parts,
+    one_in_front,
+)
 from tomecore.backends import Array
 
 __all__ = ["ENCODER_LAYER", "FRAMEWORK", "SPECS"]
@@ -22,7 +26,9 @@ __all__ = ["ENCODER_LAYER", "FRAMEWORK", "SPECS"]
 FRAMEWORK = "paddle"
 
 _COMMON = ".paddle.nn.layer.common"
-_TUPLES = "its layers hand on tuples and not tensors, which tomecore does not follow yet"
+_UNREAD = (
+    "layers have a forward of their own, which tomecore has no spec for yet; register() takes one"
+)
 _CLIP = ".paddlenlp.transformers.clip.modeling"
 
 
@@ -31,14 +37,8 @@ def attend(
 ) -> tuple[Array, Array]:
     attn = called_by_parts(host, block.self_attn)
     y = block.norm1(x) if block.normalize_before else x
-    tokens, heads, width = y.shape[1], attn.num_heads, attn.head_dim
-    q = attn.q_proj(y).reshape([-1, tokens, heads, width])
-    k = attn.k_proj(y).reshape([-1, tokens, heads, width])
-    v = attn.v_proj(y).reshape([-1, tokens, heads, width])
-    y = host.attention(
-        q, k, v, bias, dropout=attn.dropout if attn.training else 0.0, scale=width**-0.5
-    )
-    x = x + block.dropout1(attn.out_proj(y.reshape([-1, tokens, heads * width])))
+    y, k = attend_projected(host, attn, y, bias, attn.head_dim**-0.5)
+    x = x + block.dropout1(y)
     return (x if block.normalize_before else block.norm1(x)), k
 
 
@@ -47,33 +47,6 @@ def feed(block: Any, x: Array) -> Array:
     y = block.linear2(block.dropout(block.activation(block.linear1(y))))
     x = x + block.dropout2(y)
     return x if block.normalize_before else block.norm2(x)
-
-
-class HiddenStates(Swapped):
-    """Mixin of CLIP's tower: who asks for hidden states gets all tokens of every layer."""
-
-    _tome: Config
-    config: Any
-
-    def forward(
-        self,
-        pixel_values: Any = None,
-        output_attentions: Any = None,
-        output_hidden_states: Any = None,
-        return_dict: Any = None,
-    ) -> Any:
-        wanted = output_hidden_states
-        if wanted is None:
-            wanted = self.config.output_hidden_states
-        dense, tracing = self._tome.dense, self._tome.host.tracing()
-        before = dense.get(tracing)
-        dense.set(True if wanted else before, tracing)
-        try:
-            return super(HiddenStates, self).forward(  # type: ignore[misc] # noqa: UP008
-                pixel_values, output_attentions, output_hidden_states, return_dict
-            )
-        finally:
-            dense.set(before, tracing)
 
 
 ENCODER_LAYER = Spec(
@@ -106,8 +79,7 @@ CLIP = replace(
     towers={f"{_CLIP}.CLIPVisionTransformer": "transformer.layers"},
     tower_mixin=HiddenStates,
     refused={
-        "ppdiffusers.transformers.clip.modeling.CLIPVisionTransformer": _TUPLES,
-        "paddlenlp.transformers.blip.modeling.BlipVisionModel": _TUPLES,
+        "paddlenlp.transformers.blip.modeling.BlipVisionModel": _UNREAD,
     },
     notes=(
         "the vision tower, also of Chinese CLIP and ERNIE-ViL; your own towers by register(); PaddleNLP "

@@ -87,7 +87,7 @@ DINO = Spec(
     accepts={"return_attention": False},
     bypasses=("attn",),
     tower_mixin=Dense,
-    notes="attention maps only with r = 0; PASSL does not import on Paddle 3: tested on a twin",
+    notes="attention maps only with r = 0; PASSL needs a shim on Paddle 3: tested on a twin",
 )
 
 DINOV2 = Spec(
@@ -115,7 +115,7 @@ DINOV2 = Spec(
     prefix=one_in_front,
     bypasses=("attn",),
     tower_mixin=Dense,
-    notes="LayerScale and SwiGLU; no block chunks; tested on a twin, as above",
+    notes="LayerScale and SwiGLU; no block chunks; as above, its own class by benchmarks/plsc_sources.py",
 )
 
 SPECS = (DINO, DINOV2)

@@ -1,0 +1,214 @@
+"""One cell of a benchmark: a model at one r and batch, beside itself unpatched and its two limits."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tomecore.adapters._config import Reduction
+from tomecore.arithmetic import arithmetic_of
+from tomecore.benchmark._devices import Place, peak_bytes, place_of
+from tomecore.benchmark._forms import config, free_drop
+from tomecore.benchmark._timing import interleave, median_ratio, quartiles
+from tomecore.loading import Loaded, adapter_of
+from tomecore.schedule import R
+
+__all__ = ["Measurement", "measure"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured in one interleaved run.
+
+    Args:
+        model: its name.
+        framework: "torch" or "paddle".
+        r: the schedule.
+        batch: images per forward pass.
+        image: (height, width) in pixels.
+        tokens: that enter the first block.
+        tokens_left: after the last block has merged.
+        dtype: of weights and images.
+        device: where it ran.
+        mode: eager, compile, cudagraphs or to_static.
+        train: forward and backward, not forward alone.
+        images_per_second: of each form, by the median round.
+        speedup: merging over unpatched, the median of the rounds.
+        speedup_quartiles: first and third quartile of it.
+        limit: what the arithmetic allows; in training it is the same ratio.
+        limit_share: speedup over limit.
+        drop_speedup: of dropping the tokens instead of merging them: what the machine can give.
+        drop_share: time of dropping over time of merging.
+        drop_share_quartiles: first and third quartile of it.
+        merge_share: of a merging forward pass, spent on matching and merging; None where a clock
+            cannot tell (GPUs, compiled models, training).
+        peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
+        rounds: how many.
+    """
+
+    model: str
+    framework: str
+    r: R
+    batch: int
+    image: tuple[int, int]
+    tokens: int
+    tokens_left: int
+    dtype: str
+    device: str
+    mode: str
+    train: bool
+    images_per_second: dict[str, float]
+    speedup: float
+    speedup_quartiles: tuple[float, float]
+    limit: float
+    limit_share: float
+    drop_speedup: float
+    drop_share: float
+    drop_share_quartiles: tuple[float, float]
+    merge_share: float | None
+    peak_bytes: dict[str, int | None]
+    rounds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        found = asdict(self)
+        found["r"] = self.r if isinstance(self.r, int | tuple | list) else repr(self.r)
+        return found
+
+
+def measure(
+    loaded: Loaded,
+    r: R,
+    *,
+    batch: int = 8,
+    dtype: str = "float32",
+    device: str = "cpu",
+    mode: str = "eager",
+    train: bool = False,
+    rounds: int = 9,
+    repeat: int = 1,
+    others: Mapping[str, Callable[[Any], Any]] | None = None,
+) -> Measurement:
+    """Time a model unpatched, merging and dropping tokens, in turn.
+
+    Args:
+        loaded: the model; copies of it are patched.
+        r: any form of r.
+        batch: images per forward pass.
+        dtype: "float32", "bfloat16" or "float16".
+        device: as the framework spells it.
+        mode: "eager", "compile" (torch), "cudagraphs" (torch on a GPU) or "to_static" (Paddle).
+        train: forward and backward instead of forward alone.
+        rounds: interleaved timing rounds, after a warm-up.
+        repeat: calls in a row for one look at the clock; more where a call is short.
+        others: further forms to time, by name: each makes a callable model of a copy of the unpatched.
+
+    Raises:
+        ArgumentValueError: a device, dtype or mode that is not there.
+        UnsupportedModelError: the model cannot be patched.
+    """
+    place = place_of(loaded.model, device, dtype)
+    patch = adapter_of(place.framework).apply_patch
+    unpatched = place.put(copy.deepcopy(loaded.model))
+    models = {
+        "unpatched": unpatched,
+        "merging": patch(copy.deepcopy(unpatched), r=r),
+        "dropping": free_drop(patch(copy.deepcopy(unpatched), r=r)),
+    }
+    for name, make in (others or {}).items():
+        models[name] = make(copy.deepcopy(unpatched))
+    x = place.images(batch, loaded.input_shape)
+    with place.evaluating():
+        models["merging"](x)
+    tome = models["merging"].tome
+    tokens, left = config(models["merging"]).last_run.get(False).num_tokens, tome.tokens[-1]
+    calls = {
+        name: _call(place, model, place.compiled(model, mode, tuple(x.shape)), x, train)
+        for name, model in models.items()
+    }
+    timed = list(interleave(calls, rounds, wait=place.wait, repeat=repeat))
+    limit = arithmetic_of(models["merging"]).limit(tokens, r)
+    speedup = median_ratio(timed, "unpatched", "merging")
+    by_hand = mode == "eager" and not train and not place.on_gpu
+    return Measurement(
+        model=loaded.name,
+        framework=place.framework,
+        r=r,
+        batch=batch,
+        image=loaded.preprocess.size,
+        tokens=tokens,
+        tokens_left=left,
+        dtype=dtype,
+        device=device,
+        mode=mode,
+        train=train,
+        images_per_second={
+            name: batch / statistics.median(seconds[name] for seconds in timed) for name in calls
+        },
+        speedup=speedup,
+        speedup_quartiles=quartiles(timed, "unpatched", "merging"),
+        limit=limit,
+        limit_share=speedup / limit,
+        drop_speedup=median_ratio(timed, "unpatched", "dropping"),
+        drop_share=median_ratio(timed, "dropping", "merging"),
+        drop_share_quartiles=quartiles(timed, "dropping", "merging"),
+        merge_share=_merge_share(models["merging"], calls["merging"]) if by_hand else None,
+        peak_bytes={name: peak_bytes(place, call) for name, call in calls.items()},
+        rounds=rounds,
+    )
+
+
+def _call(
+    place: Place, model: Any, run: Callable[[Any], Any], x: Any, train: bool
+) -> Callable[[], Any]:
+    def forward() -> Any:
+        with place.evaluating():
+            return run(x)
+
+    def step() -> None:
+        output = run(x)
+        output = getattr(output, "logits", output)
+        output.astype("float32").sum().backward() if place.framework == "paddle" else (
+            output.float().sum().backward()
+        )
+        place.forget_gradients(model)
+
+    if train:
+        model.train()
+        return step
+    model.eval()
+    return forward
+
+
+class Clocked:
+    """A way to merge, and how long it took."""
+
+    def __init__(self, reduce: Reduction) -> None:
+        self.reduce = reduce
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        start = time.perf_counter()
+        found = self.reduce(*args)
+        self.seconds += time.perf_counter() - start
+        return found
+
+
+def _merge_share(model: Any, call: Callable[[], Any], rounds: int = 5) -> float:
+    """The median share of a forward pass from keys to merged tokens, by a clock on the host."""
+    settings = config(model)
+    reduce, shares = settings.reduce, []
+    try:
+        for _ in range(rounds):
+            clock = Clocked(reduce)
+            settings.reduce = clock
+            start = time.perf_counter()
+            call()
+            shares.append(clock.seconds / (time.perf_counter() - start))
+    finally:
+        settings.reduce = reduce
+    return statistics.median(shares)
