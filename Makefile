@@ -26,7 +26,7 @@ format: $(VENV)/.dev
 	$(RUN)/ruff format .
 
 bench: $(VENV)/.dev
-	$(RUN)/python benchmarks/vit.py
+	$(RUN)/python benchmarks/matrix.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,9 +35,10 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	$(RUN)/pip install -q -e ".[$(EXTRAS)]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml $(wildcard tests/integration/requirements*.txt)
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml tools/install_browser.py $(wildcard tests/integration/requirements*.txt)
 	$(RUN)/pip install -q -e ".[$(EXTRAS),dev]" -r tests/integration/requirements.txt
 	$(RUN)/pip install -q --no-deps -r tests/integration/requirements-no-deps.txt
+	$(RUN)/python tools/install_browser.py
 	touch $@
 
 $(VENV)-bare/.installed: pyproject.toml

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tomecore._checks import floating, rank, same_batch, whole_number
-from tomecore._plan import MergePlan, compute_dtype, take_rows
+from tomecore._plan import MergePlan, compute_dtype
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentValueError
 
@@ -88,10 +88,10 @@ def matched(
     backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
 ) -> MergePlan:
     """:func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
-    xp, tokens = backend.xp, keys.shape[1]
+    xp = backend.xp
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    even = _arange(backend, keys, first_even, tokens, 2)
-    odd = _arange(backend, keys, first_odd, tokens, 2)
+    even = _arange(backend, keys, first_even, keys.shape[1], 2)
+    odd = _arange(backend, keys, first_odd, keys.shape[1], 2)
     cosine = _cosine(backend, keys, even, odd, valid)
     best = xp.max(cosine, axis=2)
     if valid is not None:
@@ -99,15 +99,15 @@ def matched(
     order = xp.argsort(best, axis=1, descending=True, stable=True)
     numbers = first_even + 2 * order
     gone, stay = numbers[:, :r], numbers[:, r:]
-    # Whom they merge into is asked for the r that merge only: an argmax takes longer than a maximum.
-    partner = xp.argmax(take_rows(backend, cosine, order[:, :r]), axis=2)
-    partner = xp.astype(partner, order.dtype, copy=False)
-    column = xp.zeros_like(order[:, :1])
-    kept = [stay, column + xp.astype(odd, order.dtype, copy=False)]
+    partner = backend.argmax_rows(cosine, order[:, :r])
+    samples = backend.samples(order)
+    column = 0 * samples
+    odd = column + xp.astype(odd, order.dtype, copy=False)
+    tokens = [stay, odd, gone]
     if protected:
-        kept = [column + _arange(backend, order, 0, protected), xp.sort(stay, axis=1), kept[1]]
-    into = partner + (protected + stay.shape[1])
-    return MergePlan.made(backend, xp.concat(kept, axis=1), gone, into)
+        tokens = [column + _arange(backend, order, 0, protected), xp.sort(stay, axis=1), odd, gone]
+    into = xp.astype(partner, order.dtype, copy=False) + (protected + stay.shape[1])
+    return MergePlan.made(backend, xp.concat(tokens, axis=1), into, keys.shape[1] - r, samples)
 
 
 def kth_bipartite_soft_matching(
@@ -207,8 +207,7 @@ def _cosine(
     xp = backend.xp
     keys = backend.detach(keys)
     keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
-    norm = xp.sqrt(xp.sum(keys * keys, axis=-1, keepdims=True))
-    keys = keys / xp.clip(norm, min=_SMALLEST)
+    keys = keys / xp.clip(backend.norm(keys), min=_SMALLEST)
     a, b = xp.take(keys, source, axis=1), xp.take(keys, target, axis=1)
     cosine = xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
     if valid is not None:

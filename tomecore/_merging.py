@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tomecore._checks import floating, integral, rank, same_batch
-from tomecore._plan import MergePlan, compute_dtype, flat_rows, take_rows
+from tomecore._plan import MergePlan, compute_dtype, flat_rows
 from tomecore.backends import Array, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
@@ -56,31 +56,29 @@ def merged_mean(plan: MergePlan, x: Array, size: Array | None) -> tuple[Array, A
     Each destination moves towards every token merged into it, by that token's share of the new size:
     the same mean, touching r rows instead of all n.
     """
-    backend, xp = plan.backend, plan.backend.xp
+    backend, xp, width = plan.backend, plan.backend.xp, x.shape[2]
     wide = compute_dtype(xp, x.dtype)
-    samples = backend.samples(plan.kept)
-    kept = flat_rows(backend, plan.kept, plan.num_tokens, samples)
     if size is None:
         sizes = xp.astype(xp.ones_like(plan.kept), xp.float32)
-    else:
-        size = xp.reshape(xp.astype(size, xp.float32, copy=False), (-1,))
-        sizes = xp.reshape(xp.take(size, kept, axis=0), (-1, plan.num_slots))
-    out = xp.astype(take_rows(backend, x, plan.kept, kept), wide, copy=False)
-    if plan.num_merged == 0:
-        return xp.astype(out, x.dtype, copy=False), sizes
-    gone = flat_rows(backend, plan.merged, plan.num_tokens, samples)
-    into = flat_rows(backend, plan.into, plan.num_slots, samples)
-    if size is None:
         weight = xp.astype(xp.ones_like(plan.merged), xp.float32)
     else:
-        weight = xp.reshape(xp.take(size, gone, axis=0), (-1, plan.num_merged))
-    sizes = backend.add_rows(sizes[:, :, None], plan.into, weight[:, :, None], into)[:, :, 0]
-    total = xp.reshape(xp.take(xp.reshape(sizes, (-1,)), into, axis=0), (-1, plan.num_merged))
-    total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
-    share = xp.astype(weight, wide, copy=False) / xp.astype(total, wide, copy=False)
-    step = xp.astype(take_rows(backend, x, plan.merged, gone), wide, copy=False)
-    step = (step - take_rows(backend, out, plan.into, into)) * share[:, :, None]
-    out = backend.add_rows(out, plan.into, step, into)
+        size = xp.astype(size, xp.float32, copy=False)
+        sizes = xp.take_along_axis(size, plan.kept, axis=1)
+        weight = xp.take_along_axis(size, plan.merged, axis=1)
+    flat = xp.reshape(x, (-1, width))
+    kept = flat_rows(backend, plan.kept, plan.num_tokens, plan.samples)
+    out = xp.astype(xp.take(flat, kept, axis=0), wide, copy=False)
+    if plan.num_merged:
+        into = flat_rows(backend, plan.into, plan.num_slots, plan.samples)
+        sizes = backend.add_sizes(sizes, plan.into, weight)
+        total = xp.astype(xp.take_along_axis(sizes, plan.into, axis=1), wide, copy=False)
+        total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
+        share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
+        gone = flat_rows(backend, plan.merged, plan.num_tokens, plan.samples)
+        step = xp.astype(xp.take(flat, gone, axis=0), wide, copy=False)
+        step = (step - xp.take(out, into, axis=0)) * share
+        out = backend.add_rows(out, plan.into, step, into, plan.num_slots)
+    out = xp.reshape(out, (-1, plan.num_slots, width))
     return xp.astype(out, x.dtype, copy=False), sizes
 
 

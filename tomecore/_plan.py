@@ -24,20 +24,19 @@ def compute_dtype(xp: Any, dtype: Any) -> Any:
     return dtype if dtype == xp.float64 else xp.float32
 
 
-def flat_rows(backend: Backend, index: Array, tokens: int, samples: Array | None = None) -> Array:
+def flat_rows(backend: Backend, index: Array, tokens: int, samples: Array) -> Array:
     """(B * n,): index (B, n) into ``tokens`` tokens as row numbers of the batch laid end to end."""
-    samples = backend.samples(index) if samples is None else samples
     return backend.xp.reshape(index + tokens * samples, (-1,))
 
 
-def take_rows(backend: Backend, x: Array, index: Array, rows: Array | None = None) -> Array:
+def take_rows(backend: Backend, x: Array, index: Array, samples: Array | None = None) -> Array:
     """``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
 
-    A single take on flat rows: no expanded index, and no copy of a strided slice. ``rows`` are those of
-    ``index`` where they are known.
+    A single take on flat rows: no expanded index, and no copy of a strided slice.
     """
     xp, width = backend.xp, x.shape[2]
-    rows = flat_rows(backend, index, x.shape[1]) if rows is None else rows
+    samples = backend.samples(index) if samples is None else samples
+    rows = flat_rows(backend, index, x.shape[1], samples)
     return xp.reshape(
         xp.take(xp.reshape(x, (-1, width)), rows, axis=0), (-1, index.shape[1], width)
     )
@@ -72,10 +71,17 @@ class MergePlan:
         self._set(backend, kept, merged, into)
 
     @classmethod
-    def made(cls, backend: Backend, kept: Array, merged: Array, into: Array) -> MergePlan:
-        """A plan of arrays that need no checks, because a matching made them."""
+    def made(
+        cls, backend: Backend, tokens: Array, into: Array, num_slots: int, samples: Array
+    ) -> MergePlan:
+        """A plan of arrays that need no checks, because a matching made them.
+
+        ``tokens`` (B, N) are the kept ones and the merged ones behind them, ``samples`` (B, 1) the numbers
+        of the samples.
+        """
         plan = cls.__new__(cls)
-        plan._set(backend, kept, merged, into)
+        plan._set(backend, tokens[:, :num_slots], tokens[:, num_slots:], into)
+        plan._tokens, plan._samples = tokens, samples
         return plan
 
     def _set(self, backend: Backend, kept: Array, merged: Array, into: Array) -> None:
@@ -83,7 +89,16 @@ class MergePlan:
         self.kept = kept
         self.merged = merged
         self.into = into
+        self._tokens: Array | None = None
+        self._samples: Array | None = None
         self._slots: Array | None = None
+
+    @property
+    def samples(self) -> Array:
+        """(B, 1) int: the number of each sample."""
+        if self._samples is None:
+            self._samples = self.backend.samples(self.kept)
+        return self._samples
 
     @property
     def num_tokens(self) -> int:
@@ -104,11 +119,13 @@ class MergePlan:
     def slots(self) -> Array:
         """(B, N) int: the output slot that holds each input token."""
         if self._slots is None:
-            xp = self.backend.xp
-            own = xp.zeros_like(self.kept) + xp.arange(
-                self.num_slots, dtype=self.kept.dtype, device=self.backend.device(self.kept)
+            xp, kept = self.backend.xp, self.kept
+            own = 0 * self.samples + xp.arange(
+                self.num_slots, dtype=kept.dtype, device=self.backend.device(kept)
             )
-            tokens = xp.concat([self.kept, self.merged], axis=1)
+            tokens = self._tokens
+            if tokens is None:
+                tokens = xp.concat([kept, self.merged], axis=1)
             slots = xp.concat([own, self.into], axis=1)
             self._slots = self.backend.permute(tokens, slots)
         return self._slots

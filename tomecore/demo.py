@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from tomecore import benchmark, digits, parity
-from tomecore.running import evaluating, predict, to_numpy, to_tensor
-from tomecore.schedule import R, parse_r, tokens_per_layer
+from tomecore.running import evaluating, predict, to_tensor
+from tomecore.schedule import R, tokens_per_layer
+from tomecore.tracing import sources_by_layer
 from tomecore.visualization import make_visualization
 
 __all__ = ["SCHEDULES", "Result", "Row", "draw", "run"]
@@ -129,7 +130,7 @@ def run(
         unpatched[framework] = build(framework)
         accuracy[framework] = [_accuracy(predict(unpatched[framework], images), labels)]
         adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-        models[framework] = adapter.apply_patch(build(framework), trace_source=True)
+        models[framework] = adapter.apply_patch(build(framework))
     reports = []
     for r in schedules:
         progress(f"{' and '.join(models)}: accuracy, r={r}")
@@ -207,7 +208,7 @@ def _rows(
     every_round = [seconds for rounds in timed for seconds in rounds]
     rows = [Row(framework, None, tokens, accuracy[0], speed("unpatched", every_round))]
     for r, right, rounds in zip(schedules, accuracy[1:], timed, strict=True):
-        limit = benchmark.arithmetic_limit(model, tokens, r)
+        limit = model.tome.arithmetic.limit(tokens, r)
         speedup = benchmark.median_ratio(rounds, "unpatched", "merging")
         rows.append(
             Row(
@@ -229,7 +230,7 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
     """Write a picture of ``count`` held-out digits and of what merging made of them.
 
     Args:
-        model: a patched model, with ``trace_source``.
+        model: a patched model.
         path: where to; the ending decides the format.
         r: the schedule to draw.
         count: digits to show, one of each kind as far as there are kinds.
@@ -241,21 +242,15 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
     zoom, gap = 4, 8
     patch = digits.DIGITS_VIT["patch_size"] * zoom
     model.r = r
-    columns: list[list[np.ndarray]] = []
     gray = images[:, 0] - images.min((1, 2, 3))[:, None, None]
     gray = (gray / gray.max((1, 2), keepdims=True) * 255).astype(np.uint8)
+    shown = [np.repeat(np.kron(g, np.ones((zoom, zoom), np.uint8))[..., None], 3, -1) for g in gray]
+    columns = [shown]
+    sources = sources_by_layer(model, images)
     for depth in (3, 6, 9, 12):
-        model.r = _first_layers(r, depth)
-        predict(model, images)
-        sources = to_numpy(model.tome.source)
-        cells = []
-        for picture, source in zip(gray, sources, strict=True):
-            shown = np.repeat(np.kron(picture, np.ones((zoom, zoom), np.uint8))[..., None], 3, -1)
-            cells.append((shown, make_visualization(shown, source, patch_size=patch)))
-        if not columns:
-            columns.append([shown for shown, _ in cells])
-        columns.append([painted for _, painted in cells])
-    model.r = r
+        columns.append(
+            [make_visualization(*one, patch) for one in zip(shown, sources[depth - 1], strict=True)]
+        )
     side = columns[0][0].shape[0]
     canvas = np.full(
         (len(columns) * (side + gap) - gap, count * (side + gap) - gap, 3), 255, dtype=np.uint8
@@ -266,11 +261,6 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
             canvas[top : top + side, start : start + side] = cell
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas).save(path)
-
-
-def _first_layers(r: R, depth: int) -> list[int]:
-    """The schedule ``r`` cut off after ``depth`` layers."""
-    return parse_r(digits.DIGITS_VIT["depth"], r)[:depth]
 
 
 def _machine(frameworks: Sequence[str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ __all__ = [
     "FRAMEWORKS",
     "evaluating",
     "framework_of",
+    "logits_of",
     "predict",
     "require",
     "to_numpy",
@@ -90,11 +91,30 @@ def evaluating(model: Any) -> Iterator[None]:
             module.training = training
 
 
+def logits_of(output: Any) -> Any:
+    """The tensor in what a model returns: the tensor itself, ``.logits``, or the first of a tuple.
+
+    Raises:
+        ArgumentTypeError: none of these is a tensor; a model of transformers without a head for
+            classes returns such an object.
+    """
+    found = getattr(output, "logits", output)
+    if isinstance(found, tuple | list) and found:
+        found = found[0]
+    if isinstance(found, tuple | list | dict) or not hasattr(found, "shape"):
+        raise ArgumentTypeError(
+            "`model` must return a tensor, an object with `.logits`, or a tuple that begins with a "
+            f"tensor; it returned {type(output).__module__}.{type(output).__qualname__}. Use a model "
+            "with a head for classes."
+        )
+    return found
+
+
 def predict(model: Any, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Outputs (n, classes) of ``model`` for images (n, C, H, W)."""
+    """Outputs (n, classes) of ``model`` for images (n, C, H, W); which, see :func:`logits_of`."""
     with evaluating(model):
         parts = [
-            to_numpy(model(to_tensor(model, images[at : at + batch])))
+            to_numpy(logits_of(model(to_tensor(model, images[at : at + batch]))))
             for at in range(0, len(images), batch)
         ]
     return np.concatenate(parts)

@@ -82,16 +82,35 @@ def test_scatter_returns_a_new_array(scatters, name):
     assert not np.shares_memory(library.to_numpy(out), library.to_numpy(base))
 
 
-@pytest.mark.parametrize("index", CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("width", [1, 5])
-def test_add_rows(scatters, rng, width, index):
-    """As scatter_add; it may write into its base, and knows the flat rows."""
-    backend, library = scatters
-    base, updates = rng.normal(size=(2, 4, width)), rng.normal(size=(*index.shape, width))
+@pytest.mark.parametrize("case", ["distinct", "repeated", "one update"])
+def test_add_rows_and_sizes(scatters, rng, case):
+    """As scatter_add; they may write into their base, and know the flat rows."""
+    (backend, library), index = scatters, CASES[case]
+    base, updates = rng.normal(size=(2, 4, 5)), rng.normal(size=(*index.shape, 5))
     rows = (index + 4 * np.arange(2)[:, None]).reshape(-1)
-    out = backend.add_rows(*map(library.to_array, (base.copy(), index, updates, rows)))
     expected = scattered(np.add, base, index, updates)
-    np.testing.assert_allclose(library.to_numpy(out), expected, rtol=1e-13, atol=1e-13)
+    flat = (base.reshape(-1, 5).copy(), index, updates.reshape(-1, 5), rows)
+    out = backend.add_rows(*map(library.to_array, flat), 4)
+    np.testing.assert_allclose(library.to_numpy(out), expected.reshape(-1, 5), rtol=1e-13)
+    sizes = (base[:, :, 0].copy(), index, updates[:, :, 0])
+    out = backend.add_sizes(*map(library.to_array, sizes))
+    np.testing.assert_allclose(library.to_numpy(out), expected[:, :, 0], rtol=1e-13)
+
+
+@pytest.mark.parametrize("tokens", [5, 210])
+def test_argmax_rows(scatters, rng, tokens):
+    """Of few numbers and of many, which libraries go about in ways of their own."""
+    backend, library = scatters
+    x, index = rng.normal(size=(2, tokens, tokens)), rng.integers(0, tokens, size=(2, 3))
+    out = library.to_numpy(backend.argmax_rows(library.to_array(x), library.to_array(index)))
+    np.testing.assert_array_equal(out, np.take_along_axis(x.argmax(2), index, axis=1))
+
+
+def test_norm(scatters, rng):
+    backend, library = scatters
+    x = rng.normal(size=(2, 3, 4))
+    out = library.to_numpy(backend.norm(library.to_array(x)))
+    np.testing.assert_allclose(out, np.linalg.norm(x, axis=2, keepdims=True), rtol=1e-14)
 
 
 def test_permute(scatters, rng):

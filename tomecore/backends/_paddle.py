@@ -176,13 +176,22 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     return paddle.reshape(added, [-1, rows, width])
 
 
-def accumulate(base: Array, index: Array, updates: Array, rows: Array) -> Array:
+def accumulate(base: Array, rows: Array, updates: Array) -> Array:
     """In place where nobody wants gradients: in Paddle the copy takes longer than the sum."""
-    width = base.shape[2]
-    flat, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
-    free = paddle.in_dynamic_mode() and flat.stop_gradient and updates.stop_gradient
-    added = (paddle.index_add_ if free else paddle.index_add)(flat, rows, 0, updates)
-    return paddle.reshape(added, [-1, base.shape[1], width])
+    if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
+        return paddle.index_add_(base, rows, 0, updates)
+    return paddle.index_add(base, rows, 0, updates)
+
+
+def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
+    return paddle.put_along_axis(base, index, updates, 1, reduce="add", broadcast=False)
+
+
+def argmax_rows(x: Array, index: Array) -> Array:
+    """Of these rows only: ``max`` has looked at all of them already."""
+    rows = paddle.reshape(index + x.shape[1] * samples(index), [-1])
+    found = paddle.argmax(paddle.gather(paddle.reshape(x, [-1, x.shape[2]]), rows), axis=1)
+    return paddle.reshape(found, [-1, index.shape[1]])
 
 
 def samples(index: Array) -> Array:
@@ -214,4 +223,6 @@ BACKEND = Backend(
     device=_device,
     samples=samples,
     accumulate=accumulate,
+    accumulate_2d=accumulate_2d,
+    argmax_rows=argmax_rows,
 )

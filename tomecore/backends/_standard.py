@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 __all__ = [
+    "argmax_of_all",
     "device",
     "masked_scatter_max",
     "one_hot_scatter_add",
+    "root_of_squares",
     "sample_numbers",
     "sorted_permute",
 ]
@@ -70,3 +72,21 @@ def sorted_permute(xp: Any) -> Callable[[Array, Array], Array]:
         return xp.take_along_axis(values, xp.argsort(index, axis=1), axis=1)
 
     return permute
+
+
+def root_of_squares(xp: Any) -> Callable[[Array], Array]:
+    """Euclidean length along the last axis, which is kept."""
+
+    def norm(x: Array) -> Array:
+        return xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
+
+    return norm
+
+
+def argmax_of_all(xp: Any) -> Callable[[Array, Array], Array]:
+    """Along the last axis of all rows; then those of some rows are picked out."""
+
+    def argmax_rows(x: Array, index: Array) -> Array:
+        return xp.take_along_axis(xp.argmax(x, axis=2), index, axis=1)
+
+    return argmax_rows

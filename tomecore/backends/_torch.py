@@ -5,11 +5,13 @@ This module is array-api-compat's namespace with a few functions replaced: see e
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import torch
 from array_api_compat.torch import *  # noqa: F403
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array, Backend
 
@@ -32,6 +34,8 @@ def sort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool 
 
 
 def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
+    if x.dtype == dtype and device is None and not copy:
+        return x
     return x.to(device=device, dtype=dtype, copy=copy)
 
 
@@ -62,9 +66,24 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
 
 
-def accumulate(base: Array, index: Array, updates: Array, rows: Array) -> Array:
-    width = base.shape[2]
-    return base.view(-1, width).index_add_(0, rows, updates.reshape(-1, width)).view(base.shape)
+def accumulate(base: Array, rows: Array, updates: Array) -> Array:
+    return base.index_add_(0, rows, updates)
+
+
+def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
+    return base.scatter_add_(1, index, updates)
+
+
+def argmax_rows(x: Array, index: Array) -> Array:
+    """On a CPU an argmax takes ten times as long as a maximum, so of much it is asked for these rows only."""
+    if not x.is_cpu or torch.compiler.is_compiling() or x.numel() < 2**15:
+        return torch.gather(x.argmax(2), 1, index)
+    rows = (index + x.shape[1] * _samples(index)).reshape(-1)
+    return x.reshape(-1, x.shape[2]).index_select(0, rows).argmax(1).reshape(index.shape)
+
+
+def norm(x: Array) -> Array:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
 def permute(index: Array, values: Array) -> Array:
@@ -85,12 +104,28 @@ where = torch.where
 zeros_like = torch.zeros_like
 
 
+@functools.lru_cache(maxsize=4096)
+def _numbers(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
+    with torch.inference_mode(False):  # or gradients could not pass by it later
+        return torch.arange(start, stop, step, dtype=dtype, device=device)
+
+
+def arange(
+    start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None, device: Any = None
+) -> Array:
+    """Made once for each device, because nobody writes into it; anew where operations are watched."""
+    start, stop = (0, start) if stop is None else (start, stop)
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return torch.arange(start, stop, step, dtype=dtype, device=device)
+    return _numbers(start, stop, step, dtype, device)
+
+
 def _samples(index: Array) -> Array:
-    return torch.arange(index.shape[0], dtype=index.dtype, device=index.device)[:, None]
+    return arange(index.shape[0], dtype=index.dtype, device=index.device)[:, None]
 
 
 def _detach(x: Array) -> Array:
-    return x.detach()
+    return x.detach() if x.requires_grad else x
 
 
 def _device(x: Array) -> torch.device:
@@ -105,6 +140,9 @@ BACKEND = Backend(
     detach=_detach,
     device=_device,
     accumulate=accumulate,
+    accumulate_2d=accumulate_2d,
+    argmax_rows=argmax_rows,
+    norm=norm,
     permute=permute,
     samples=_samples,
 )

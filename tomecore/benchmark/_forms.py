@@ -10,7 +10,7 @@ from tomecore.adapters._state import Run
 from tomecore.backends import Array
 from tomecore.errors import NotPatchedError
 
-__all__ = ["config", "drop_tokens", "free_drop"]
+__all__ = ["config_of_patched", "drop_tokens", "free_drop"]
 
 
 def drop_tokens(
@@ -22,13 +22,13 @@ def drop_tokens(
 
 def free_drop(model: Any) -> Any:
     """Turn a patched model into one that drops tokens instead of merging them; for timing only."""
-    found = config(model)
+    found = config_of_patched(model)
     found.reduce = drop_tokens
     found.restore = False
     return model
 
 
-def config(model: Any) -> Config:
+def config_of_patched(model: Any) -> Config:
     """The settings of a patched model.
 
     Raises:

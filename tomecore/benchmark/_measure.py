@@ -12,7 +12,7 @@ from typing import Any
 from tomecore.adapters._config import Reduction
 from tomecore.arithmetic import arithmetic_of
 from tomecore.benchmark._devices import Place, peak_bytes, place_of
-from tomecore.benchmark._forms import config, free_drop
+from tomecore.benchmark._forms import config_of_patched, free_drop
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
@@ -125,7 +125,10 @@ def measure(
     with place.evaluating():
         models["merging"](x)
     tome = models["merging"].tome
-    tokens, left = config(models["merging"]).last_run.get(False).num_tokens, tome.tokens[-1]
+    tokens, left = (
+        config_of_patched(models["merging"]).last_run.get(False).num_tokens,
+        tome.tokens[-1],
+    )
     calls = {
         name: _call(place, model, place.compiled(model, mode, tuple(x.shape)), x, train)
         for name, model in models.items()
@@ -200,7 +203,7 @@ class Clocked:
 
 def _merge_share(model: Any, call: Callable[[], Any], rounds: int = 5) -> float:
     """The median share of a forward pass from keys to merged tokens, by a clock on the host."""
-    settings = config(model)
+    settings = config_of_patched(model)
     reduce, shares = settings.reduce, []
     try:
         for _ in range(rounds):

@@ -18,13 +18,13 @@ except ImportError as error:
     )
 
 import tomecore
-from tomecore.cli import demo
+from tomecore.cli import bench, demo, evaluate, parity, plan, visualize
 from tomecore.cli._shared import app, console, errors
 from tomecore.errors import TomeError
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (demo,)
+_COMMANDS = (bench, demo, evaluate, parity, plan, visualize)
 
 
 def _print_version(wanted: bool) -> None:
@@ -43,9 +43,19 @@ def options(
     """Token Merging for vision transformers, in every framework."""
 
 
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+) -> None:
+    """On one line, without the place in the source."""
+    errors.print(
+        f"[yellow]warning:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True
+    )
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: errors of tomecore are shown as one line, not as a traceback."""
     warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         return app(arguments)
     except TomeError as error:

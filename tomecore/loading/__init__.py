@@ -17,7 +17,7 @@ from tomecore.loading._function import function_model
 from tomecore.loading._loaded import Loaded
 from tomecore.running import framework_of
 
-__all__ = ["FORMS", "Loaded", "adapter_of", "load"]
+__all__ = ["FORMS", "Loaded", "adapter_of", "has_random_weights", "load"]
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER_OR_TYPE, open_clip:NAME, "
@@ -76,6 +76,15 @@ def load(
         _load_weights(found.model, Path(weights))
     found.model.eval()
     return Loaded(name, found.model, found.preprocess, found.transform)
+
+
+def has_random_weights(
+    name: str, pretrained: bool = False, weights: Path | str | None = None
+) -> bool:
+    """Whether :func:`load` with these arguments gives a model that nobody trained, as far as names say."""
+    source, _, rest = name.partition(":")
+    trained = source == "digits" or (source == "transformers" and Path(rest).is_dir())
+    return source in _LOADERS and not trained and not pretrained and weights is None
 
 
 def adapter_of(framework: str) -> Any:

@@ -58,7 +58,13 @@ def plain_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
     side = resolution or 224
     width, depth, heads = _SIZES[name]
     model = VisionTransformer(
-        img_size=side, patch_size=16, embed_dim=width, depth=depth, num_heads=heads, qkv_bias=True
+        img_size=side,
+        patch_size=16,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        qkv_bias=True,
+        epsilon=1e-6,  # as in timm's models of these sizes
     )
     return Loaded(name, model, Preprocess((side, side)))
 

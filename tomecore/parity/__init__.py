@@ -1,15 +1,28 @@
-"""Do two frameworks agree? The same weights in both, and the same decisions and numbers out of both."""
+"""Do two models agree? The same weights in both, and the same decisions and numbers out of both.
+
+parity.transfer_weights(torch_model, paddle_model)
+parity.assert_parity(torch_model, paddle_model, images, r=8)   # in a test: says where they part, and why
+"""
 
 from __future__ import annotations
 
-from tomecore.parity._compare import LayerReport, Report, compare
+from tomecore.parity._compare import compare
+from tomecore.parity._diagnose import Diagnosis, assert_parity, diagnose
+from tomecore.parity._flip import Flip
+from tomecore.parity._report import BlockReport, Difference, LayerReport, Report
 from tomecore.parity._weights import convert_weights, load_arrays, transfer_weights
 
 __all__ = [
+    "BlockReport",
+    "Diagnosis",
+    "Difference",
+    "Flip",
     "LayerReport",
     "Report",
+    "assert_parity",
     "compare",
     "convert_weights",
+    "diagnose",
     "load_arrays",
     "transfer_weights",
 ]

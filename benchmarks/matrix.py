@@ -1,0 +1,145 @@
+"""The matrix of cells: every model, size, batch and r beside the unpatched model, both limits, and the
+published form of token merging, each cell one interleaved run.
+
+    make bench                                     # the short matrix, under five minutes on two cores
+    python benchmarks/matrix.py --full --json benchmarks/results/cpu.json
+    python benchmarks/matrix.py --show benchmarks/results/cpu.json
+
+A file that is there already is gone on with: cells it has are not measured again. Weights are random, which
+does not change the speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+from published_form import published_form
+
+from tomecore import benchmark
+from tomecore.errors import ClampWarning
+from tomecore.loading import load
+from tomecore.running import evaluating, to_tensor
+
+#: framework -> (what a model of a size is called, dtypes its CPU computes in)
+FRAMEWORKS = {
+    "torch": ("timm:vit_{}_patch16_224", ("float32", "bfloat16")),
+    "paddle": ("paddle:{}", ("float32",)),
+}
+SIZES = ("tiny", "small", "base")
+SCHEDULES = {224: (8, 13, 16), 384: (25, 50)}
+BATCHES = (1, 8)
+
+SHORT = [
+    ("torch", "tiny", 224, 8, 16, "float32"),
+    ("torch", "small", 224, 8, 8, "float32"),
+    ("torch", "small", 224, 8, 16, "float32"),
+    ("torch", "small", 224, 1, 16, "float32"),
+    ("paddle", "small", 224, 8, 16, "float32"),
+]
+FULL = [
+    (framework, size, side, batch, r, dtype)
+    for framework, (_, dtypes) in FRAMEWORKS.items()
+    for dtype, size, side, batch in product(dtypes, SIZES, SCHEDULES, BATCHES)
+    for r in SCHEDULES[side]
+]
+
+
+def measure(cell: tuple[Any, ...], seconds: float) -> dict[str, Any]:
+    """One cell, in about so many seconds, at least three rounds and an odd number of them."""
+    framework, size, side, batch, r, dtype = cell
+    loaded = load(FRAMEWORKS[framework][0].format(size), resolution=side)
+    published = {"published": functools.partial(published_form, r=r)}
+    run = functools.partial(
+        benchmark.measure, loaded, r, batch=batch, dtype=dtype, others=published
+    )
+    x = to_tensor(loaded.model, np.zeros((batch, *loaded.input_shape), dtype=np.float32))
+    with evaluating(loaded.model):
+        loaded.model(x)
+        start = time.perf_counter()
+        loaded.model(x)
+    one = 3 * (time.perf_counter() - start)  # unpatched, and three faster ones
+    rounds = max(1, min(12, int(seconds / one / 2))) * 2 + 1
+    return {"cell": list(cell), **run(rounds=rounds).as_dict()}
+
+
+def line(found: dict[str, Any]) -> str:
+    speed = found["images_per_second"]
+    framework, size, side, batch, r, dtype = found["cell"]
+    return (
+        f"{framework:6s} {size:5s} {side} {dtype:8s} {batch:5d} {r:3d}  {speed['unpatched']:8.2f} "
+        f"{speed['merging']:8.2f} {speed['published']:8.2f}  {found['speedup']:5.2f}x "
+        f"{found['limit']:5.2f}x {found['drop_speedup']:5.2f}x {found['drop_share']:9.1%} "
+        f"{'' if found['merge_share'] is None else format(found['merge_share'], '6.1%')}"
+    )
+
+
+def summary(cells: list[dict[str, Any]]) -> str:
+    """How the cells stand to what was aimed at."""
+    share = [cell["drop_share"] for cell in cells]
+    ahead = [
+        cell["images_per_second"]["merging"] / cell["images_per_second"]["published"]
+        for cell in cells
+    ]
+    slower = sum(cell["speedup"] < 1 for cell in cells)
+    return (
+        f"{len(cells)} cells: of free-drop {statistics.median(share):.1%} in the median, "
+        f"{min(share):.1%} at least, {sum(s < 0.93 for s in share)} below 93 %; slower than unpatched: "
+        f"{slower}; against the published form {statistics.median(ahead):.2f}x in the median, "
+        f"{min(ahead):.2f}x at least"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--full", action="store_true", help="all cells, for hours; else a few")
+    parser.add_argument("--only", default="", help="only cells whose line contains this text")
+    parser.add_argument("--seconds", type=float, default=20, help="of each cell")
+    parser.add_argument("--threads", type=int, help="on a CPU")
+    parser.add_argument("--json", type=Path, help="keep the numbers, or go on with them")
+    parser.add_argument("--show", type=Path, help="print this file and measure nothing")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", ClampWarning)
+    path = arguments.show or arguments.json
+    found = json.loads(path.read_text())["cells"] if path and path.exists() else []
+    print(f"{'':28s}batch   r    before    after published  speed  limit   drop   of drop  merge")
+    for one in found:
+        print(line(one))
+    if not arguments.show:
+        if arguments.threads:
+            os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        have = [tuple(one["cell"]) for one in found]
+        for cell in FULL if arguments.full else SHORT:
+            if cell in have or arguments.only not in " ".join(map(str, cell)):
+                continue
+            found.append(measure(cell, arguments.seconds))
+            print(line(found[-1]), flush=True)
+            if arguments.json:
+                from tomecore.cli.bench import machine
+
+                content = {"machine": machine(), "cells": found}
+                arguments.json.parent.mkdir(parents=True, exist_ok=True)
+                arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if found:
+        print(summary(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Attention with a bias of keys in bfloat16 on a CPU: by two products, and only where that is asked for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tomecore.adapters.torch as tome
+from tomecore.models.torch import VisionTransformer
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+
+
+def operands(dtype, tokens=9):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 2, 4, tokens, 8, generator=generator, dtype=torch.float32).to(dtype)
+    sizes = torch.randint(1, 9, (2, tokens), generator=generator).float()
+    return *qkv, sizes
+
+
+@pytest.mark.parametrize("scale", [None, 0.2])
+def test_equals_the_fused_kernel(scale):
+    q, k, v, sizes = operands(torch.bfloat16)
+    with torch.no_grad():
+        bias = tome.HOST.log_sizes(sizes, q)
+        assert type(bias) is tome.KeyBias
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    assert type(found) is torch.Tensor
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), sizes.double().log()[:, None, None], scale=scale
+    )
+    torch.testing.assert_close(found.double(), exact, rtol=2e-2, atol=2e-2)
+    other = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), torch.zeros(2, 1, 1, 9).double(), scale=scale
+    )
+    assert (found - other).abs().max() > 0.1  # the bias matters here
+
+
+@pytest.mark.parametrize("given", ["causal", "dropout", "other dtype", "pairs"])
+def test_what_it_does_not_know_goes_to_the_kernel(given, monkeypatch):
+    q, k, v, sizes = operands(torch.bfloat16)
+    monkeypatch.setattr(torch, "baddbmm", None)
+    with torch.no_grad():
+        bias = tome.HOST.log_sizes(sizes, q)
+        if given == "causal":
+            with pytest.raises(RuntimeError, match="is_causal"):
+                F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=True)
+            return
+        if given == "dropout":
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.5)
+            return
+        if given == "pairs":
+            pairs = bias.expand(2, 4, 9, 9)
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
+        else:
+            q, k, v = q.float(), k.float(), v.float()
+            found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.float())
+        expected = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=sizes.log().to(q.dtype)[:, None, None]
+        )
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_dtypes_keep_the_fused_kernel(dtype):
+    q, *_, sizes = operands(dtype)
+    with torch.no_grad():
+        assert type(tome.HOST.log_sizes(sizes, q)) is torch.Tensor
+
+
+def test_with_gradients_the_fused_kernel_stays():
+    q, *_, sizes = operands(torch.bfloat16)
+    assert type(tome.HOST.log_sizes(sizes, q)) is torch.Tensor
+
+
+def test_in_a_model(monkeypatch):
+    """Used in every block behind the first merge, and as near to the exact outputs as the fused kernel is."""
+    torch.manual_seed(0)
+    model = VisionTransformer(**SMALL).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = tome.apply_patch(copy.deepcopy(model).double(), r=[3])(x.double())
+    half = tome.apply_patch(model.bfloat16(), r=[3])
+    used = []
+    products = tome._attention_by_products
+
+    def counted(*args, **kwargs):
+        used.append(1)
+        return products(*args, **kwargs)
+
+    monkeypatch.setattr(tome, "_attention_by_products", counted)
+    with torch.no_grad():
+        by_products = half(x.bfloat16()).double()
+        assert len(used) == 2
+        monkeypatch.setattr(tome, "_by_products", lambda x: False)
+        fused = half(x.bfloat16()).double()
+        assert len(used) == 2
+    errors = [(found - exact).norm() / exact.norm() for found in (by_products, fused)]
+    assert errors[0] < 1.5 * errors[1]
+    assert errors[1] < 0.03

@@ -1,0 +1,128 @@
+"""Where the time between merging and free-drop goes, part by part."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tomecore.adapters import _block, _reduce
+from tomecore.benchmark._devices import Place, place_of
+from tomecore.benchmark._forms import config_of_patched, free_drop
+from tomecore.benchmark._timing import interleave
+from tomecore.loading import Loaded, adapter_of
+from tomecore.schedule import R
+
+__all__ = ["Profile", "profile"]
+
+#: (module, function, what its time is called)
+_PARTS = (
+    (_reduce, "matching_key", "keys: sum over heads"),
+    (_reduce, "matched", "matching"),
+    (_reduce, "merged_mean", "merging"),
+    (_block, "key_bias", "log of sizes"),
+    (_block, "take_rows", "restore"),
+)
+_FOLLOWING, _BIAS, _REST = "following tokens", "attention with a bias", "everything else"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of one forward pass.
+
+    Args:
+        merging: the patched model.
+        dropping: the same model that drops tokens instead.
+        parts: what merging spends, by name. "everything else" is what is left of the difference: calls,
+            memory moved twice, noise; it can be negative, because merged tokens lie together in memory and
+            dropped ones do not.
+    """
+
+    merging: float
+    dropping: float
+    parts: dict[str, float]
+
+
+def profile(
+    loaded: Loaded,
+    r: R,
+    *,
+    batch: int = 8,
+    dtype: str = "float32",
+    device: str = "cpu",
+    rounds: int = 9,
+) -> Profile:
+    """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
+
+    The parts are read from a clock around tomecore's own functions in passes of their own, waiting for the
+    device before and after each, and the cost of a biased attention is the difference to a model with
+    ``prop_attn=False``.
+    """
+    place = place_of(loaded.model, device, dtype)
+    patch = adapter_of(place.framework).apply_patch
+    unpatched = place.put(copy.deepcopy(loaded.model))
+    merging = patch(copy.deepcopy(unpatched), r=r)
+    unbiased = patch(copy.deepcopy(unpatched), r=r, prop_attn=False)
+    dropping = free_drop(patch(copy.deepcopy(unpatched), r=r))
+    x = place.images(batch, loaded.input_shape)
+    calls: dict[str, Callable[[], Any]] = {
+        "merging": lambda: merging(x),
+        "unbiased": lambda: unbiased(x),
+        "dropping": lambda: dropping(x),
+    }
+    with place.evaluating():
+        timed = list(interleave(calls, rounds, wait=place.wait))
+        clocked = [_clocked(place, merging, calls["merging"]) for _ in range(rounds)]
+    median = {name: statistics.median(seconds[name] for seconds in timed) for name in calls}
+    parts = {name: statistics.median(one[name] for one in clocked) for name in clocked[0]}
+    biased = median["merging"] - median["unbiased"] - parts["log of sizes"]
+    parts[_BIAS] = biased if config_of_patched(merging).prop_attn else 0.0
+    parts[_REST] = median["merging"] - median["dropping"] - sum(parts.values())
+    return Profile(median["merging"], median["dropping"], parts)
+
+
+def _clocked(place: Place, model: Any, call: Callable[[], Any]) -> dict[str, float]:
+    """Seconds by part of one pass."""
+    seconds = dict.fromkeys([name for _, _, name in _PARTS], 0.0)
+    settings = config_of_patched(model)
+    whole = {_FOLLOWING: 0.0}
+    reduce = settings.reduce
+    settings.reduce = _timed(place, reduce, whole, _FOLLOWING)
+    try:
+        with _watched(place, seconds):
+            call()
+    finally:
+        settings.reduce = reduce
+    inside = sum(seconds[name] for module, _, name in _PARTS if module is _reduce)
+    return {**seconds, _FOLLOWING: max(0.0, whole[_FOLLOWING] - inside)}
+
+
+@contextlib.contextmanager
+def _watched(place: Place, seconds: dict[str, float]) -> Iterator[None]:
+    """Within this context the functions of ``_PARTS`` note how long they take."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in _PARTS]
+    try:
+        for module, name, part in _PARTS:
+            setattr(module, name, _timed(place, getattr(module, name), seconds, part))
+        yield
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)
+
+
+def _timed(
+    place: Place, function: Callable[..., Any], seconds: dict[str, float], name: str
+) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        place.wait()
+        start = time.perf_counter()
+        found = function(*args, **kwargs)
+        place.wait()
+        seconds[name] += time.perf_counter() - start
+        return found
+
+    return timed

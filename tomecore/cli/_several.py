@@ -1,0 +1,48 @@
+"""Options that take several values: ``--r 0 8 16 "(16,-1)"`` means the same as one ``--r`` for each."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand
+
+__all__ = ["OPTIONS", "SeveralR", "one_each"]
+
+#: what an r begins with that is more than a word: a path that begins like this needs a ./
+_LIKE_R = re.compile(r"\s*(\d+\s*$|[(\[])")
+
+
+#: the launchers torchrun and paddle.distributed.launch refuse --r, as short for an option of their own
+OPTIONS = ("--r", "--schedule")
+
+
+def one_each(arguments: list[str], options: tuple[str, ...] = OPTIONS) -> list[str]:
+    """Repeat the option before each of its values.
+
+    Values go on as long as they look like an r: digits, or something that opens with a bracket. What
+    comes after ``--`` is left alone.
+    """
+    found: list[str] = []
+    current, takes_next = "", False
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return found + arguments[place:]
+        name, has_value, _ = argument.partition("=")
+        if takes_next:
+            takes_next = False
+        elif name in options:
+            current, takes_next = name, not has_value
+        elif current and _LIKE_R.match(argument):
+            found.append(current)
+        else:
+            current = ""
+        found.append(argument)
+    return found
+
+
+class SeveralR(TyperCommand):
+    """A command whose ``--r`` takes several values."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, one_each(args))

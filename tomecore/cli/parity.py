@@ -1,0 +1,248 @@
+"""``tomecore parity``: do two models agree, layer by layer, and if not, where do they part and why?"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.markup import escape
+
+from tomecore.cli._several import SeveralR
+from tomecore.cli._shared import Json, Resolution, app, check_file, console, errors, read_r
+from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
+
+if TYPE_CHECKING:
+    from tomecore.loading import Loaded
+
+DIGITS = "digits"
+_MODEL = (
+    "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, paddleclas:NAME, ppim:NAME, "
+    "paddle:SIZE, digits:torch, digits:paddle, or module:function."
+)
+#: unreadable pictures that are named
+_NAMED = 5
+
+
+class Precision(str, Enum):
+    """What the weights are turned to."""
+
+    float64 = "float64"
+    float32 = "float32"
+
+
+class Convert(str, Enum):
+    """Whose weights the other one gets."""
+
+    a_to_b = "a-to-b"
+    b_to_a = "b-to-a"
+
+
+@app.command(cls=SeveralR)
+def parity(
+    a: Annotated[str, typer.Argument(metavar="A", help=_MODEL, show_default=False)],
+    b: Annotated[
+        str,
+        typer.Argument(metavar="B", help="The same, of any framework.", show_default=False),
+    ],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            "--images",
+            help="A folder of pictures, prepared once for both as A wants them; or the word digits.",
+        ),
+    ] = None,
+    random: Annotated[
+        int | None,
+        typer.Option("--random", min=1, help="Instead: so many images of noise; 4 without either."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="At most so many images, spread evenly.")
+    ] = 32,
+    convert: Annotated[
+        Convert | None,
+        typer.Option("--convert", help="Give one the weights of the other, in its own layout."),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Both with the weights their library offers.")
+    ] = False,
+    weights_a: Annotated[
+        Path | None, typer.Option("--weights-a", help="A file: safetensors, .pth or .pdparams.")
+    ] = None,
+    weights_b: Annotated[Path | None, typer.Option("--weights-b", help="The same for B.")] = None,
+    r: Annotated[
+        list[str],
+        typer.Option("--r", help='8, "(16, -1)" or "[0, 0, 30]"; several after one another.'),
+    ] = ["8"],  # noqa: B006
+    dtype: Annotated[
+        Precision,
+        typer.Option(
+            "--dtype", help="float64 tells a fault from rounding; float32 shows near-ties."
+        ),
+    ] = Precision.float64,
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", min=0, help="Allowed: 1e-9 or, in float32, 1e-4.")
+    ] = None,
+    gap: Annotated[
+        float | None,
+        typer.Option("--gap", min=0, help="Scores nearer than this may be decided differently."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")] = 8,
+    resolution: Resolution = None,
+    json_file: Json = None,
+) -> None:
+    """Do two models agree? If not: in which layer, in which half of it, and the likely cause.
+
+    Ends with exit code 0 if they agree but for rounding, 1 if they diverge, 2 if they could not be
+    compared.
+    """
+    from tomecore.parity import diagnose
+
+    try:
+        check_file(json_file, "--json")
+        if images is not None and random is not None:
+            raise typer.BadParameter("give --images or --random, not both")
+        schedules = [read_r(text) for text in r]
+        first, second = _load(a, b, pretrained, (weights_a, weights_b), resolution, dtype, convert)
+        arrays, what = _images(first, images, random, limit)
+        console.print(f"a: {a}, b: {b}, {what}", markup=False, highlight=False, soft_wrap=True)
+        results = []
+        for schedule in schedules:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ClampWarning)  # the table shows what was merged
+                found = diagnose(
+                    *(first.model, second.model, arrays),
+                    r=schedule,
+                    rtol=rtol,
+                    gap=gap,
+                    batch=batch,
+                )
+            console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+            results.append(found)
+        agrees = all(found.agrees for found in results)
+        if json_file is not None:
+            numbers = {
+                "a": a,
+                "b": b,
+                "images": what,
+                "dtype": dtype.value,
+                "agrees": agrees,
+                "results": [found.as_dict() for found in results],
+            }
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(_finite(numbers), indent=1) + "\n")
+            console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+    except (typer.BadParameter, typer.Exit, typer.Abort):
+        raise
+    except TomeError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except Exception:  # exit code 1 says that the models diverge: nothing else may end with it
+        errors.print_exception()
+        raise typer.Exit(2) from None
+    wrong = ", ".join(f"r={found.r}" for found in results if not found.agrees)
+    console.print("[green]agree[/green]" if agrees else f"[red]diverge[/red] at {escape(wrong)}")
+    raise typer.Exit(0 if agrees else 1)
+
+
+def _load(
+    a: str,
+    b: str,
+    pretrained: bool,
+    weights: tuple[Path | None, Path | None],
+    resolution: int | None,
+    dtype: Precision,
+    convert: Convert | None,
+) -> tuple[Loaded, Loaded]:
+    """Both models in one precision, with the weights that were asked for."""
+    from tomecore.loading import adapter_of, has_random_weights, load
+    from tomecore.parity import transfer_weights
+
+    overwritten = {None: (), Convert.a_to_b: (1,), Convert.b_to_a: (0,)}[convert]
+    for index, (name, file) in enumerate(zip((a, b), weights, strict=True)):
+        if index in overwritten and file is not None:
+            raise typer.BadParameter(
+                f"--convert {convert.value if convert else ''} replaces the weights of "
+                f"--weights-{'ab'[index]}; give one of the two"
+            )
+        if has_random_weights(name, pretrained, file) and convert is None:
+            raise typer.BadParameter(
+                f"{name} has random weights, so nothing can agree with it; give --weights-{'ab'[index]} "
+                "FILE or --pretrained, or --convert a-to-b to give B the weights of A"
+            )
+    found = tuple(
+        load(
+            name,
+            pretrained=pretrained and file is None and index not in overwritten,
+            weights=file,
+            resolution=resolution,
+        )
+        for index, (name, file) in enumerate(zip((a, b), weights, strict=True))
+    )
+    first, second = found
+    if first.input_shape != second.input_shape:
+        raise ArgumentValueError(
+            f"{a} takes images of (channels, height, width) {first.input_shape} and {b} of "
+            f"{second.input_shape}; the same images must do for both: try --resolution"
+        )
+    for one in found:
+        if dtype is Precision.float64:
+            adapter_of(one.framework).HOST.double(one.model)
+        else:
+            one.model.float()
+    if convert is Convert.a_to_b:
+        transfer_weights(first.model, second.model)
+    if convert is Convert.b_to_a:
+        transfer_weights(second.model, first.model)
+    return first, second
+
+
+def _images(
+    loaded: Loaded, images: str | None, random: int | None, limit: int
+) -> tuple[np.ndarray, str]:
+    """(n, C, H, W) as ``loaded`` takes them, and what they are."""
+    if images is None:
+        count = random or 4
+        noise = np.random.default_rng(0).standard_normal((count, *loaded.input_shape))
+        return noise, f"{count} images of noise"
+    from tomecore import digits, evaluation
+
+    if images == DIGITS:
+        arrays, _ = digits.load("test")
+        if arrays.shape[1:] != loaded.input_shape:
+            raise ArgumentValueError(
+                f"the digits are grey images {arrays.shape[1:]}, and {loaded.name} takes "
+                f"{loaded.input_shape}; use digits:torch and digits:paddle, or other --images"
+            )
+        arrays = arrays[evaluation.spread(len(arrays), limit)]
+        return arrays, f"{len(arrays)} held-out digits"
+    found = evaluation.find(images, labelled=False)
+    chosen = evaluation.spread(len(found.paths), limit)
+    pictures = evaluation.Pictures([found.paths[i] for i in chosen], loaded.image, found.root)
+    read, unreadable = [], []
+    for index in range(len(pictures)):
+        try:
+            read.append(pictures[index])
+        except TomeError as error:
+            unreadable.append(str(error))
+    for reason in unreadable[:_NAMED]:
+        errors.print(f"left out: {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(unreadable) > _NAMED:
+        errors.print(f"left out: {len(unreadable) - _NAMED} more that cannot be read")
+    if not read:
+        raise ArgumentValueError(f"none of the {len(chosen)} pictures in {images} can be read")
+    return np.stack(read), f"{len(read)} of {len(found.paths)} pictures in {images}"
+
+
+def _finite(value: Any) -> Any:
+    """Plain data with NaN and infinity, which JSON does not have, as text."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,177 @@
+"""What one batch gave, what all of them make together. Sums are of ints, so order does not matter."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tomecore.schedule import R
+
+__all__ = ["TOP5_FROM", "Chunk", "Result", "Row", "count_chunk", "result_of"]
+
+#: classes from which top-5 says something
+TOP5_FROM = 6
+
+#: a batch as plain data, for JSON: images, classes, tokens, unreadable, and one number for each r in
+#: seconds, left, right, right5, same, undefined
+Chunk = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One r.
+
+    Args:
+        r: as it was asked for; 0 is the unpatched model.
+        tokens: tokens left after the last layer.
+        top1: share of the images whose label has the largest output; None without labels.
+        top5: share whose label is among the five largest; None without labels or below six classes.
+        agreement: share whose largest output is that of the unpatched model.
+        images_per_second: of the forward passes, all processes together; None if nothing was timed.
+        speedup: median over the batches of time unpatched over time at this r.
+        limit: what the arithmetic allows; None where the multiply-adds cannot be counted.
+        right, right5, same: the images behind the shares.
+        undefined: images with a NaN among the outputs; they count as wrong and as not agreeing.
+    """
+
+    r: R
+    tokens: int
+    top1: float | None
+    top5: float | None
+    agreement: float
+    images_per_second: float | None
+    speedup: float | None
+    limit: float | None
+    right: int | None
+    right5: int | None
+    same: int
+    undefined: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """All rows, the unpatched model first.
+
+    Args:
+        rows: one for each r.
+        images: how many were read.
+        classes: outputs of the model.
+        unreadable: (index, reason) of the images that could not be read.
+        batch: images per forward pass.
+        processes: how many processes shared the images.
+    """
+
+    rows: tuple[Row, ...]
+    images: int
+    classes: int
+    unreadable: tuple[tuple[int, str], ...]
+    batch: int
+    processes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data, for JSON; an r that is a schedule object as its text."""
+        rows = [{**asdict(row), "r": plain(row.r)} for row in self.rows]
+        return {**vars(self), "rows": rows, "unreadable": [list(one) for one in self.unreadable]}
+
+
+def plain(r: R) -> Any:
+    """``r`` as JSON holds it."""
+    if isinstance(r, int):
+        return r
+    return list(r) if isinstance(r, Sequence) else repr(r)
+
+
+def count_chunk(outputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Chunk:
+    """Count what a batch gave.
+
+    Args:
+        outputs: (n, classes) for each r, that of the unpatched model first.
+        labels: (n,) int, or None.
+    """
+    found: Chunk = {"classes": int(outputs[0].shape[1]), "same": [], "undefined": []}
+    if labels is not None:
+        found |= {"right": [], "right5": []}
+    reference, defined = outputs[0].argmax(-1), ~np.isnan(outputs[0]).any(-1)
+    for output in outputs:
+        usable = ~np.isnan(output).any(-1)
+        same = usable & defined & (output.argmax(-1) == reference)
+        found["same"].append(int(same.sum()))
+        found["undefined"].append(int((~usable).sum()))
+        if labels is not None:
+            place = _place(output, labels)
+            found["right"].append(int((usable & (place == 0)).sum()))
+            found["right5"].append(int((usable & (place < 5)).sum()))
+    return found
+
+
+def _place(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) int: how many outputs come before the label's; of equal ones the first comes first."""
+    own = np.take_along_axis(output, labels[:, None], axis=1)
+    earlier = np.arange(output.shape[1]) < labels[:, None]
+    return ((output > own) | ((output == own) & earlier)).sum(-1)
+
+
+def result_of(
+    shares: Sequence[Sequence[Chunk]],
+    schedules: Sequence[R],
+    limits: Sequence[float | None],
+    batch: int,
+) -> Result:
+    """Put together what each process counted; at least one image was read.
+
+    Args:
+        shares: the chunks of each process.
+        schedules: r of each row.
+        limits: arithmetic limit of each row.
+        batch: images per forward pass.
+    """
+    chunks = [chunk for share in shares for chunk in share]
+    counted = [chunk for chunk in chunks if chunk["images"]]
+    images = sum(chunk["images"] for chunk in counted)
+    timed = [_timed(share) for share in shares]
+    rows = []
+    for index, r in enumerate(schedules):
+        sums = {
+            name: sum(chunk[name][index] for chunk in counted)
+            for name in ("right", "right5", "same", "undefined")
+            if name in counted[0]
+        }
+        with_top5 = "right5" in sums and counted[0]["classes"] >= TOP5_FROM
+        ratios = [c["seconds"][0] / c["seconds"][index] for share in timed for c in share]
+        rows.append(
+            Row(
+                r,
+                tokens=counted[0]["left"][index],
+                top1=sums["right"] / images if "right" in sums else None,
+                top5=sums["right5"] / images if with_top5 else None,
+                agreement=sums["same"] / images,
+                images_per_second=_speed(timed, index),
+                speedup=statistics.median(ratios) if ratios else None,
+                limit=limits[index],
+                right=sums.get("right"),
+                right5=sums["right5"] if with_top5 else None,
+                same=sums["same"],
+                undefined=sums["undefined"],
+            )
+        )
+    unreadable = sorted((index, reason) for c in chunks for index, reason in c["unreadable"])
+    return Result(tuple(rows), images, counted[0]["classes"], tuple(unreadable), batch, len(shares))
+
+
+def _timed(share: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks of the most images: small ones at the end, or with unreadable ones, are no measure."""
+    most = max((chunk["images"] for chunk in share), default=0)
+    return [chunk for chunk in share if most and chunk["images"] == most]
+
+
+def _speed(timed: Sequence[Sequence[Chunk]], index: int) -> float | None:
+    speeds = [
+        share[0]["images"] / statistics.median(chunk["seconds"][index] for chunk in share)
+        for share in timed
+        if share
+    ]
+    return sum(speeds) if speeds else None

@@ -1,0 +1,251 @@
+"""Run a model over images at several r, batch by batch, all r of a batch in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tomecore._checks import whole_number
+from tomecore.adapters._patch import config_of
+from tomecore.distributed import ALONE, Processes
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, UnsupportedModelError
+from tomecore.evaluation._device import autocast
+from tomecore.evaluation._reading import Loaded, read_ahead
+from tomecore.evaluation._result import Chunk, Result, count_chunk, plain, result_of
+from tomecore.evaluation._resume import Record, digest_of_array, digest_of_model
+from tomecore.loading import adapter_of
+from tomecore.running import evaluating, framework_of, logits_of, to_numpy, to_tensor
+from tomecore.schedule import R
+
+__all__ = ["evaluate", "outputs_of"]
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: Any,
+    images: Sequence[np.ndarray] | np.ndarray,
+    labels: Sequence[int] | np.ndarray | None,
+    schedules: Sequence[R],
+    *,
+    batch: int = 32,
+    amp: str | None = None,
+    workers: int | None = None,
+    resume: Path | str | None = None,
+    name: str = "",
+    processes: Processes = ALONE,
+    progress: Progress = lambda done, total: None,
+) -> Result:
+    """Accuracy, agreement with the unpatched model, and speed, at each r.
+
+    All r of a batch run in turn, beginning with another one each time, so that what drifts on the machine
+    meets all of them. Times are of forward passes until the outputs are on the host; the next images are
+    read meanwhile. A model with no r = 0 among its ``schedules`` is run at 0 as well: there its own code
+    runs, bit for bit, which is the unpatched model.
+
+    Args:
+        model: in torch or Paddle; patched, or it is patched for this call. Its outputs are taken as
+            (B, classes), see :func:`tomecore.running.logits_of`.
+        images: (n, C, H, W), or anything with a length whose items are (C, H, W) float32, read in
+            threads. An item that raises ArgumentValueError is counted as unreadable.
+        labels: (n,) ints from 0 to below the number of classes; None: agreement only.
+        schedules: values of r, in any form.
+        batch: images per forward pass.
+        amp: None, "bf16" or "fp16": autocast, of torch models.
+        workers: threads that read; None: one for each core, at most eight.
+        resume: a file to keep what was found in, and to go on from. Of several processes each has its
+            own, named after this one.
+        name: what the run is of, for ``resume``: another name is another run.
+        processes: this process and the others, from :func:`tomecore.distributed.join`; each runs its
+            share, and all get the same result.
+        progress: called with the images done, and how many there are, of this process.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: an argument that is not allowed, outputs that are no
+            (B, classes), labels that are no classes of the model, a resume file of another run.
+        UnsupportedModelError: the model cannot be patched.
+        TomeError: no image could be read, or the processes do not hold the same weights or images.
+    """
+    batch = whole_number(batch, "batch", at_least=1)
+    count, known = len(images), _labels(labels, len(images))
+    wanted = [0, *(r for r in schedules if not (type(r) is int and r == 0))]
+    run = {
+        "name": name,
+        "r": [plain(r) for r in wanted],
+        "images": count,
+        "batch": batch,
+        "amp": amp,
+        "processes": processes.world,
+    }
+    if resume is not None or processes.world > 1:
+        run["weights"] = digest_of_model(model)
+        run["data"] = _digest_of(images)
+        run["labels"] = None if known is None else digest_of_array(known)
+        _same_everywhere(run, processes)
+    record = Record(None if resume is None else Path(resume), run, processes)
+    own = processes.share(count)
+    chunks = [own[at : at + batch] for at in range(0, len(own), batch)]
+    with _patched(model) as patched, evaluating(patched), autocast(patched, amp):
+        for r in wanted:
+            patched.r = r  # refuses what is no r of this model, before any work
+        done = sum(len(chunks[number]) for number in record.chunks)
+        progress(done, len(own))
+        left = [number for number in range(len(chunks)) if number not in record.chunks]
+        runner = _Runner(patched, wanted, known)
+        for number, loaded in read_ahead(images, chunks, left, workers):
+            record.add(number, runner.run(number, loaded))
+            done += len(chunks[number])
+            progress(done, len(own))
+        shares = processes.gather([record.chunks[number] for number in sorted(record.chunks)])
+        found = [chunk for share in shares for chunk in share if chunk["images"]]
+        if not found:
+            reasons = [
+                reason for share in shares for chunk in share for _, reason in chunk["unreadable"]
+            ]
+            raise TomeError(f"none of {count} images could be read; the first: {reasons[0]}")
+        limits = [_limit(patched, found[0]["tokens"], r) for r in wanted]
+    return result_of(shares, wanted, limits, batch)
+
+
+def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
+    """How many classes a model has outputs for, from a forward pass of one black image of ``shape``.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: the outputs are no (B, classes).
+    """
+    with evaluating(model):
+        image = to_tensor(model, np.zeros((1, *shape), dtype=np.float32))
+        return _classes(to_numpy(logits_of(model(image))), 1)
+
+
+class _Runner:
+    """Runs one batch at every r."""
+
+    def __init__(self, model: Any, schedules: Sequence[R], labels: np.ndarray | None) -> None:
+        self.model, self.schedules, self.labels = model, schedules, labels
+        self.warm: set[int] = set()
+
+    def run(self, number: int, loaded: Loaded) -> Chunk:
+        readable = [(i, image) for i, image in loaded if not isinstance(image, str)]
+        unreadable = [(i, reason) for i, reason in loaded if isinstance(reason, str)]
+        if not readable:
+            return {"images": 0, "unreadable": unreadable}
+        shapes = {image.shape for _, image in readable}
+        if len(shapes) > 1:
+            raise ArgumentValueError(
+                f"`images` of one batch must have one shape; got {sorted(shapes)}. Resize them alike, "
+                "or use batch=1."
+            )
+        x = to_tensor(self.model, np.stack([image for _, image in readable]))
+        count = len(readable)
+        first = number % len(self.schedules)
+        order = [*range(first, len(self.schedules)), *range(first)]
+        outputs: dict[int, np.ndarray] = {}
+        seconds, left, entering = {}, {}, 0
+        for index in order:
+            self.model.r = self.schedules[index]
+            if index not in self.warm:
+                _classes(to_numpy(logits_of(self.model(x))), count)
+                self.warm.add(index)
+            start = time.perf_counter()
+            output = to_numpy(logits_of(self.model(x)))
+            seconds[index] = time.perf_counter() - start
+            _classes(output, count)
+            outputs[index] = output
+            left[index] = self.model.tome.tokens[-1]
+            if index == 0:
+                entering = left[0]
+        ordered = range(len(self.schedules))
+        labels = None if self.labels is None else self.labels[[i for i, _ in readable]]
+        if labels is not None and labels.max() >= outputs[0].shape[1]:
+            raise ArgumentValueError(
+                f"`labels` holds {labels.max()}, but the model has outputs for the "
+                f"{outputs[0].shape[1]} classes from 0 to {outputs[0].shape[1] - 1}"
+            )
+        return {
+            "images": count,
+            "unreadable": unreadable,
+            "tokens": entering,
+            "left": [left[index] for index in ordered],
+            "seconds": [seconds[index] for index in ordered],
+            **count_chunk([outputs[index] for index in ordered], labels),
+        }
+
+
+@contextlib.contextmanager
+def _patched(model: Any) -> Iterator[Any]:
+    """The model patched; afterwards as it was, its r included."""
+    if config_of(model) is not None:
+        before = model.r
+        try:
+            yield model
+        finally:
+            model.r = before
+        return
+    adapter = adapter_of(framework_of(model))
+    patched = adapter.apply_patch(model)
+    try:
+        yield patched
+    finally:
+        adapter.remove_patch(patched)
+
+
+def _classes(output: np.ndarray, count: int) -> int:
+    if output.ndim != 2 or output.shape[0] != count or output.shape[1] < 2:
+        raise ArgumentValueError(
+            f"`model` must give outputs (B, classes), with at least two classes; for {count} images it "
+            f"gave {tuple(output.shape)}. Use a model with a head for classes."
+        )
+    return int(output.shape[1])
+
+
+def _labels(labels: Any, count: int) -> np.ndarray | None:
+    if count == 0:
+        raise ArgumentValueError("`images` is empty; give at least one")
+    if labels is None:
+        return None
+    found = np.asarray(labels)
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ArgumentTypeError(f"`labels` must be integers; got {found.dtype}")
+    if found.shape != (count,):
+        raise ArgumentValueError(
+            f"`labels` must have one number for each of the {count} images; got {found.shape}"
+        )
+    if found.min() < 0:
+        raise ArgumentValueError(f"`labels` must be classes from 0; got {found.min()}")
+    return found.astype(np.int64)
+
+
+def _digest_of(images: Any) -> str:
+    if isinstance(images, np.ndarray):
+        return digest_of_array(images)
+    if hasattr(images, "digest"):
+        return str(images.digest())
+    raise ArgumentTypeError(
+        "`images` must be an array or have a method digest(), which says whether they are the same, "
+        f"for `resume` and for several processes; got {type(images).__name__}"
+    )
+
+
+def _same_everywhere(run: dict[str, Any], processes: Processes) -> None:
+    for rank, other in enumerate(processes.gather(run)):
+        differing = [name for name, value in other.items() if run[name] != value]
+        if differing:
+            raise TomeError(
+                f"process {rank} runs something else than process {processes.rank}: {differing[0]} is "
+                f"{other[differing[0]]!r} there and {run[differing[0]]!r} here. Every process must have "
+                "the same arguments, images and weights; weights that are neither pretrained nor from a "
+                "file are drawn by each process for itself."
+            )
+
+
+def _limit(model: Any, tokens: int, r: R) -> float | None:
+    try:
+        return float(model.tome.arithmetic.limit(tokens, r))
+    except UnsupportedModelError:
+        return None

@@ -1,0 +1,204 @@
+"""Where two models part, and the likely cause: what ``assert_parity`` and ``tomecore parity`` say."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tomecore.adapters._patch import config_of
+from tomecore.errors import NotPatchedError
+from tomecore.parity._causes import likely_causes, unseen
+from tomecore.parity._compare import DifferentMergesError, compare
+from tomecore.parity._place import Place, located
+from tomecore.parity._report import Report
+from tomecore.parity._tolerance import Tolerance
+from tomecore.running import framework_of
+from tomecore.schedule import R
+
+__all__ = ["Diagnosis", "assert_parity", "diagnose"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether two models agree; if not, where they part and why.
+
+    Args:
+        r: the schedule.
+        tolerance: what counts as agreement.
+        report: all numbers; None where the models merge different amounts.
+        place: where they first differ by more than rounding; None: they agree.
+        causes: likely ones, the likeliest first.
+        remarks: what else was found out.
+    """
+
+    r: R
+    tolerance: Tolerance
+    report: Report | None
+    place: Place | None
+    causes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        return self.place is None
+
+    @property
+    def layer(self) -> int | None:
+        """The first diverging layer; None where they agree, and before the first and after the last."""
+        return None if self.place is None else self.place.layer
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data, for JSON."""
+        return {
+            "agrees": self.agrees,
+            "r": str(self.r) if callable(self.r) else self.r,
+            "layer": self.layer,
+            "where": None if self.place is None else self.place.where,
+            "causes": list(self.causes),
+            "remarks": list(self.remarks),
+            "tolerance": asdict(self.tolerance),
+            "report": None if self.report is None else self.report.as_dict(),
+        }
+
+    def __str__(self) -> str:
+        report, lines = self.report, []
+        if report is not None:
+            lines.append(
+                f"a = {report.names[0]}, b = {report.names[1]}; {report.images} "
+                f"{'image' if report.images == 1 else 'images'}, "
+                f"r={self.r}, {self.tolerance}"
+            )
+        if self.place is None:
+            assert report is not None
+            lines.append(
+                f"They agree: outputs within {report.largest_difference_agreeing:.1e}; all decisions "
+                f"equal for {report.identical_decisions:.1%} of the images, predictions for "
+                f"{report.identical_predictions:.1%}"
+            )
+            lines += _near_ties(report) + [f"But: {remark}." for remark in self.remarks]
+            return "\n".join(lines + report.table())
+        lines.append(f"{self.place}.")
+        lines += [f"Likely cause: {cause}." for cause in self.causes[:2]]
+        if len(self.causes) > 2:
+            lines.append(
+                f"Also: {len(self.causes) - 2} more settings or weights differ up to there."
+            )
+        lines += [f"Also: {remark}." for remark in self.remarks]
+        lines.append(f"Look next at {self.place.look}.")
+        if report is not None:
+            lines += report.table(self.place.layer, rows=4)
+        return "\n".join(lines)
+
+
+def diagnose(
+    model_a: Any,
+    model_b: Any,
+    images: np.ndarray,
+    *,
+    r: R | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    gap: float | None = None,
+    batch: int = 16,
+) -> Diagnosis:
+    """Compare two models layer by layer, and say where they part and why.
+
+    Use float64 to tell a fault from rounding: in float32 an epsilon of 1e-5 in place of 1e-6 is
+    smaller than the rounding of a deep model.
+
+    Args:
+        model_a: a model; with ``r``, it need not be patched and is afterwards as it was.
+        model_b: another one, of the same or another framework.
+        images: (n, C, H, W) NumPy, as the models take them.
+        r: the schedule of both; None: the one that both, being patched, have.
+        rtol: allowed difference, in parts of the largest element of the array of ``model_a``. None:
+            by the dtype of the weights, that of lower precision if they differ: 1e-9 in float64, 1e-4
+            in float32, 2e-2 in float16, 1e-1 in bfloat16.
+        atol: and added to that: 1e-12, 1e-6, 1e-3, 1e-2.
+        gap: how near two similarities must be for rounding to excuse a decision that differs; an exact
+            tie that is decided differently is never excused. None: as ``rtol``.
+        batch: images per forward pass.
+
+    Raises:
+        NotPatchedError: a model is not patched and no ``r`` is given.
+        ArgumentValueError: no images, or models of different architectures.
+        UnsupportedModelError: a model that cannot be patched, or whose layers cannot be compared.
+    """
+    tolerance = Tolerance.between(model_a, model_b, rtol, atol, gap)
+    with _merging(model_a, r, "model_a"), _merging(model_b, r, "model_b"):
+        shown = model_a.r
+        try:
+            report = compare(model_a, model_b, images, batch=batch)
+        except DifferentMergesError as error:
+            place = Place.of_schedule(*error.tokens)
+            causes, remarks = likely_causes(model_a, model_b, images, None, place, tolerance)
+            return Diagnosis(shown, tolerance, None, place, causes, remarks)
+        found = located(report, tolerance, model_a)
+        if found is None:
+            return Diagnosis(shown, tolerance, report, None, (), unseen(model_a, model_b))
+        causes, remarks = likely_causes(model_a, model_b, images, report, found, tolerance)
+        return Diagnosis(shown, tolerance, report, found, causes, remarks)
+
+
+def assert_parity(
+    model_a: Any,
+    model_b: Any,
+    images: np.ndarray,
+    *,
+    r: R | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    gap: float | None = None,
+    batch: int = 16,
+) -> Report:
+    """Assert, in a test, that two models agree but for rounding; for arguments see :func:`diagnose`.
+
+    Returns:
+        the report, for further assertions.
+
+    Raises:
+        AssertionError: they do not; the message says in which layer and half of it, and the likely
+            cause.
+    """
+    found = diagnose(model_a, model_b, images, r=r, rtol=rtol, atol=atol, gap=gap, batch=batch)
+    if not found.agrees:
+        raise AssertionError(str(found))
+    assert found.report is not None
+    return found.report
+
+
+@contextlib.contextmanager
+def _merging(model: Any, r: R | None, name: str) -> Iterator[None]:
+    """The model patched and with this r; afterwards as it was."""
+    config = config_of(model)
+    if config is None and r is None:
+        raise NotPatchedError(
+            f"`{name}` ({type(model).__name__}) is not patched and no `r` is given; give r=8, or call "
+            "apply_patch first and set its r"
+        )
+    if config is None:
+        adapter = importlib.import_module(f"tomecore.adapters.{framework_of(model)}")
+        adapter.apply_patch(model, r=r)
+        try:
+            yield
+        finally:
+            adapter.remove_patch(model)
+        return
+    before = config.r
+    try:
+        if r is not None:
+            model.r = r
+        yield
+    finally:
+        model.r = before
+
+
+def _near_ties(report: Report) -> list[str]:
+    flips = report.flips
+    lines = [f"  near-tie, decided differently by rounding: {flip}" for flip in flips[:2]]
+    return lines + ([f"  and {len(flips) - 2} more images"] if len(flips) > 2 else [])

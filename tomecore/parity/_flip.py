@@ -1,0 +1,127 @@
+"""A merge that was decided differently by two models: how close the call was, and who went astray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tomecore._matching import bipartite_soft_matching
+from tomecore.parity._trace import Merge
+
+__all__ = ["Flip", "flip"]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """The first decision of one image that differs.
+
+    Args:
+        image: its number, from 0.
+        layer: where.
+        gap: how far apart the similarities were that were decided differently, in the keys of a.
+        gap_b: the same in the keys of b. Both 0: an exact tie.
+        wrong: "a" or "b", if that one alone does not follow from its own keys by tomecore's rules;
+            "" if that cannot be said.
+        decided: what each of them decided.
+    """
+
+    image: int
+    layer: int
+    gap: float
+    gap_b: float
+    wrong: str
+    decided: str
+
+    @property
+    def tied(self) -> bool:
+        """Whether the similarities were equal in both models, so that rounding is no excuse."""
+        return self.gap == 0 == self.gap_b
+
+    def __str__(self) -> str:
+        gap = "an exact tie" if self.tied else f"score gap {self.gap:.1e}"
+        return f"image {self.image}, layer {self.layer}: {self.decided} ({gap})"
+
+
+def flip(
+    image: int, layer: int, merges: tuple[Merge, Merge], row: int, protected: tuple[int, int]
+) -> Flip:
+    """Describe what two models decided for one image.
+
+    Args:
+        image: its number, to be told.
+        layer: likewise.
+        merges: of a and of b in this layer.
+        row: of the image in them.
+        protected: tokens at the front that each of them never merges.
+    """
+    plans = [_Plan(merge, row) for merge in merges]
+    cosines = [_cosine(merge.keys[row]) for merge in merges]
+    follows = [
+        _follows(merge, row, number) for merge, number in zip(merges, protected, strict=True)
+    ]
+    wrong = {(False, True): "a", (True, False): "b"}.get((follows[0], follows[1]), "")
+    return Flip(
+        image=image,
+        layer=layer,
+        gap=_gap(cosines[0], plans[0], plans[1]),
+        gap_b=_gap(cosines[1], plans[0], plans[1]),
+        wrong=wrong,
+        decided=_decided(cosines[0], plans[0], plans[1]),
+    )
+
+
+class _Plan:
+    """The merge of one image: who went where, by token."""
+
+    def __init__(self, merge: Merge, row: int) -> None:
+        self.kept = merge.kept[row]
+        slots = merge.slots[row]
+        self.into = {int(t): int(self.kept[slots[t]]) for t in merge.merged[row]}
+
+
+def _cosine(keys: np.ndarray) -> np.ndarray:
+    """(N, N) float64. Equal keys get equal numbers, to the last bit, wherever they stand."""
+    distinct, inverse = np.unique(keys.astype(np.float64), axis=0, return_inverse=True)
+    norm = np.linalg.norm(distinct, axis=1, keepdims=True)
+    distinct = distinct / np.where(norm > 0, norm, 1)
+    inverse = inverse.reshape(-1)
+    cosine: np.ndarray = (distinct @ distinct.T)[np.ix_(inverse, inverse)]
+    return cosine
+
+
+def _follows(merge: Merge, row: int, protected: int) -> bool:
+    """Whether the plan is what the matching makes of the model's own keys, computed by NumPy."""
+    keys, amount = merge.keys[row : row + 1], merge.merged.shape[1]
+    plan = bipartite_soft_matching(keys, amount, protected=protected)
+    return bool(np.array_equal(plan.slots[0], merge.slots[row]))
+
+
+def _gap(cosine: np.ndarray, a: _Plan, b: _Plan) -> float:
+    best = {t: cosine[t, p] for plan in (a, b) for t, p in plan.into.items()}
+    gaps = [abs(cosine[t, a.into[t]] - cosine[t, b.into[t]]) for t in a.into if t in b.into]
+    only_a, only_b = ([best[t] for t in p.into if t not in q.into] for p, q in ((a, b), (b, a)))
+    if only_a and only_b:
+        gaps.append(max(*only_a, *only_b) - min(*only_a, *only_b))
+    if a.into.keys() == b.into.keys() and not (a.kept == b.kept).all():
+        # the same tokens stay in another order: unprotected tokens are kept by similarity
+        odd = cosine[:, 1::2].max(1)
+        gaps.append(float(np.abs(odd[a.kept] - odd[b.kept]).max()))
+    return float(max(gaps, default=0.0))
+
+
+def _decided(cosine: np.ndarray, a: _Plan, b: _Plan) -> str:
+    """The clearest difference between two plans, in words, with the similarities in the keys of a."""
+
+    def merged(token: int, plan: _Plan) -> str:
+        partner = plan.into[token]
+        return f"token {token} into {partner} at {cosine[token, partner]:.7g}"
+
+    only = [[t for t in p.into if t not in q.into] for p, q in ((a, b), (b, a))]
+    if only[0] and only[1]:
+        return f"a merges {merged(only[0][0], a)}, b merges {merged(only[1][0], b)}"
+    both = [t for t in a.into if a.into[t] != b.into[t]]
+    if both:
+        token = max(both, key=lambda t: abs(cosine[t, a.into[t]] - cosine[t, b.into[t]]))
+        return f"a merges {merged(token, a)}, b {merged(token, b)}"
+    return "the same merges, in another order"

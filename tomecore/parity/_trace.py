@@ -1,0 +1,112 @@
+"""Run one patched model and keep what every layer did, as NumPy arrays in the original numbering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tomecore._plan import MergePlan
+from tomecore.adapters._config import Config
+from tomecore.adapters._patch import config_of
+from tomecore.backends import Array
+from tomecore.errors import NotPatchedError, UnsupportedModelError
+from tomecore.running import framework_of, predict, to_numpy
+
+__all__ = ["Merge", "Trace", "patched_config", "trace"]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge: keys (B, N, D), slots (B, N), kept (B, n), merged (B, r), sizes (B, n), x (B, n, C)."""
+
+    keys: np.ndarray
+    slots: np.ndarray
+    kept: np.ndarray
+    merged: np.ndarray
+    sizes: np.ndarray
+    x: np.ndarray
+
+
+@dataclass
+class Trace:
+    """One forward pass.
+
+    Args:
+        embedding: (B, N, C), what entered block 0.
+        blocks: what each block returned, (B, N, C): every original token has the value of its slot.
+        merges: by layer, of those that merged.
+        output: of the model, (B, classes).
+    """
+
+    embedding: np.ndarray
+    blocks: list[np.ndarray] = field(default_factory=list)
+    merges: dict[int, Merge] = field(default_factory=dict)
+    output: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+def patched_config(model: Any, name: str) -> Config:
+    """Settings of a patched model.
+
+    Raises:
+        NotPatchedError: the argument called ``name`` is not patched.
+    """
+    config: Config | None = config_of(model)
+    if config is None:
+        raise NotPatchedError(
+            f"`{name}` ({type(model).__name__}) is not patched; call apply_patch first"
+        )
+    return config
+
+
+def trace(model: Any, images: np.ndarray, name: str) -> Trace:
+    """Run ``model``, the argument called ``name``, on (B, C, H, W) in evaluation mode."""
+    config = patched_config(model, name)
+    axes = (1, 0, 2) if config.token_axis == 0 else (0, 1, 2)
+    entered: list[np.ndarray] = []
+    blocks: dict[int, np.ndarray] = {}
+    merges: dict[int, Merge] = {}
+
+    def array(x: Any) -> np.ndarray:
+        # A copy: a library that adds in place would write to what is kept here.
+        return np.array(to_numpy(x[0] if isinstance(x, tuple) else x)).transpose(axes)
+
+    def enters(module: Any, args: Any, kwargs: Any) -> None:
+        entered.append(array(args[0] if args else next(iter(kwargs.values()))))
+
+    def leaves(layer: int) -> Any:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            blocks[layer] = array(output)
+
+        return hook
+
+    def observer(layer: int, key: Array, plan: MergePlan, sizes: Array, x: Array) -> None:
+        arrays = (key, plan.slots, plan.kept, plan.merged, sizes, x)
+        merges[layer] = Merge(*(np.array(to_numpy(one)) for one in arrays))
+
+    after = "register_forward_" + ("hook" if framework_of(model) == "torch" else "post_hook")
+    handles = [config.blocks[0].register_forward_pre_hook(enters, with_kwargs=True)]
+    handles += [getattr(block, after)(leaves(i)) for i, block in enumerate(config.blocks)]
+    before, config.observer = config.observer, observer
+    try:
+        output = predict(model, images, len(images))
+    finally:
+        config.observer = before
+        for handle in handles:
+            handle.remove()
+    if len(entered) != 1 or len(entered[0]) != len(images) or len(blocks) != len(config.blocks):
+        raise UnsupportedModelError(
+            f"`{name}` ({type(model).__name__}) does not make one sequence of tokens of each image and "
+            "take it through every block once, so its layers cannot be compared image by image"
+        )
+    found = Trace(entered[0], [], merges, output)
+    source = np.broadcast_to(np.arange(entered[0].shape[1]), entered[0].shape[:2])
+    for layer in range(len(blocks)):
+        if layer in merges:
+            source = np.take_along_axis(merges[layer].slots, source, axis=1)
+        x = blocks[layer]
+        if x.shape[1] != source.shape[1]:  # not restored by the block itself
+            x = np.take_along_axis(x, source[:, :, None], axis=1)
+        found.blocks.append(x)
+    return found
