@@ -239,6 +239,21 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     assert shown.count("1 cells: of free-drop") == 3
 
 
+def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    core = script("core")
+    monkeypatch.setattr(core, "TOKENS", (19,))
+    monkeypatch.setattr(core, "WIDTHS", (8,))
+    path = tmp_path / "core.json"
+    monkeypatch.setattr(sys, "argv", ["core.py", "--rounds", "1", "--json", str(path)])
+    core.main()
+    cells = json.loads(path.read_text())["cells"]
+    assert [cell["library"] for cell in cells] == ["numpy", "torch", "paddle", "jax"]
+    for cell in cells:
+        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge"}
+        assert min(cell["nanoseconds_per_unit"].values()) > 0
+    assert "unmerge" in capsys.readouterr().out
+
+
 def test_free_drop_needs_a_patched_model() -> None:
     with pytest.raises(NotPatchedError, match="call apply_patch first"):
         benchmark.config_of_patched(torch.nn.Linear(1, 1))

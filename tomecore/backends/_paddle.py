@@ -11,6 +11,7 @@ half precision has no kernels on a CPU.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Sequence
@@ -72,8 +73,35 @@ _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
 def arange(
     start: int, stop: int | None = None, step: int = 1, dtype: Any = None, device: Any = None
 ) -> Array:
-    """On ``device``; Paddle before 3.3 knows the global device only."""
+    """On ``device``. Made once for each device, because nobody writes into it: an arange of Paddle is four
+    operations. Anew in a static graph."""
     start, stop = (0, start) if stop is None else (start, stop)
+    if paddle.in_dynamic_mode() and device is not None:
+        return _numbers(start, stop, step, dtype, _Device(device))
+    return _made(start, stop, step, dtype, device)
+
+
+class _Device:
+    """A place as a key: equal by what it is called."""
+
+    def __init__(self, place: Any) -> None:
+        self.place = place
+        self.name = str(place)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Device) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _numbers(start: int, stop: int, step: int, dtype: Any, device: _Device) -> Array:
+    return _made(start, stop, step, dtype, device.place)
+
+
+def _made(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
+    """Paddle before 3.3 knows the global device only."""
     if device is None:
         return paddle.arange(start, stop, step, dtype=dtype)
     if _ARANGE_TAKES_DEVICE:
@@ -184,7 +212,11 @@ def accumulate(base: Array, rows: Array, updates: Array) -> Array:
 
 
 def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
-    return paddle.put_along_axis(base, index, updates, 1, reduce="add", broadcast=False)
+    """On flat rows: put_along_axis reads a value on the host."""
+    slots = base.shape[1]
+    rows = paddle.reshape(index + slots * samples(index), [-1])
+    flat = accumulate(paddle.reshape(base, [-1]), rows, paddle.reshape(updates, [-1]))
+    return paddle.reshape(flat, [-1, slots])
 
 
 def argmax_rows(x: Array, index: Array) -> Array:
@@ -195,7 +227,9 @@ def argmax_rows(x: Array, index: Array) -> Array:
 
 
 def samples(index: Array) -> Array:
-    """Counted from ones: in a static graph the batch size is unknown."""
+    """In a static graph, where the batch size is unknown, counted from ones."""
+    if paddle.in_dynamic_mode():
+        return arange(index.shape[0], dtype=index.dtype, device=index.place).unsqueeze(1)
     return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
 
 

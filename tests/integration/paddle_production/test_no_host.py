@@ -197,7 +197,7 @@ HOST_OPERATORS = (
 ARGUMENTS = (
     *("scale", "slice", "strided_slice", "reshape", "unsqueeze", "squeeze", "full_like", "cumsum"),
     *("arange", "gather", "concat", "sum", "mean", "argmax", "expand", "index_add", "split"),
-    *("dropout", "full_with_tensor"),
+    *("dropout", "full_with_tensor", "clip"),
 )
 
 

@@ -1,0 +1,115 @@
+"""The core alone, on every array library here: matching, merging, unmerging, from 197 to 1025 tokens.
+
+    python benchmarks/core.py --json benchmarks/results/core-cpu.json
+
+Beside each time stands what it is for one unit of its arithmetic: a pair of tokens and channel for matching,
+a number of x for merging and unmerging. Where that stays level, nothing grows faster than arithmetic says.
+Only ratios within a run mean anything on a shared machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tomecore as tc
+from tomecore.benchmark import interleave
+from tomecore.cli.bench import machine
+
+BATCH, HEAD = 8, 64
+TOKENS = (197, 577, 1025)
+WIDTHS = (192, 384, 768, 1280)
+
+
+def libraries() -> dict[str, Callable[[np.ndarray], Any]]:
+    """Name -> from NumPy to an array of that library."""
+    found: dict[str, Callable[[np.ndarray], Any]] = {"numpy": np.asarray}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        found["torch"] = torch.from_numpy
+    if importlib.util.find_spec("paddle"):
+        import paddle
+
+        found["paddle"] = paddle.to_tensor
+    if importlib.util.find_spec("jax"):
+        import jax.numpy
+
+        found["jax"] = jax.numpy.asarray
+    return found
+
+
+def wait_for(x: Any) -> Any:
+    """JAX works behind our back."""
+    return x.block_until_ready() if hasattr(x, "block_until_ready") else x
+
+
+def calls_of(to_array: Callable[[np.ndarray], Any], tokens: int, width: int) -> dict[str, Any]:
+    """The three operations at about a twelfth of the tokens merged, as in r=16 of 197."""
+    generator = np.random.default_rng(0)
+    r = tokens // 12
+    keys = to_array(generator.standard_normal((BATCH, tokens, HEAD)).astype(np.float32))
+    x = to_array(generator.standard_normal((BATCH, tokens, width)).astype(np.float32))
+    sizes = to_array(np.ones((BATCH, tokens), dtype=np.float32))
+    plan = tc.bipartite_soft_matching(keys, r, protected=1)
+    merged, _ = tc.merge_weighted(plan, x, sizes)
+    return {
+        "match": lambda: wait_for(tc.bipartite_soft_matching(keys, r, protected=1).kept),
+        "merge": lambda: wait_for(tc.merge_weighted(plan, x, sizes)[0]),
+        "unmerge": lambda: wait_for(plan.unmerge(merged)),
+    }
+
+
+def measure(name: str, tokens: int, width: int, rounds: int) -> dict[str, Any]:
+    calls = calls_of(libraries()[name], tokens, width)
+    timed = list(interleave(calls, rounds))
+    seconds = {call: statistics.median(one[call] for one in timed) for call in calls}
+    work = {
+        "match": BATCH * tokens * tokens / 4 * HEAD,
+        "merge": BATCH * tokens * width,
+        "unmerge": BATCH * tokens * width,
+    }
+    return {
+        "library": name,
+        "tokens": tokens,
+        "width": width,
+        "milliseconds": {call: 1e3 * value for call, value in seconds.items()},
+        "nanoseconds_per_unit": {call: 1e9 * seconds[call] / work[call] for call in calls},
+    }
+
+
+def line(cell: dict[str, Any]) -> str:
+    parts = [f"{cell['library']:7s}{cell['tokens']:5d}{cell['width']:6d}"]
+    for call, value in cell["milliseconds"].items():
+        parts.append(f"{value:9.2f} ms {cell['nanoseconds_per_unit'][call]:7.3f} ns")
+    return "  ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    print(f"library    N     C  {'match':>22s}  {'merge':>22s}  {'unmerge':>22s}")
+    cells = []
+    for name in libraries():
+        for tokens in TOKENS:
+            for width in WIDTHS:
+                cells.append(measure(name, tokens, width, arguments.rounds))
+                print(line(cells[-1]), flush=True)
+    if arguments.json:
+        text = json.dumps({"machine": machine(), "cells": cells}, indent=1)
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
