@@ -4,6 +4,7 @@ published form of token merging, each cell one interleaved run.
     make bench                                     # the short matrix, under five minutes on two cores
     python benchmarks/matrix.py --full --json benchmarks/results/cpu.json
     python benchmarks/matrix.py --show benchmarks/results/cpu.json
+    python benchmarks/matrix.py --show FILE --only "torch small 224" --plot speed.png
 
 A file that is there already is gone on with: cells it has are not measured again. Weights are random, which
 does not change the speed.
@@ -102,6 +103,15 @@ def summary(cells: list[dict[str, Any]]) -> str:
     )
 
 
+def draw(cells: list[dict[str, Any]], path: Path) -> None:
+    """Images per second against r; all cells must be of one model at one size in one dtype."""
+    models = {(one["model"], *one["image"], one["dtype"]) for one in cells}
+    if len(models) != 1:
+        raise SystemExit(f"--plot draws one model; --only leaves {len(models)}: {sorted(models)}")
+    fields = [{name: one[name] for name in one if name != "cell"} for one in cells]
+    benchmark.draw([benchmark.Measurement(**one) for one in fields], path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,13 +122,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="on a CPU")
     parser.add_argument("--json", type=Path, help="keep the numbers, or go on with them")
     parser.add_argument("--show", type=Path, help="print this file and measure nothing")
+    parser.add_argument("--plot", type=Path, help="draw the cells that --only leaves of one model")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ClampWarning)
     path = arguments.show or arguments.json
     found = json.loads(path.read_text())["cells"] if path and path.exists() else []
     print(f"{'':28s}batch   r    before    after published  speed  limit   drop   of drop  merge")
     for one in found:
-        print(line(one))
+        if arguments.only in " ".join(map(str, one["cell"])):
+            print(line(one))
     if not arguments.show:
         if arguments.threads:
             os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
@@ -137,8 +149,11 @@ def main() -> None:
                 content = {"machine": machine(), "cells": found}
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    found = [one for one in found if arguments.only in " ".join(map(str, one["cell"]))]
     if found:
         print(summary(found))
+    if arguments.plot:
+        draw(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -237,6 +237,15 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     matrix.main()
     shown = capsys.readouterr().out
     assert shown.count("1 cells: of free-drop") == 3
+    picture = tmp_path / "speed.png"
+    again = ["matrix.py", "--show", str(path), "--plot", str(picture)]
+    monkeypatch.setattr(sys, "argv", again)
+    matrix.main()
+    with Image.open(picture) as drawn:
+        assert drawn.width > 300
+    monkeypatch.setattr(sys, "argv", [*again, "--only", "nothing"])
+    with pytest.raises(SystemExit, match="draws one model; --only leaves 0"):
+        matrix.main()
 
 
 def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
-from tomecore.adapters._spec import attributes
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
@@ -81,19 +80,13 @@ def attend(
         x = spec.attend(config.host, block, x, bias, given)
     finally:
         taps.set(None, tracing)
-    modules = attributes(block, spec.key)
-    same = len(tapped) == len(modules)
-    keys = []
-    for index, (module, key) in enumerate(tapped):
-        same = same and module is modules[index]
-        keys.append(key)
-    if not same:
+    if len(tapped) != config.keys_per_block:
         raise UnsupportedModelError(
             f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
             "that tokens are matched by, as it was when the model was patched. Something replaced it, "
             "or the attention, after apply_patch: remove_patch, then apply_patch again."
         )
-    return x, keys
+    return x, [key for _, key in tapped]
 
 
 def key_bias(config: Config, run: Run, x: Array) -> Array | None:

@@ -44,11 +44,15 @@ def chain(listed: list[int]) -> Step | None:
 
 
 class Count:
-    """Tokens left after a block, and ``before`` it after the earlier ones; linked for the same reason."""
+    """Tokens left after a block, and ``before`` it after the earlier ones; linked for the same reason.
+
+    ``blocks`` says how many that is.
+    """
 
     def __init__(self, tokens: int, before: Count | None) -> None:
         self.tokens = tokens
         self.before = before
+        self.blocks: int = 1 if before is None else before.blocks + 1
 
 
 class Start:
@@ -147,7 +151,7 @@ class Run:
     @property
     def progress(self) -> tuple[int, int]:
         """Later runs and later blocks compare greater."""
-        return self.entry.number, len(self.tokens)
+        return self.entry.number, 0 if self.count is None else self.count.blocks
 
     def fits(self, samples: Any, tokens: Any, tracing: bool) -> bool:
         """Whether that many are all of the run's samples and tokens, and not a part of them."""

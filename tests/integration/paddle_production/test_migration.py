@@ -1,8 +1,9 @@
 """Every code block of ``docs/migration-from-plsc.md`` runs, from weights files written before.
 
-PLSC itself does not import on Paddle 3. Its ViT is PaddleClas' text: the twin here is a model of PaddleClas
-whose layers have PLSC's class names, and PLSC's ``load_pretrained``. The functions that build models build
-narrow ones here, as deep and with as many tokens as the real ones.
+PLSC imports on Paddle 3 only once ``paddle.fluid`` is aliased (``benchmarks/plsc_sources.py``). Its ViT is
+PaddleClas' text: the twin here is a model of PaddleClas whose layers have PLSC's class names, and PLSC's
+``load_pretrained``. The functions that build models build narrow ones here, as deep and with as many tokens
+as the real ones.
 """
 
 from __future__ import annotations

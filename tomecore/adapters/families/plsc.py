@@ -93,8 +93,9 @@ VIT = Spec(
     why_restore=why_restore,
     bypasses=("attn",),
     notes=(
-        "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL do not import on Paddle "
-        "3: tested on twins and in `tomecore.models.paddle`, which has PLSC's parameter names"
+        "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL import on Paddle 3 once "
+        "`paddle.fluid` is aliased: `benchmarks/plsc_sources.py` does so and checks their own classes; "
+        "tests use twins; `tomecore.models.paddle` has their parameter names"
     ),
 )
 
