@@ -53,15 +53,36 @@ def test_what_it_does_not_know_goes_to_the_kernel(given, monkeypatch):
             F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.5)
             return
         if given == "pairs":
-            pairs = bias.expand(2, 4, 9, 9)
+            pairs = bias.expand(2, 4, 9, 9).as_subclass(tome.KeyBias)
             found = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
         else:
             q, k, v = q.float(), k.float(), v.float()
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.float())
+            found = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias.float().as_subclass(tome.KeyBias)
+            )
         expected = F.scaled_dot_product_attention(
             q, k, v, attn_mask=sizes.log().to(q.dtype)[:, None, None]
         )
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_nothing_computed_with_it_stays_of_its_kind():
+    """An eager attention adds it to scores; what comes of that must not steer later attentions."""
+    q, k, v, sizes = operands(torch.bfloat16)
+    with torch.no_grad():
+        bias = tome.HOST.log_sizes(sizes, q)
+        scores = q @ k.transpose(-2, -1) + bias
+        for found in (
+            scores,
+            bias + 1,
+            bias.float(),
+            bias.expand(2, 4, 9, 9),
+            scores.softmax(-1) @ v,
+        ):
+            assert type(found) is torch.Tensor
+        for found in (bias[:, :, :, :9], bias.to(torch.bfloat16)):
+            assert type(found) is tome.KeyBias
+            assert type(F.scaled_dot_product_attention(q, k, v, attn_mask=found)) is torch.Tensor
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -226,7 +226,15 @@ class KeyBias(torch.Tensor):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return _attention_by_products(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs or {})
+        with (
+            torch._C.DisableTorchFunctionSubclass()
+        ):  # what others compute with it is a plain tensor
+            found = func(*args, **(kwargs or {}))
+        return found.as_subclass(cls) if func in _KEPT else found
+
+
+#: what libraries do with a mask before they hand it on
+_KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
 
 
 def _attention_by_products(
