@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,9 +76,13 @@ class Preprocess:
 
         height, width = self.size
         picture = picture.convert("L" if self.channels == 1 else "RGB")
-        scale = max(height / picture.height, width / picture.width) / self.crop
-        wide = max(width, round(picture.width * scale))
-        high = max(height, round(picture.height * scale))
+        # Rounded down, one side after the other, as timm and torchvision do.
+        if height / picture.height >= width / picture.width:
+            high = math.floor(height / self.crop)
+            wide = max(width, int(high * picture.width / picture.height))
+        else:
+            wide = math.floor(width / self.crop)
+            high = max(height, int(wide * picture.height / picture.width))
         picture = picture.resize((wide, high), getattr(Resampling, self.interpolation.upper()))
         left, top = round((wide - width) / 2), round((high - height) / 2)
         return picture.crop((left, top, left + width, top + height))

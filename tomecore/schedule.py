@@ -68,7 +68,7 @@ def parse_r(
     num_layers = whole_number(num_layers, "num_layers", at_least=1)
     if isinstance(r, tuple):
         return _line(num_layers, r)
-    if isinstance(r, Sequence) and not isinstance(r, str | bytes):
+    if isinstance(r, Sequence) and not isinstance(r, (str, bytes)):
         return _listed(num_layers, r, "r")
     if callable(r):
         if num_tokens is None:
@@ -77,7 +77,7 @@ def parse_r(
                 "tokens; pass `num_tokens=`, or run one forward pass first"
             )
         answer = r(num_layers, num_tokens, protected)
-        if not isinstance(answer, Sequence) or isinstance(answer, str | bytes):
+        if not isinstance(answer, Sequence) or isinstance(answer, (str, bytes)):
             raise ArgumentTypeError(
                 f"the schedule object {type(r).__name__} must return a list of ints, one per layer; "
                 f"got {answer!r}"
@@ -96,7 +96,7 @@ def _line(num_layers: int, r: tuple[Any, ...]) -> list[int]:
         )
     mean = whole_number(r[0], "r[0]", unit="tokens")
     try:
-        if isinstance(r[1], bool | str | bytes):
+        if isinstance(r[1], (bool, str, bytes)):
             raise TypeError
         inflect = float(r[1])
     except (TypeError, ValueError):

@@ -39,6 +39,10 @@ def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) ->
     return x.to(device=device, dtype=dtype, copy=copy)
 
 
+def clip(x: Array, /, min: float) -> Array:
+    return torch.clamp(x, min=min)
+
+
 def matmul(a: Array, b: Array, /) -> Array:
     """Batches of matrices go straight to their product: matmul looks around first."""
     return torch.bmm(a, b) if a.ndim == 3 == b.ndim else torch.matmul(a, b)

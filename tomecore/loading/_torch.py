@@ -54,11 +54,13 @@ def transformers_model(name: str, pretrained: bool, resolution: int | None) -> L
     transformers = library("transformers", "transformers torch")
     size = {} if resolution is None else {"image_size": resolution}
     preprocess: dict[str, Any] = {}
+    transform = None
     if pretrained or Path(name).is_dir():
         config = transformers.AutoConfig.from_pretrained(name, **size)
         make, argument = "from_pretrained", name
         processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False)
         preprocess = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
+        transform = _ByProcessor(processor)
     else:
         try:
             config = transformers.AutoConfig.for_model(name, **size)
@@ -75,7 +77,7 @@ def transformers_model(name: str, pretrained: bool, resolution: int | None) -> L
     model = getattr(model, "vision_model", model)
     side = getattr(model.config, "image_size", None) or resolution or 224
     side = side if isinstance(side, int) else side[0]
-    return Loaded(name, model, Preprocess((side, side), crop=1.0, **preprocess))
+    return Loaded(name, model, Preprocess((side, side), crop=1.0, **preprocess), transform)
 
 
 def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
@@ -96,7 +98,10 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
     ).visual
     size = model.image_size if isinstance(model.image_size, tuple) else (model.image_size,) * 2
     preprocess = Preprocess(size, model.image_mean, model.image_std, crop=1.0)
-    return Loaded(name, model, preprocess)
+    transform = open_clip.image_transform(
+        size, is_train=False, mean=model.image_mean, std=model.image_std
+    )
+    return Loaded(name, model, preprocess, _ToNumpy(transform))
 
 
 class _ToNumpy:
@@ -107,3 +112,14 @@ class _ToNumpy:
 
     def __call__(self, picture: Any) -> np.ndarray:
         return np.asarray(self.transform(picture.convert("RGB")).numpy(), dtype=np.float32)
+
+
+class _ByProcessor:
+    """A processor of transformers, of one picture."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Any) -> np.ndarray:
+        found = self.processor(images=picture.convert("RGB"), return_tensors="np")
+        return np.asarray(found["pixel_values"][0], dtype=np.float32)

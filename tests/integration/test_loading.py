@@ -1,0 +1,191 @@
+"""Models by name: each library's real ones with random weights, their own transforms, the messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
+from tomecore.images import Preprocess, read_image
+from tomecore.loading import has_random_weights, load
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """Not square, so that a transform which squeezes is told from one that crops."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(260, 390, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((300, 200))
+
+
+def differ(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "framework", "shape"),
+    [
+        ("timm:vit_tiny_patch16_224", "torch", (3, 224, 224)),
+        ("torchvision:vit_b_16", "torch", (3, 224, 224)),
+        ("open_clip:ViT-B-32", "torch", (3, 224, 224)),
+        ("paddleclas:ViT_small_patch16_224", "paddle", (3, 224, 224)),
+        ("ppim:deit_ti", "paddle", (3, 224, 224)),
+        ("paddle:tiny", "paddle", (3, 224, 224)),
+        ("digits:torch", "torch", (1, 56, 56)),
+        ("digits:paddle", "paddle", (1, 56, 56)),
+    ],
+)
+def test_every_source(
+    name: str, framework: str, shape: tuple[int, int, int], picture: Image.Image
+) -> None:
+    loaded = load(name)
+    assert (loaded.name, loaded.framework, loaded.input_shape) == (name, framework, shape)
+    assert not loaded.model.training
+    image = loaded.image(picture)
+    assert (image.shape, image.dtype) == (shape, np.float32)
+    assert has_random_weights(name) == (not name.startswith("digits"))
+
+
+def test_timm_at_another_resolution(picture: Image.Image) -> None:
+    loaded = load("timm:vit_tiny_patch16_224", resolution=96)
+    image = torch.from_numpy(loaded.image(picture))[None]
+    with torch.no_grad():
+        assert loaded.model(image).shape == (1, 1000)
+    assert loaded.image(picture).shape == (3, 96, 96)
+
+
+def test_ours_is_the_transform_of_timm(picture: Image.Image) -> None:
+    loaded = load("timm:vit_tiny_patch16_224")
+    assert (
+        differ(loaded.preprocess(picture), loaded.image(picture)) < 0.02
+    )  # torchvision rounds sizes down
+
+
+def test_a_folder_of_transformers(tmp_path: Path, picture: Image.Image) -> None:
+    """With its processor, which squeezes this picture where ours would cut."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    config = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=64,
+    )
+    model = ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    processor = ViTImageProcessor(size={"height": 64, "width": 64})
+    processor.save_pretrained(tmp_path)
+    name = f"transformers:{tmp_path}"
+    loaded = load(name)
+    assert not has_random_weights(name)
+    expected = processor(images=picture, return_tensors="np")["pixel_values"][0]
+    assert differ(loaded.image(picture), expected) < 0.05
+    assert differ(loaded.image(picture), loaded.preprocess(picture)) > 0.1
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.model.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_weights_from_files(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    name = "timm:vit_tiny_patch16_224"
+    state = load(name).model.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save({"model": state}, tmp_path / "w.pth")
+    for file in ("w.safetensors", "w.pth"):
+        found = load(name, weights=tmp_path / file).model.state_dict()
+        assert all(torch.equal(found[key], state[key]) for key in state)
+        assert not has_random_weights(name, weights=tmp_path / file)
+    with pytest.raises(ArgumentValueError, match="do not fit the model"):
+        load("timm:vit_small_patch16_224", weights=tmp_path / "w.pth")
+    with pytest.raises(ArgumentValueError, match="there is no file of weights"):
+        load(name, weights=tmp_path / "none.pth")
+
+
+def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from tomecore.images import Preprocess\n"
+        "def pair():\n"
+        "    return torch.nn.Linear(2, 2), Preprocess((8, 12), (0.5,), (0.5,))\n"
+        "def text():\n"
+        "    return 'a model'\n"
+    )
+    loaded = load(f"{tmp_path / 'mine.py'}:pair")
+    assert loaded.input_shape == (1, 8, 12)
+    monkeypatch.chdir(tmp_path)
+    assert load("mine:pair").input_shape == (1, 8, 12)
+    with pytest.raises(ArgumentTypeError, match=r"must be a torch.nn.Module or a paddle.nn.Layer"):
+        load("mine:text")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny", r"'vit_tiny' does not name a model; allowed are timm:NAME"),
+        ("timm:vit_tiny_patch16", r"did you mean vit_tiny_patch16_224"),
+        ("torchvision:vit", r"torchvision has no model 'vit'; .*vit_b_16"),
+        ("transformers:vitt", r"neither a folder nor a model type of transformers.*--pretrained"),
+        ("open_clip:ViT", r"open_clip has no model 'ViT'"),
+        ("ppim:vitt", r"ppim.models has no model 'vitt'; it has .*deit_ti"),
+        ("paddle:huge", r"paddle:huge is not one of paddle:tiny"),
+        ("digits:jax", r"digits:jax is not one of digits:torch"),
+        ("no_such_module:f", r"there is no module 'no_such_module'"),
+        ("nothing.py:f", r"there is no file nothing.py"),
+        ("json:nothing", r"json has no function 'nothing'"),
+    ],
+)
+def test_messages(name: str, message: str) -> None:
+    with pytest.raises(ArgumentValueError, match=message):
+        load(name)
+
+
+def test_what_excludes_each_other() -> None:
+    with pytest.raises(ArgumentValueError, match="exclude each other"):
+        load("digits:torch", pretrained=True, weights="file.pth")
+    with pytest.raises(ArgumentValueError, match="at least 1 pixel; got 0"):
+        load("digits:torch", resolution=0)
+    with pytest.raises(ArgumentValueError, match="takes images of 56 pixels; got 224"):
+        load("digits:torch", resolution=224)
+    with pytest.raises(ArgumentValueError, match="several weights for ViT-B-32; name one of"):
+        load("open_clip:ViT-B-32", pretrained=True)
+
+
+def test_pixels_and_back(picture: Image.Image) -> None:
+    preprocess = Preprocess((64, 96))
+    there = preprocess(picture)
+    back = preprocess.pixels(there)
+    assert differ(back, np.asarray(preprocess.cut(picture))) == 0
+    grey = Preprocess((64, 64), (0.5,), (0.5,))
+    assert grey(picture).shape == (1, 64, 64)
+    assert grey.pixels(grey(picture)).shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, "one number for each channel, 1 or 3 of them"),
+        ({"crop": 0}, "`crop` must be above 0 and at most 1; got 0"),
+        ({"interpolation": "cubic"}, "must be one of nearest, .*bicubic.*; got 'cubic'"),
+    ],
+)
+def test_a_wrong_preprocess(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ArgumentValueError, match=message):
+        Preprocess(**given)  # type: ignore[arg-type]
+
+
+def test_unreadable_pictures(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for path, message in (
+        (tmp_path, "is a folder; give the path of a picture"),
+        (tmp_path / "none.png", "there is no file"),
+        (tmp_path / "broken.png", "cannot be read as a picture"),
+        (tmp_path / "deep.png", "more than 8 bits"),
+    ):
+        with pytest.raises(ArgumentValueError, match=message):
+            read_image(path)
