@@ -13,6 +13,7 @@ from typing import Any
 
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
+from tomecore.adapters._spec import attributes
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
@@ -80,7 +81,11 @@ def attend(
         x = spec.attend(config.host, block, x, bias, given)
     finally:
         taps.set(None, tracing)
-    if len(tapped) != config.keys_per_block:
+    modules = attributes(block, spec.key)  # now: an adapter may have taken the place of one
+    same = len(tapped) == len(modules)
+    for index, (module, _) in enumerate(tapped):
+        same = same and module is modules[index]
+    if not same:
         raise UnsupportedModelError(
             f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
             "that tokens are matched by, as it was when the model was patched. Something replaced it, "

@@ -56,8 +56,6 @@ class Config:
         self.trace_source = False
         self.restore = True
         self.handles: list[Any] = []
-        #: how many modules of a block hand out keys
-        self.keys_per_block = 0
         self.dense = ThreadSlot()
         self.last_run = ThreadSlot()
         self.ran_traced = False

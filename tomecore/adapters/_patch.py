@@ -105,9 +105,7 @@ def patch(
         vars(block)["_tome_first"] = index == 0
         swap(block, Merging)
         if spec.key:
-            taps = [host.tap(module) for module in attributes(block, spec.key)]
-            config.handles += taps
-            config.keys_per_block = len(taps)
+            config.handles += [host.tap(module) for module in attributes(block, spec.key)]
     mixins = spec.mixins_of(tower)
     for module, added in ((tower, mixins), (model, (Root, *(mixins if tower is model else ())))):
         if added:

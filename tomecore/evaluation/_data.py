@@ -124,15 +124,14 @@ class Found:
         return np.asarray([index[text] for text in self.texts or ()], dtype=np.int64)
 
     def _by_number(self, outputs: int) -> np.ndarray:
-        assert self.texts is not None
-        wrong = sorted({t for t in self.texts if not (t.isdecimal() and int(t) < outputs)})
+        wrong = sorted({t for t in self.texts or () if not (t.isdecimal() and int(t) < outputs)})
         if wrong:
             raise ArgumentValueError(
                 f"labels must be numbers from 0 to {outputs - 1}, as the model has {outputs} classes; "
                 f"got {_some(wrong)}. If they are names, give --classes FILE (one name per line, in the "
                 "model's order)."
             )
-        return np.asarray([int(text) for text in self.texts], dtype=np.int64)
+        return np.asarray([int(text) for text in self.texts or ()], dtype=np.int64)
 
 
 def find(path: Path | str, labelled: bool = True) -> Found:

@@ -71,8 +71,8 @@ class Record:
             self._append(json.dumps(self.chunks[number]).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
-        assert self.path is not None
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        path: Any = self.path
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             written = os.write(file, line)
             if written != len(line):
