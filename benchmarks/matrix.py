@@ -108,7 +108,7 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
     models = {(one["model"], *one["image"], one["dtype"]) for one in cells}
     if len(models) != 1:
         raise SystemExit(f"--plot draws one model; --only leaves {len(models)}: {sorted(models)}")
-    fields = [{name: one[name] for name in one if name != "cell"} for one in cells]
+    fields = [{name: one[name] for name in one if name not in ("cell", "note")} for one in cells]
     benchmark.draw([benchmark.Measurement(**one) for one in fields], path)
 
 
