@@ -29,14 +29,13 @@ def flat_rows(backend: Backend, index: Array, tokens: int, samples: Array) -> Ar
     return backend.xp.reshape(index + tokens * samples, (-1,))
 
 
-def take_rows(backend: Backend, x: Array, index: Array, samples: Array | None = None) -> Array:
+def take_rows(backend: Backend, x: Array, index: Array) -> Array:
     """``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
 
     A single take on flat rows: no expanded index, and no copy of a strided slice.
     """
     xp, width = backend.xp, x.shape[2]
-    samples = backend.samples(index) if samples is None else samples
-    rows = flat_rows(backend, index, x.shape[1], samples)
+    rows = flat_rows(backend, index, x.shape[1], backend.samples(index))
     return xp.reshape(
         xp.take(xp.reshape(x, (-1, width)), rows, axis=0), (-1, index.shape[1], width)
     )

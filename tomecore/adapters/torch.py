@@ -224,11 +224,10 @@ class KeyBias(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _attention_by_products(*args, **(kwargs or {}))
-        with (
-            torch._C.DisableTorchFunctionSubclass()
-        ):  # what others compute with it is a plain tensor
+        # What is computed with it is a plain tensor.
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.scaled_dot_product_attention:
+                return _attention_by_products(*args, **(kwargs or {}))
             found = func(*args, **(kwargs or {}))
         return found.as_subclass(cls) if func in _KEPT else found
 
@@ -248,16 +247,19 @@ def _attention_by_products(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
-    bias = torch.Tensor() if attn_mask is None else attn_mask.as_subclass(torch.Tensor)
-    usual = q.ndim == 4 and q.shape == k.shape and bias.shape == (q.shape[0], 1, 1, q.shape[2])
-    usual = usual and q.dtype == bias.dtype == torch.bfloat16
-    if not usual or dropout_p or is_causal or enable_gqa:
-        mask = None if attn_mask is None else bias
+    usual = (
+        q.ndim == 4
+        and q.shape == k.shape
+        and q.dtype == torch.bfloat16
+        and not (dropout_p or is_causal or enable_gqa)
+    )
+    keys = (q.shape[0], 1, 1, q.shape[2])
+    if not usual or attn_mask is None or attn_mask.shape != keys or attn_mask.dtype != q.dtype:
         return F.scaled_dot_product_attention(
-            q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     batch, heads, tokens, width = q.shape
-    rows = bias.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
+    rows = attn_mask.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
     q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (q, k, v))
     scale = width**-0.5 if scale is None else scale
     scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)

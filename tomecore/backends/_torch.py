@@ -117,11 +117,19 @@ def _numbers(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array
 def arange(
     start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None, device: Any = None
 ) -> Array:
-    """Made once for each device, because nobody writes into it; anew where operations are watched."""
+    """Made once for each device, because nobody writes into it; anew where operations are watched.
+
+    Anew, too, on no device in particular, and while a CUDA graph is captured, whose memory is its own.
+    """
     start, stop = (0, start) if stop is None else (start, stop)
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if watched or device is None or (device.type == "cuda" and _capturing()):
         return torch.arange(start, stop, step, dtype=dtype, device=device)
     return _numbers(start, stop, step, dtype, device)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_current_stream_capturing()
 
 
 def _samples(index: Array) -> Array:

@@ -175,9 +175,8 @@ def _call(
     def step() -> None:
         output = run(x)
         output = getattr(output, "logits", output)
-        output.astype("float32").sum().backward() if place.framework == "paddle" else (
-            output.float().sum().backward()
-        )
+        output = output.astype("float32") if place.framework == "paddle" else output.float()
+        output.sum().backward()
         place.forget_gradients(model)
 
     if train:
