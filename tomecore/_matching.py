@@ -88,26 +88,29 @@ def matched(
     backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
 ) -> MergePlan:
     """:func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
-    xp = backend.xp
+    xp, count = backend.xp, keys.shape[1]
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    even = _arange(backend, keys, first_even, keys.shape[1], 2)
-    odd = _arange(backend, keys, first_odd, keys.shape[1], 2)
-    cosine = _cosine(backend, keys, even, odd, valid)
-    best = xp.max(cosine, axis=2)
+    units = _units(backend, keys)
+    even, odd = backend.every_second(units, first_even), backend.every_second(units, first_odd)
+    cosine = xp.matmul(even, xp.permute_dims(odd, (0, 2, 1)))
     if valid is not None:
-        best = best + 8 * (1 - xp.astype(xp.take(valid, even, axis=1), best.dtype))
+        padding = 1 - xp.astype(valid, cosine.dtype)[:, :, None]
+        cosine = cosine - 4 * xp.permute_dims(
+            backend.every_second(padding, first_odd), (0, 2, 1)
+        )
+    best, where = backend.max_rows(cosine)
+    if valid is not None:
+        best = best + 8 * backend.every_second(padding, first_even)[:, :, 0]
     order = xp.argsort(best, axis=1, descending=True, stable=True)
-    numbers = first_even + 2 * order
+    numbers = xp.take_along_axis(backend.numbers(order, first_even, count, 2), order, axis=1)
     gone, stay = numbers[:, :r], numbers[:, r:]
-    partner = backend.argmax_rows(cosine, order[:, :r])
-    samples = backend.samples(order)
-    column = 0 * samples
-    odd = column + xp.astype(odd, order.dtype, copy=False)
-    tokens = [stay, odd, gone]
+    partner = backend.argmax_rows(cosine, where, order[:, :r])
+    tokens = [stay, backend.numbers(order, first_odd, count, 2), gone]
     if protected:
-        tokens = [column + _arange(backend, order, 0, protected), xp.sort(stay, axis=1), odd, gone]
+        front = backend.numbers(order, 0, protected, 1)
+        tokens = [front, xp.sort(stay, axis=1), *tokens[1:]]
     into = xp.astype(partner, order.dtype, copy=False) + (protected + stay.shape[1])
-    return MergePlan.made(backend, xp.concat(tokens, axis=1), into, keys.shape[1] - r, samples)
+    return MergePlan.made(backend, xp.concat(tokens, axis=1), into, count - r)
 
 
 def kth_bipartite_soft_matching(
@@ -197,23 +200,17 @@ def _protected(protected: int | None, class_token: bool, distill_token: bool) ->
 
 def _best_partner(backend: Backend, keys: Array, source: Array, target: Array) -> Array:
     """(B, s) int: the number of the target most similar to each source."""
-    return backend.xp.argmax(_cosine(backend, keys, source, target), axis=2)
+    xp, units = backend.xp, _units(backend, keys)
+    a, b = xp.take(units, source, axis=1), xp.take(units, target, axis=1)
+    return xp.argmax(xp.matmul(a, xp.permute_dims(b, (0, 2, 1))), axis=2)
 
 
-def _cosine(
-    backend: Backend, keys: Array, source: Array, target: Array, valid: Array | None = None
-) -> Array:
-    """(B, s, t): the cosine of every source with every target; less than any if a target is padding."""
+def _units(backend: Backend, keys: Array) -> Array:
+    """The keys at length 1, in which products are cosines; those of no length stay at 0."""
     xp = backend.xp
     keys = backend.detach(keys)
     keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
-    keys = keys / xp.clip(backend.norm(keys), min=_SMALLEST)
-    a, b = xp.take(keys, source, axis=1), xp.take(keys, target, axis=1)
-    cosine = xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
-    if valid is not None:
-        padding = 1 - xp.astype(valid, cosine.dtype)
-        cosine = cosine - 4 * xp.take(padding, target, axis=1)[:, None, :]
-    return cosine
+    return keys / xp.clip(backend.norm(keys), min=_SMALLEST)
 
 
 def _identity(backend: Backend, keys: Array, tokens: int) -> MergePlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tomecore._checks import floating, integral, rank, same_batch
-from tomecore._plan import MergePlan, compute_dtype, flat_rows
+from tomecore._plan import MergePlan, compute_dtype
 from tomecore.backends import Array, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
@@ -50,10 +50,12 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     return merged_mean(plan, x, size)
 
 
-def merged_mean(plan: MergePlan, x: Array, size: Array | None) -> tuple[Array, Array]:
+def merged_mean(
+    plan: MergePlan, x: Array, size: Array | None, padded: bool = True
+) -> tuple[Array, Array]:
     """:func:`merge_weighted` without checks, in as few steps as there can be.
 
-    Each destination moves towards every token merged into it, by that token's share of the new size:
+    ``padded``: whether a size may be 0. Each destination moves towards every token merged into it, by that token's share of the new size:
     the same mean, touching r rows instead of all n.
     """
     backend, xp, width = plan.backend, plan.backend.xp, x.shape[2]
@@ -66,15 +68,16 @@ def merged_mean(plan: MergePlan, x: Array, size: Array | None) -> tuple[Array, A
         sizes = xp.take_along_axis(size, plan.kept, axis=1)
         weight = xp.take_along_axis(size, plan.merged, axis=1)
     flat = xp.reshape(x, (-1, width))
-    kept = flat_rows(backend, plan.kept, plan.num_tokens, plan.samples)
+    kept = backend.flat_rows(plan.kept, plan.num_tokens)
     out = xp.astype(xp.take(flat, kept, axis=0), wide, copy=False)
     if plan.num_merged:
-        into = flat_rows(backend, plan.into, plan.num_slots, plan.samples)
+        into = backend.flat_rows(plan.into, plan.num_slots)
         sizes = backend.add_sizes(sizes, plan.into, weight)
         total = xp.astype(xp.take_along_axis(sizes, plan.into, axis=1), wide, copy=False)
-        total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
+        if padded:
+            total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
         share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
-        gone = flat_rows(backend, plan.merged, plan.num_tokens, plan.samples)
+        gone = backend.flat_rows(plan.merged, plan.num_tokens)
         step = xp.astype(xp.take(flat, gone, axis=0), wide, copy=False)
         step = (step - xp.take(out, into, axis=0)) * share
         out = backend.add_rows(out, plan.into, step, into, plan.num_slots)

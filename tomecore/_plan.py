@@ -14,7 +14,7 @@ from tomecore._checks import integral, rank, same_batch
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["MergePlan", "compute_dtype", "flat_rows", "take_rows"]
+__all__ = ["MergePlan", "compute_dtype", "take_rows"]
 
 _REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
 
@@ -24,18 +24,13 @@ def compute_dtype(xp: Any, dtype: Any) -> Any:
     return dtype if dtype == xp.float64 else xp.float32
 
 
-def flat_rows(backend: Backend, index: Array, tokens: int, samples: Array) -> Array:
-    """(B * n,): index (B, n) into ``tokens`` tokens as row numbers of the batch laid end to end."""
-    return backend.xp.reshape(index + tokens * samples, (-1,))
-
-
 def take_rows(backend: Backend, x: Array, index: Array) -> Array:
     """``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
 
     A single take on flat rows: no expanded index, and no copy of a strided slice.
     """
     xp, width = backend.xp, x.shape[2]
-    rows = flat_rows(backend, index, x.shape[1], backend.samples(index))
+    rows = backend.flat_rows(index, x.shape[1])
     return xp.reshape(
         xp.take(xp.reshape(x, (-1, width)), rows, axis=0), (-1, index.shape[1], width)
     )
@@ -70,17 +65,14 @@ class MergePlan:
         self._set(backend, kept, merged, into)
 
     @classmethod
-    def made(
-        cls, backend: Backend, tokens: Array, into: Array, num_slots: int, samples: Array
-    ) -> MergePlan:
+    def made(cls, backend: Backend, tokens: Array, into: Array, num_slots: int) -> MergePlan:
         """A plan of arrays that need no checks, because a matching made them.
 
-        ``tokens`` (B, N) are the kept ones and the merged ones behind them, ``samples`` (B, 1) the numbers
-        of the samples.
+        ``tokens`` (B, N) are the kept ones and the merged ones behind them.
         """
         plan = cls.__new__(cls)
         plan._set(backend, tokens[:, :num_slots], tokens[:, num_slots:], into)
-        plan._tokens, plan._samples = tokens, samples
+        plan._tokens = tokens
         return plan
 
     def _set(self, backend: Backend, kept: Array, merged: Array, into: Array) -> None:
@@ -89,15 +81,7 @@ class MergePlan:
         self.merged = merged
         self.into = into
         self._tokens: Array | None = None
-        self._samples: Array | None = None
         self._slots: Array | None = None
-
-    @property
-    def samples(self) -> Array:
-        """(B, 1) int: the number of each sample."""
-        if self._samples is None:
-            self._samples = self.backend.samples(self.kept)
-        return self._samples
 
     @property
     def num_tokens(self) -> int:
@@ -118,13 +102,10 @@ class MergePlan:
     def slots(self) -> Array:
         """(B, N) int: the output slot that holds each input token."""
         if self._slots is None:
-            xp, kept = self.backend.xp, self.kept
-            own = 0 * self.samples + xp.arange(
-                self.num_slots, dtype=kept.dtype, device=self.backend.device(kept)
-            )
-            tokens = self._tokens
+            xp, tokens = self.backend.xp, self._tokens
+            own = self.backend.numbers(self.kept, 0, self.num_slots, 1)
             if tokens is None:
-                tokens = xp.concat([kept, self.merged], axis=1)
+                tokens = xp.concat([self.kept, self.merged], axis=1)
             slots = xp.concat([own, self.into], axis=1)
             self._slots = self.backend.permute(tokens, slots)
         return self._slots

@@ -8,13 +8,20 @@ import torch
 
 from adapters.frameworks import PADDLE, TORCH
 from tomecore.adapters._carry import merged_bias, merged_table
-from tomecore.adapters._state import Entry, Run
+from tomecore.adapters._state import Entry, Run, Trail
 from tomecore.errors import UnsupportedModelError
 
 #: two samples of 7 tokens in 4 slots, the first never merged; the last token of the second is padding
 SOURCE = np.array([[0, 1, 1, 2, 3, 2, 2], [0, 3, 2, 3, 1, 1, 1]])
 VALID = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]], dtype="float32")
 ENTRY = Entry(num_tokens=7, batch=2, device=None, number=1, every=False)
+
+
+class Known(Trail):
+    """A trail whose end is known."""
+
+    def __init__(self, source):
+        self.known = source
 
 
 @pytest.fixture(params=[TORCH, PADDLE], ids=lambda fw: fw.name)
@@ -32,7 +39,7 @@ def run_of(fw, padded: bool = False) -> Run:
         None,
         width=4,
         sizes=fw.tensor(sizes.astype("float32")),
-        source=fw.tensor(SOURCE),
+        trail=Known(fw.tensor(SOURCE)),
         valid=fw.tensor(valid) if padded else None,
     )
 
@@ -67,7 +74,7 @@ def test_half_precision_tables_are_summed_in_float32():
     table = torch.full((301, 4), 0.7, dtype=torch.bfloat16)
     source = torch.tensor([[*[0] * 300, 1]])
     entry = Entry(num_tokens=301, batch=1, device=None, number=1, every=False)
-    run = Run(entry, None, width=2, sizes=torch.tensor([[300.0, 1.0]]), source=source)
+    run = Run(entry, None, width=2, sizes=torch.tensor([[300.0, 1.0]]), trail=Known(source))
     got = merged_table(TORCH.tome.HOST, table, run)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, table[:2][None, None])
@@ -122,7 +129,7 @@ def test_merged_attention_is_nearest_with_the_mean_of_exponentials(fw, rng):
         None,
         width=32,
         sizes=fw.tensor(np.full((1, 32), 2.0, dtype="float32")),
-        source=fw.tensor(source),
+        trail=Known(fw.tensor(source)),
     )
 
     def halve(a):

@@ -98,12 +98,29 @@ def test_add_rows_and_sizes(scatters, rng, case):
 
 
 @pytest.mark.parametrize("tokens", [5, 210])
-def test_argmax_rows(scatters, rng, tokens):
-    """Of few numbers and of many, which libraries go about in ways of their own."""
+def test_maxima_and_their_places(scatters, rng, tokens):
+    """Of few numbers and of many, which libraries go about in ways of their own; the first of equal ones."""
     backend, library = scatters
     x, index = rng.normal(size=(2, tokens, tokens)), rng.integers(0, tokens, size=(2, 3))
-    out = library.to_numpy(backend.argmax_rows(library.to_array(x), library.to_array(index)))
+    x[:, :, [1, 3]] = 9
+    given, rows = library.to_array(x), library.to_array(index)
+    best, where = backend.max_rows(given)
+    np.testing.assert_array_equal(library.to_numpy(best), x.max(2))
+    for known in (where, None):
+        out = library.to_numpy(backend.argmax_rows(given, known, rows))
+        np.testing.assert_array_equal(out, np.ones((2, 3)))
+    x[:, :, [1, 3]] = -9
+    given = library.to_array(x)
+    out = library.to_numpy(backend.argmax_rows(given, backend.max_rows(given)[1], rows))
     np.testing.assert_array_equal(out, np.take_along_axis(x.argmax(2), index, axis=1))
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_every_second(scatters, rng, first):
+    backend, library = scatters
+    x = rng.normal(size=(2, 7, 4))
+    out = library.to_numpy(backend.every_second(library.to_array(x), first))
+    np.testing.assert_array_equal(out, x[:, first::2])
 
 
 def test_norm(scatters, rng):
@@ -166,6 +183,26 @@ def test_samples(scatters, dtype):
     samples = backend.samples(library.to_array(index))
     assert str(samples.dtype).endswith(dtype)
     assert library.to_numpy(samples).tolist() == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_numbers(scatters, batch, dtype):
+    backend, library = scatters
+    index = library.to_array(np.zeros((batch, 2), dtype=dtype))
+    for _ in range(2):
+        numbers = backend.numbers(index, 1, 8, 3)
+        assert str(numbers.dtype).endswith(dtype)
+        assert library.to_numpy(numbers).tolist() == [[1, 4, 7]] * batch
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_flat_rows(scatters, batch):
+    """Also of a part of an array, which does not lie together."""
+    backend, library = scatters
+    index = np.array([[3, 1, 0], [0, 2, 0], [1, 1, 0]])[:batch]
+    rows = backend.flat_rows(library.to_array(index)[:, :2], 5)
+    assert library.to_numpy(rows).tolist() == [3, 1, 5, 7, 11, 11][: 2 * batch]
 
 
 def test_detach(differentiable):

@@ -294,8 +294,8 @@ def test_a_matching_that_does_not_follow_from_its_keys(
 def test_sizes_that_are_miscounted(
     models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(plan: Any, x: Any, sizes: Any) -> Any:
-        x, sizes = _merging.merged_mean(plan, x, sizes)
+    def wrong(plan: Any, x: Any, sizes: Any, padded: bool) -> Any:
+        x, sizes = _merging.merged_mean(plan, x, sizes, padded)
         return x, sizes + (plan.backend.name == "paddle")
 
     monkeypatch.setattr(_reduce, "merged_mean", wrong)

@@ -37,7 +37,7 @@ class Merging(Swapped):
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         amount = config.clamp(run)
-        if amount == 0 and run.source is None:
+        if amount == 0 and run.trail is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
             return hand_on(config, y, run.after(run.width), tracing)
         backend = host.backend()
@@ -54,7 +54,7 @@ class Merging(Swapped):
         if spec.feed is not None:
             x = spec.feed(self, x)
         run = run.after(run.width - amount)
-        if run.source is not None and (run.every or (run.step is None and config.restore)):
+        if run.trail is not None and (run.every or (run.step is None and config.restore)):
             x = take_rows(backend, x, run.source)
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
@@ -133,7 +133,7 @@ def arguments(
         if value is not None and value is not spec.accepts.get(name):
             given[name] = value
     mask = given.pop(spec.mask, None)
-    if mask is not None and run.source is None:
+    if mask is not None and run.trail is None:
         xp = config.host.backend().xp
         ones = xp.astype(xp.ones_like(x[:, :, 0]), xp.float32)
         run = run.padded(ones * xp.astype(spec.real_tokens(mask), xp.float32))

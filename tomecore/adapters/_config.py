@@ -205,7 +205,7 @@ class Config:
         axis = self.token_axis
         if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
             return run
-        merged = run is not None and run.source is not None
+        merged = run is not None and run.trail is not None
         if not merged and not callable(self._r) and not any(self.schedule(None)):
             return None
         raise LostStateError(

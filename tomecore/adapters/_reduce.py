@@ -8,7 +8,7 @@ from tomecore._matching import matched
 from tomecore._merging import merged_mean
 from tomecore._plan import compute_dtype
 from tomecore.adapters._config import Config
-from tomecore.adapters._state import Run
+from tomecore.adapters._state import Run, Trail
 from tomecore.backends import Array
 
 __all__ = ["matching_key", "merge_tokens"]
@@ -23,9 +23,7 @@ def merge_tokens(
     key = matching_key(config, block, keys)
     valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
     plan = matched(backend, key, amount, config.protected, valid)
-    x, sizes = merged_mean(plan, x, run.sizes)
-    slots = plan.slots
-    source = slots if run.source is None else xp.take_along_axis(slots, run.source, axis=1)
+    x, sizes = merged_mean(plan, x, run.sizes, padded=valid is not None)
     owners = None
     if run.every:
         owners = plan.kept
@@ -33,7 +31,7 @@ def merge_tokens(
             owners = xp.take_along_axis(run.owners, plan.kept, axis=1)
     if config.observer is not None:
         config.observer(len(run.tokens), key, plan, sizes, x)
-    return x, run.merged(sizes, source, owners)
+    return x, run.merged(sizes, Trail(plan, run.trail), owners)
 
 
 def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:

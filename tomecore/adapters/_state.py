@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from tomecore._plan import MergePlan
 from tomecore.backends import Array
 
-__all__ = ["Entry", "Rider", "Run", "Start", "Step", "ThreadSlot", "amounts", "chain", "ridden"]
+__all__ = ["Entry", "Rider", "Run", "Start", "Step", "ThreadSlot", "Trail", "amounts", "chain", "ridden"]
 
 
 class Step:
@@ -94,6 +95,30 @@ class Entry:
         self.every = every
 
 
+class Trail:
+    """Where the tokens of a run went: its merges, the last first.
+
+    They are composed where somebody asks, which without ``restore`` nobody does.
+    """
+
+    def __init__(self, plan: MergePlan, before: Trail | None) -> None:
+        self.plan: MergePlan | None = plan
+        self.before = before
+        self.known: Array | None = None
+
+    def source(self) -> Array:
+        """(B, N0) int, original token -> slot."""
+        if self.known is None:
+            slots = self.plan.slots  # type: ignore[union-attr]
+            if self.before is None:
+                self.known = slots
+            else:
+                xp = self.plan.backend.xp  # type: ignore[union-attr]
+                self.known = xp.take_along_axis(slots, self.before.source(), axis=1)
+            self.plan = self.before = None
+        return self.known
+
+
 class Run:
     """One forward pass between two blocks. Never changed after it was made.
 
@@ -103,7 +128,7 @@ class Run:
         width: n, tokens that are left.
         count: token counts after the blocks so far.
         sizes: (B, n) float32; None until something has merged, so nobody looks at values to find out.
-        source: (B, N0) int, original token -> slot; None until something has merged.
+        trail: where the original tokens went; None until something has merged.
         owners: (B, n) int, slot -> one original token in it; only where ``every``.
         valid: (B, N0) float32, 1 for tokens and 0 for padding; None where nothing is padding.
     """
@@ -115,7 +140,7 @@ class Run:
         width: int,
         count: Count | None = None,
         sizes: Array | None = None,
-        source: Array | None = None,
+        trail: Trail | None = None,
         owners: Array | None = None,
         valid: Array | None = None,
     ) -> None:
@@ -124,7 +149,7 @@ class Run:
         self.width = width
         self.count = count
         self.sizes = sizes
-        self.source = source
+        self.trail = trail
         self.owners = owners
         self.valid = valid
 
@@ -132,6 +157,11 @@ class Run:
     def num_tokens(self) -> int:
         """N0, tokens that entered the first block."""
         return self.entry.num_tokens
+
+    @property
+    def source(self) -> Array | None:
+        """(B, N0) int, original token -> slot; None until something has merged."""
+        return None if self.trail is None else self.trail.source()
 
     @property
     def every(self) -> bool:
@@ -167,12 +197,12 @@ class Run:
             self.width,
             self.count,
             sizes=valid,
-            source=self.source,
+            trail=self.trail,
             owners=self.owners,
             valid=valid,
         )
 
-    def merged(self, sizes: Array, source: Array, owners: Array | None) -> Run:
+    def merged(self, sizes: Array, trail: Trail, owners: Array | None) -> Run:
         """The same run with fewer tokens, before the block has ended."""
         return Run(
             self.entry,
@@ -180,7 +210,7 @@ class Run:
             self.width,
             self.count,
             sizes=sizes,
-            source=source,
+            trail=trail,
             owners=owners,
             valid=self.valid,
         )
@@ -193,7 +223,7 @@ class Run:
             tokens,
             Count(tokens, self.count),
             sizes=self.sizes,
-            source=self.source,
+            trail=self.trail,
             owners=self.owners,
             valid=self.valid,
         )

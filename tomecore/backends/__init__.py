@@ -44,6 +44,18 @@ def _unset_pair(x: Array, y: Array) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
+def _unset_two(x: Array) -> tuple[Array, Array | None]:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
+def _unset_number(x: Array, number: int) -> Array:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
+def _unset_range(x: Array, start: int, stop: int, step: int) -> Array:
+    raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
+
+
 @dataclass(eq=False)
 class Backend:
     """One array library: its standard namespace, and what the standard lacks.
@@ -64,9 +76,18 @@ class Backend:
         device: the device of an array, in the form ``xp.arange(device=...)`` takes.
         samples: an index (B, r) -> (B, 1), the number of each sample, in its dtype and on its device.
             Left out: an arange of the batch size.
+        numbers: ``(index (B, r), start, stop, step) -> (B, n)``, the same range for each sample, in the dtype
+            of ``index`` and on its device. Left out: by ``samples``.
+        flat_rows: ``(index (B, r), n) -> (B * r,)``: index into n rows of each sample, as row numbers of the
+            batch laid end to end. Left out: by ``samples``.
+        every_second: ``(x (B, N, D), first) -> (B, n, D)``, the tokens first, first + 2, ... Left out: a take,
+            because a strided slice is a slow copy in some libraries, and in others another graph.
         norm: (B, N, D) -> (B, N, 1), the Euclidean length of each row. Left out: by squares and a root.
-        argmax_rows: ``(x (B, s, t), index (B, r)) -> (B, r)``: where each of these rows is largest. Left
-            out: an argmax of all rows.
+        max_rows: ``x (B, s, t) -> (values (B, s), where)``: the maximum of each row, and where it is, (B, s),
+            if that comes with it; else None. Left out: the maximum alone.
+        argmax_rows: ``(x (B, s, t), where, index (B, r)) -> (B, r)``: where each of these rows is largest, the
+            first place if there are several; ``where`` as ``max_rows`` gave it. Left out: an argmax of all
+            rows.
         permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
             row of ``index`` is a permutation. Left out: a sort of the permutation.
     """
@@ -78,11 +99,15 @@ class Backend:
     detach: Callable[[Array], Array] = _same
     device: Callable[[Array], Any] = _standard.device
     samples: Callable[[Array], Array] = _unset_one
+    numbers: Callable[[Array, int, int, int], Array] = _unset_range
+    flat_rows: Callable[[Array, int], Array] = _unset_number
+    every_second: Callable[[Array, int], Array] = _unset_number
     accumulate: Scatter | None = None
     accumulate_2d: Scatter | None = None
     permute: Callable[[Array, Array], Array] = _unset_pair
     norm: Callable[[Array], Array] = _unset_one
-    argmax_rows: Callable[[Array, Array], Array] = _unset_pair
+    max_rows: Callable[[Array], tuple[Array, Array | None]] = _unset_two
+    argmax_rows: Callable[[Array, Array | None, Array], Array] = _unset
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
@@ -91,11 +116,19 @@ class Backend:
             self.scatter_max = _standard.masked_scatter_max(self.xp)
         if self.samples is _unset_one:
             self.samples = _standard.sample_numbers(self.xp, self.device)
+        if self.numbers is _unset_range:
+            self.numbers = _standard.ranges(self.xp, self.device, self.samples)
+        if self.flat_rows is _unset_number:
+            self.flat_rows = _standard.laid_end_to_end(self.xp, self.samples)
+        if self.every_second is _unset_number:
+            self.every_second = _standard.taken(self.xp, self.device)
         if self.permute is _unset_pair:
             self.permute = _standard.sorted_permute(self.xp)
         if self.norm is _unset_one:
             self.norm = _standard.root_of_squares(self.xp)
-        if self.argmax_rows is _unset_pair:
+        if self.max_rows is _unset_two:
+            self.max_rows = _standard.maxima(self.xp)
+        if self.argmax_rows is _unset:
             self.argmax_rows = _standard.argmax_of_all(self.xp)
 
     def add_rows(

@@ -168,11 +168,7 @@ def clip(x: Array, min: float) -> Array:
 
 
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:
-    """Looked up where argmax says, which on a CPU takes two thirds of the time of paddle.max."""
-    found = paddle.take_along_axis(
-        x, paddle.argmax(x, axis=axis, keepdim=True), axis, broadcast=False
-    )
-    return found if keepdims else paddle.squeeze(found, axis)
+    return paddle.max(x, axis=axis, keepdim=keepdims)
 
 
 def permute_dims(x: Array, axes: Sequence[int]) -> Array:
@@ -219,11 +215,11 @@ def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
     return paddle.reshape(flat, [-1, slots])
 
 
-def argmax_rows(x: Array, index: Array) -> Array:
-    """Of these rows only: ``max`` has looked at all of them already."""
-    rows = paddle.reshape(index + x.shape[1] * samples(index), [-1])
-    found = paddle.argmax(paddle.gather(paddle.reshape(x, [-1, x.shape[2]]), rows), axis=1)
-    return paddle.reshape(found, [-1, index.shape[1]])
+def max_rows(x: Array) -> tuple[Array, Array | None]:
+    """Looked up where argmax says, which on a CPU takes two thirds of the time of paddle.max."""
+    where = paddle.argmax(x, axis=2, keepdim=True)
+    found = paddle.take_along_axis(x, where, 2, broadcast=False)
+    return paddle.squeeze(found, 2), paddle.squeeze(where, 2)
 
 
 def samples(index: Array) -> Array:
@@ -258,5 +254,5 @@ BACKEND = Backend(
     samples=samples,
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
-    argmax_rows=argmax_rows,
+    max_rows=max_rows,
 )

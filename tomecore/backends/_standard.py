@@ -12,11 +12,15 @@ from typing import Any
 __all__ = [
     "argmax_of_all",
     "device",
+    "laid_end_to_end",
     "masked_scatter_max",
+    "maxima",
     "one_hot_scatter_add",
+    "ranges",
     "root_of_squares",
     "sample_numbers",
     "sorted_permute",
+    "taken",
 ]
 
 Array = Any
@@ -65,6 +69,38 @@ def sample_numbers(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array],
     return samples
 
 
+def ranges(
+    xp: Any, device: Callable[[Array], Any], samples: Callable[[Array], Array]
+) -> Callable[[Array, int, int, int], Array]:
+    """(B, n): the same range for each sample."""
+
+    def numbers(index: Array, start: int, stop: int, step: int) -> Array:
+        one = xp.arange(start, stop, step, dtype=index.dtype, device=device(index))
+        return 0 * samples(index) + one
+
+    return numbers
+
+
+def laid_end_to_end(
+    xp: Any, samples: Callable[[Array], Array]
+) -> Callable[[Array, int], Array]:
+    """(B * r,): row numbers of the batch laid end to end."""
+
+    def flat_rows(index: Array, rows: int) -> Array:
+        return xp.reshape(index + rows * samples(index), (-1,))
+
+    return flat_rows
+
+
+def taken(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array, int], Array]:
+    """Every second token, by a take."""
+
+    def every_second(x: Array, first: int) -> Array:
+        return xp.take(x, xp.arange(first, x.shape[1], 2, device=device(x)), axis=1)
+
+    return every_second
+
+
 def sorted_permute(xp: Any) -> Callable[[Array, Array], Array]:
     """A scatter by a permutation is a gather by its inverse, and sorting a permutation inverts it."""
 
@@ -83,10 +119,20 @@ def root_of_squares(xp: Any) -> Callable[[Array], Array]:
     return norm
 
 
-def argmax_of_all(xp: Any) -> Callable[[Array, Array], Array]:
+def maxima(xp: Any) -> Callable[[Array], tuple[Array, Array | None]]:
+    """The maximum of each row; not where it is."""
+
+    def max_rows(x: Array) -> tuple[Array, Array | None]:
+        return xp.max(x, axis=2), None
+
+    return max_rows
+
+
+def argmax_of_all(xp: Any) -> Callable[[Array, Array | None, Array], Array]:
     """Along the last axis of all rows; then those of some rows are picked out."""
 
-    def argmax_rows(x: Array, index: Array) -> Array:
-        return xp.take_along_axis(xp.argmax(x, axis=2), index, axis=1)
+    def argmax_rows(x: Array, where: Array | None, index: Array) -> Array:
+        where = xp.argmax(x, axis=2) if where is None else where
+        return xp.take_along_axis(where, index, axis=1)
 
     return argmax_rows

@@ -65,7 +65,7 @@ def sum(x: Array, /, *, axis: int, keepdims: bool = False) -> Array:
 
 
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-    rows = (index + base.shape[1] * BACKEND.samples(index)).reshape(-1)
+    rows = flat_rows(index, base.shape[1])
     updates = updates.reshape(-1, base.shape[2])
     return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
 
@@ -78,12 +78,19 @@ def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
     return base.scatter_add_(1, index, updates)
 
 
-def argmax_rows(x: Array, index: Array) -> Array:
-    """On a CPU an argmax takes ten times as long as a maximum, so of much it is asked for these rows only."""
-    if not x.is_cpu or torch.compiler.is_compiling() or x.numel() < 2**15:
-        return torch.gather(x.argmax(2), 1, index)
-    rows = (index + x.shape[1] * _samples(index)).reshape(-1)
-    return x.reshape(-1, x.shape[2]).index_select(0, rows).argmax(1).reshape(index.shape)
+def max_rows(x: Array) -> tuple[Array, Array | None]:
+    """With their places, but for much on a CPU, where that takes four times as long as without."""
+    if x.is_cpu and not torch.compiler.is_compiling() and x.numel() > 2**14:
+        return torch.amax(x, 2), None
+    return torch.max(x, 2)
+
+
+def argmax_rows(x: Array, where: Array | None, index: Array) -> Array:
+    """Looked for in these rows only, where it is not known."""
+    if where is not None:
+        return torch.gather(where, 1, index)
+    rows = x.reshape(-1, x.shape[2]).index_select(0, flat_rows(index, x.shape[1]))
+    return rows.argmax(1).view(index.shape)
 
 
 def norm(x: Array) -> Array:
@@ -103,7 +110,6 @@ def scatter_max(base: Array, index: Array, updates: Array) -> Array:
 concat = torch.concat
 permute_dims = torch.permute
 reshape = torch.reshape
-sqrt = torch.sqrt
 where = torch.where
 zeros_like = torch.zeros_like
 
@@ -122,14 +128,58 @@ def arange(
     Anew, too, on no device in particular, and while a CUDA graph is captured, whose memory is its own.
     """
     start, stop = (0, start) if stop is None else (start, stop)
-    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    if watched or device is None or (device.type == "cuda" and _capturing()):
+    if device is None or _anew(device):
         return torch.arange(start, stop, step, dtype=dtype, device=device)
     return _numbers(start, stop, step, dtype, device)
 
 
+def _anew(device: torch.device) -> bool:
+    """Whether a constant must be made here, and not shared."""
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return watched or (device.type == "cuda" and _capturing())
+
+
 def _capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
+
+
+@functools.lru_cache(maxsize=4096)
+def _ranges(batch: int, start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
+    with torch.inference_mode(False):
+        return torch.arange(start, stop, step, dtype=dtype, device=device).repeat(batch, 1)
+
+
+def numbers(index: Array, start: int, stop: int, step: int) -> Array:
+    """Made once for each batch size, as :func:`arange` is for each device."""
+    dtype, device = index.dtype, index.device
+    if _anew(device):
+        one = torch.arange(start, stop, step, dtype=dtype, device=device)
+        return one.expand(index.shape[0], -1)
+    return _ranges(index.shape[0], start, stop, step, dtype, device)
+
+
+def flat_rows(index: Array, rows: int) -> Array:
+    """Of one sample, they are the index."""
+    batch = index.shape[0]
+    if _anew(index.device):
+        return (index + rows * _samples(index)).reshape(-1)
+    if batch == 1:
+        return index.reshape(-1)
+    return (index + _firsts(batch, rows, index.dtype, index.device)).reshape(-1)
+
+
+@functools.lru_cache(maxsize=4096)
+def _firsts(batch: int, rows: int, dtype: Any, device: Any) -> Array:
+    """(B, 1): the row at which each sample begins."""
+    with torch.inference_mode(False):
+        return torch.arange(0, batch * rows, rows, dtype=dtype, device=device)[:, None]
+
+
+def every_second(x: Array, first: int) -> Array:
+    """A view, which products take as it is; where shapes are symbols, a slice would be one more graph."""
+    if torch.compiler.is_compiling():
+        return torch.index_select(x, 1, torch.arange(first, x.shape[1], 2, device=x.device))
+    return x[:, first::2]
 
 
 def _samples(index: Array) -> Array:
@@ -153,8 +203,12 @@ BACKEND = Backend(
     device=_device,
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
+    max_rows=max_rows,
     argmax_rows=argmax_rows,
     norm=norm,
     permute=permute,
     samples=_samples,
+    numbers=numbers,
+    flat_rows=flat_rows,
+    every_second=every_second,
 )
