@@ -5,9 +5,11 @@ published form of token merging, each cell one interleaved run.
     python benchmarks/matrix.py --full --json benchmarks/results/cpu.json
     python benchmarks/matrix.py --show benchmarks/results/cpu.json
     python benchmarks/matrix.py --show FILE --only "torch small 224" --plot speed.png
+    python benchmarks/matrix.py --show FILE --missed # cells that miss an aim, and where their time goes
 
 A file that is there already is gone on with: cells it has are not measured again. Weights are random, which
-does not change the speed.
+does not change the speed. What is aimed at: 93 % of free-drop in each cell, 97 % in the median; nowhere
+slower than the unpatched model, or than the published form.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import sys
 import time
 import warnings
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -73,7 +76,41 @@ def measure(cell: tuple[Any, ...], seconds: float) -> dict[str, Any]:
         loaded.model(x)
     one = 3 * (time.perf_counter() - start)  # unpatched, and three faster ones
     rounds = max(1, min(12, int(seconds / one / 2))) * 2 + 1
-    return {"cell": list(cell), **run(rounds=rounds).as_dict()}
+    found = {"cell": list(cell), **run(rounds=rounds).as_dict()}
+    if missed(found):
+        parts = benchmark.profile(loaded, r, batch=batch, dtype=dtype, rounds=min(rounds, 9))
+        found["profile"] = asdict(parts)
+    return found
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """The aims that a cell misses, by name."""
+    aims = {
+        "below 93 % of free-drop": found["drop_share"] >= 0.93,
+        "slower than unpatched": found["speedup"] >= 1,
+        "behind the published form": ahead(found) >= 1,
+    }
+    return [name for name, met in aims.items() if not met]
+
+
+def ahead(found: dict[str, Any]) -> float:
+    """Speed over that of the published form."""
+    if found.get("ahead"):
+        return float(found["ahead"]["published"])
+    speed = found["images_per_second"]
+    return float(speed["merging"] / speed["published"])
+
+
+def explained(found: dict[str, Any]) -> str:
+    """What a cell misses, and where its time over free-drop goes, in microseconds for each forward pass."""
+    reasons = f"    {', '.join(missed(found))} ({ahead(found):.2f}x of the published form)"
+    profile = found.get("profile")
+    if profile is None:
+        return reasons
+    spent = sorted(profile["parts"].items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{name} {seconds * 1e6:.0f}" for name, seconds in spent)
+    over = (profile["merging"] - profile["dropping"]) * 1e6
+    return f"{reasons}\n    {over:.0f} us over {profile['dropping'] * 1e6:.0f} us of free-drop: {parts}"
 
 
 def line(found: dict[str, Any]) -> str:
@@ -90,16 +127,13 @@ def line(found: dict[str, Any]) -> str:
 def summary(cells: list[dict[str, Any]]) -> str:
     """How the cells stand to what was aimed at."""
     share = [cell["drop_share"] for cell in cells]
-    ahead = [
-        cell["images_per_second"]["merging"] / cell["images_per_second"]["published"]
-        for cell in cells
-    ]
+    against = [ahead(cell) for cell in cells]
     slower = sum(cell["speedup"] < 1 for cell in cells)
     return (
         f"{len(cells)} cells: of free-drop {statistics.median(share):.1%} in the median, "
         f"{min(share):.1%} at least, {sum(s < 0.93 for s in share)} below 93 %; slower than unpatched: "
-        f"{slower}; against the published form {statistics.median(ahead):.2f}x in the median, "
-        f"{min(ahead):.2f}x at least"
+        f"{slower}; against the published form {statistics.median(against):.2f}x in the median, "
+        f"{min(against):.2f}x at least, {sum(a < 1 for a in against)} behind it"
     )
 
 
@@ -108,7 +142,10 @@ def draw(cells: list[dict[str, Any]], path: Path) -> None:
     models = {(one["model"], *one["image"], one["dtype"]) for one in cells}
     if len(models) != 1:
         raise SystemExit(f"--plot draws one model; --only leaves {len(models)}: {sorted(models)}")
-    fields = [{name: one[name] for name in one if name not in ("cell", "note")} for one in cells]
+    fields = [
+        {name: one[name] for name in one if name not in ("cell", "note", "profile")}
+        for one in cells
+    ]
     benchmark.draw([benchmark.Measurement(**one) for one in fields], path)
 
 
@@ -122,6 +159,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="on a CPU")
     parser.add_argument("--json", type=Path, help="keep the numbers, or go on with them")
     parser.add_argument("--show", type=Path, help="print this file and measure nothing")
+    parser.add_argument(
+        "--missed", action="store_true", help="of --show, only cells that miss an aim"
+    )
     parser.add_argument("--plot", type=Path, help="draw the cells that --only leaves of one model")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ClampWarning)
@@ -129,8 +169,12 @@ def main() -> None:
     found = json.loads(path.read_text())["cells"] if path and path.exists() else []
     print(f"{'':28s}batch   r    before    after published  speed  limit   drop   of drop  merge")
     for one in found:
-        if arguments.only in " ".join(map(str, one["cell"])):
+        if arguments.only not in " ".join(map(str, one["cell"])):
+            continue
+        if not arguments.missed:
             print(line(one))
+        elif missed(one):
+            print(line(one), explained(one), sep="\n")
     if not arguments.show:
         if arguments.threads:
             os.environ["OMP_NUM_THREADS"] = str(arguments.threads)

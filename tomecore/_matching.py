@@ -95,9 +95,7 @@ def matched(
     cosine = xp.matmul(even, xp.permute_dims(odd, (0, 2, 1)))
     if valid is not None:
         padding = 1 - xp.astype(valid, cosine.dtype)[:, :, None]
-        cosine = cosine - 4 * xp.permute_dims(
-            backend.every_second(padding, first_odd), (0, 2, 1)
-        )
+        cosine = cosine - 4 * xp.permute_dims(backend.every_second(padding, first_odd), (0, 2, 1))
     best, where = backend.max_rows(cosine)
     if valid is not None:
         best = best + 8 * backend.every_second(padding, first_even)[:, :, 0]

@@ -55,8 +55,8 @@ def merged_mean(
 ) -> tuple[Array, Array]:
     """:func:`merge_weighted` without checks, in as few steps as there can be.
 
-    ``padded``: whether a size may be 0. Each destination moves towards every token merged into it, by that token's share of the new size:
-    the same mean, touching r rows instead of all n.
+    Each destination moves towards every token merged into it, by that token's share of the new size:
+    the same mean, touching r rows instead of all n. ``padded``: whether a size may be 0.
     """
     backend, xp, width = plan.backend, plan.backend.xp, x.shape[2]
     wide = compute_dtype(xp, x.dtype)
@@ -75,7 +75,9 @@ def merged_mean(
         sizes = backend.add_sizes(sizes, plan.into, weight)
         total = xp.astype(xp.take_along_axis(sizes, plan.into, axis=1), wide, copy=False)
         if padded:
-            total = xp.clip(total, min=1e-30)  # of padding among itself it is 0, and so is its share
+            total = xp.clip(
+                total, min=1e-30
+            )  # of padding among itself it is 0, and so is its share
         share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
         gone = backend.flat_rows(plan.merged, plan.num_tokens)
         step = xp.astype(xp.take(flat, gone, axis=0), wide, copy=False)

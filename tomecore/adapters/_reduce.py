@@ -23,7 +23,7 @@ def merge_tokens(
     key = matching_key(config, block, keys)
     valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
     plan = matched(backend, key, amount, config.protected, valid)
-    x, sizes = merged_mean(plan, x, run.sizes, padded=valid is not None)
+    x, sizes = merged_mean(plan, x, run.sizes, valid is not None)
     owners = None
     if run.every:
         owners = plan.kept

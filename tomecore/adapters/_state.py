@@ -13,7 +13,18 @@ from typing import Any
 from tomecore._plan import MergePlan
 from tomecore.backends import Array
 
-__all__ = ["Entry", "Rider", "Run", "Start", "Step", "ThreadSlot", "Trail", "amounts", "chain", "ridden"]
+__all__ = [
+    "Entry",
+    "Rider",
+    "Run",
+    "Start",
+    "Step",
+    "ThreadSlot",
+    "Trail",
+    "amounts",
+    "chain",
+    "ridden",
+]
 
 
 class Step:
@@ -109,14 +120,19 @@ class Trail:
     def source(self) -> Array:
         """(B, N0) int, original token -> slot."""
         if self.known is None:
-            slots = self.plan.slots  # type: ignore[union-attr]
-            if self.before is None:
-                self.known = slots
-            else:
-                xp = self.plan.backend.xp  # type: ignore[union-attr]
-                self.known = xp.take_along_axis(slots, self.before.source(), axis=1)
+            self.known = followed(self.plan, self.before)  # type: ignore[arg-type]
             self.plan = self.before = None
         return self.known
+
+
+def followed(plan: MergePlan, before: Trail | None) -> Array:
+    """(B, N0) int, original token -> slot of ``plan``."""
+    if before is None:
+        return plan.slots
+    source = before.known
+    if source is None:
+        source = followed(before.plan, before.before)  # type: ignore[arg-type]
+    return plan.backend.xp.take_along_axis(plan.slots, source, axis=1)
 
 
 class Run:

@@ -80,14 +80,14 @@ class Backend:
             of ``index`` and on its device. Left out: by ``samples``.
         flat_rows: ``(index (B, r), n) -> (B * r,)``: index into n rows of each sample, as row numbers of the
             batch laid end to end. Left out: by ``samples``.
-        every_second: ``(x (B, N, D), first) -> (B, n, D)``, the tokens first, first + 2, ... Left out: a take,
-            because a strided slice is a slow copy in some libraries, and in others another graph.
+        every_second: ``(x (B, N, D), first) -> (B, n, D)``, the tokens first, first + 2, ... Left out: a
+            take, because a strided slice is a slow copy in some libraries, and in others another graph.
         norm: (B, N, D) -> (B, N, 1), the Euclidean length of each row. Left out: by squares and a root.
         max_rows: ``x (B, s, t) -> (values (B, s), where)``: the maximum of each row, and where it is, (B, s),
             if that comes with it; else None. Left out: the maximum alone.
-        argmax_rows: ``(x (B, s, t), where, index (B, r)) -> (B, r)``: where each of these rows is largest, the
-            first place if there are several; ``where`` as ``max_rows`` gave it. Left out: an argmax of all
-            rows.
+        argmax_rows: ``(x (B, s, t), where, index (B, r)) -> (B, r)``: where each of these rows is largest,
+            the first place if there are several; ``where`` as ``max_rows`` gave it. Left out: an argmax of
+            all rows.
         permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
             row of ``index`` is a permutation. Left out: a sort of the permutation.
     """

@@ -81,9 +81,7 @@ def ranges(
     return numbers
 
 
-def laid_end_to_end(
-    xp: Any, samples: Callable[[Array], Array]
-) -> Callable[[Array, int], Array]:
+def laid_end_to_end(xp: Any, samples: Callable[[Array], Array]) -> Callable[[Array, int], Array]:
     """(B * r,): row numbers of the batch laid end to end."""
 
     def flat_rows(index: Array, rows: int) -> Array:

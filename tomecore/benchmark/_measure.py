@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tomecore.adapters._config import Reduction
@@ -48,6 +48,7 @@ class Measurement:
             cannot tell (GPUs, compiled models, training).
         peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
         rounds: how many.
+        ahead: speed over that of each further form, the median of the rounds.
     """
 
     model: str
@@ -72,6 +73,7 @@ class Measurement:
     merge_share: float | None
     peak_bytes: dict[str, int | None]
     rounds: int
+    ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -162,6 +164,7 @@ def measure(
         merge_share=_merge_share(models["merging"], calls["merging"]) if by_hand else None,
         peak_bytes={name: peak_bytes(place, call) for name, call in calls.items()},
         rounds=rounds,
+        ahead={name: median_ratio(timed, name, "merging") for name in others or {}},
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tomecore.adapters import _block, _reduce
+from tomecore.adapters import _block, _reduce, _state
 from tomecore.benchmark._devices import Place, place_of
 from tomecore.benchmark._forms import config_of_patched, free_drop
 from tomecore.benchmark._timing import interleave
@@ -19,15 +19,16 @@ from tomecore.schedule import R
 
 __all__ = ["Profile", "profile"]
 
-#: (module, function, what its time is called)
+#: (module or class, function, what its time is called)
 _PARTS = (
     (_reduce, "matching_key", "keys: sum over heads"),
     (_reduce, "matched", "matching"),
     (_reduce, "merged_mean", "merging"),
     (_block, "key_bias", "log of sizes"),
+    (_state.Trail, "source", "following tokens"),
     (_block, "take_rows", "restore"),
 )
-_FOLLOWING, _BIAS, _REST = "following tokens", "attention with a bias", "everything else"
+_BIAS, _REST = "attention with a bias", "everything else"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def profile(
     }
     with place.evaluating():
         timed = list(interleave(calls, rounds, wait=place.wait))
-        clocked = [_clocked(place, merging, calls["merging"]) for _ in range(rounds)]
+        clocked = [_clocked(place, calls["merging"]) for _ in range(rounds)]
     median = {name: statistics.median(seconds[name] for seconds in timed) for name in calls}
     parts = {name: statistics.median(one[name] for one in clocked) for name in clocked[0]}
     biased = median["merging"] - median["unbiased"] - parts["log of sizes"]
@@ -85,33 +86,25 @@ def profile(
     return Profile(median["merging"], median["dropping"], parts)
 
 
-def _clocked(place: Place, model: Any, call: Callable[[], Any]) -> dict[str, float]:
+def _clocked(place: Place, call: Callable[[], Any]) -> dict[str, float]:
     """Seconds by part of one pass."""
     seconds = dict.fromkeys([name for _, _, name in _PARTS], 0.0)
-    settings = config_of_patched(model)
-    whole = {_FOLLOWING: 0.0}
-    reduce = settings.reduce
-    settings.reduce = _timed(place, reduce, whole, _FOLLOWING)
-    try:
-        with _watched(place, seconds):
-            call()
-    finally:
-        settings.reduce = reduce
-    inside = sum(seconds[name] for module, _, name in _PARTS if module is _reduce)
-    return {**seconds, _FOLLOWING: max(0.0, whole[_FOLLOWING] - inside)}
+    with _watched(place, seconds):
+        call()
+    return seconds
 
 
 @contextlib.contextmanager
 def _watched(place: Place, seconds: dict[str, float]) -> Iterator[None]:
     """Within this context the functions of ``_PARTS`` note how long they take."""
-    before = [(module, name, getattr(module, name)) for module, name, _ in _PARTS]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _PARTS]
     try:
-        for module, name, part in _PARTS:
-            setattr(module, name, _timed(place, getattr(module, name), seconds, part))
+        for owner, name, part in _PARTS:
+            setattr(owner, name, _timed(place, getattr(owner, name), seconds, part))
         yield
     finally:
-        for module, name, function in before:
-            setattr(module, name, function)
+        for owner, name, function in before:
+            setattr(owner, name, function)
 
 
 def _timed(
