@@ -229,7 +229,9 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     matrix.main()
     cells = json.loads(path.read_text())["cells"]
     assert [cell["cell"] for cell in cells] == [["torch", "tiny", 32, 2, 3, "float32"]]
-    assert set(cells[0]["images_per_second"]) == {"unpatched", "merging", "dropping", "published"}
+    forms = {"unpatched", "merging", "dropping", "published", "shorter"}
+    assert set(cells[0]["images_per_second"]) == forms
+    assert set(cells[0]["ahead"]) == {"published", "shorter"}
     first = path.read_text()
     matrix.main()  # it has them all
     assert path.read_text() == first
@@ -237,6 +239,26 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     matrix.main()
     shown = capsys.readouterr().out
     assert shown.count("1 cells: of free-drop") == 3
+    cells[0] |= {"drop_share": 0.5, "speedup": 0.9, "ahead": {"published": 0.8, "shorter": 1.0}}
+    cells[0]["profile"] = {
+        "merging": 3e-3,
+        "dropping": 1e-3,
+        "parts": {"restore": 5e-4, "merging": 1.5e-3},
+    }
+    missing = tmp_path / "missing.json"
+    missing.write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "--show", str(missing), "--missed"])
+    matrix.main()
+    shown = capsys.readouterr().out
+    reasons = (
+        "below 93 % of free-drop, slower than unpatched, behind the published form (0.80x of the"
+    )
+    assert reasons in shown
+    assert "2000 us over 1000 us of free-drop: merging 1500, restore 500" in shown
+    cells[0] |= {"drop_share": 0.95, "speedup": 1.1, "ahead": {"published": 1.0, "shorter": 1.0}}
+    missing.write_text(json.dumps({"cells": cells}))
+    matrix.main()
+    assert "of free-drop:" not in capsys.readouterr().out
     picture = tmp_path / "speed.png"
     again = ["matrix.py", "--show", str(path), "--plot", str(picture)]
     monkeypatch.setattr(sys, "argv", again)

@@ -117,11 +117,11 @@ class Backend:
         if self.samples is _unset_one:
             self.samples = _standard.sample_numbers(self.xp, self.device)
         if self.numbers is _unset_range:
-            self.numbers = _standard.ranges(self.xp, self.device, self.samples)
+            self.numbers = _standard.ranges(self)
         if self.flat_rows is _unset_number:
-            self.flat_rows = _standard.laid_end_to_end(self.xp, self.samples)
+            self.flat_rows = _standard.laid_end_to_end(self)
         if self.every_second is _unset_number:
-            self.every_second = _standard.taken(self.xp, self.device)
+            self.every_second = _standard.taken(self)
         if self.permute is _unset_pair:
             self.permute = _standard.sorted_permute(self.xp)
         if self.norm is _unset_one:

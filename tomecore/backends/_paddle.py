@@ -193,10 +193,8 @@ def take_along_axis(x: Array, indices: Array, axis: int) -> Array:
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     """index_add on flat rows: 5 to 10 times faster than put_along_axis."""
     rows, width = base.shape[1], base.shape[2]
-    flat = paddle.reshape(index + rows * samples(index), [-1])
-    added = paddle.index_add(
-        paddle.reshape(base, [-1, width]), flat, 0, paddle.reshape(updates, [-1, width])
-    )
+    base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
+    added = paddle.index_add(base, flat_rows(index, rows), 0, updates)
     return paddle.reshape(added, [-1, rows, width])
 
 
@@ -210,8 +208,8 @@ def accumulate(base: Array, rows: Array, updates: Array) -> Array:
 def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
     """On flat rows: put_along_axis reads a value on the host."""
     slots = base.shape[1]
-    rows = paddle.reshape(index + slots * samples(index), [-1])
-    flat = accumulate(paddle.reshape(base, [-1]), rows, paddle.reshape(updates, [-1]))
+    flat = paddle.reshape(base, [-1]), paddle.reshape(updates, [-1])
+    flat = accumulate(flat[0], flat_rows(index, slots), flat[1])
     return paddle.reshape(flat, [-1, slots])
 
 
@@ -225,8 +223,36 @@ def max_rows(x: Array) -> tuple[Array, Array | None]:
 def samples(index: Array) -> Array:
     """In a static graph, where the batch size is unknown, counted from ones."""
     if paddle.in_dynamic_mode():
-        return arange(index.shape[0], dtype=index.dtype, device=index.place).unsqueeze(1)
+        return arange(index.shape[0], dtype=index.dtype, device=BACKEND.device(index)).unsqueeze(1)
     return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
+
+
+@functools.lru_cache(maxsize=4096)
+def _ranges(batch: int, start: int, stop: int, step: int, dtype: Any, device: _Device) -> Array:
+    return _made(start, stop, step, dtype, device.place).unsqueeze(0).tile([batch, 1])
+
+
+def numbers(index: Array, start: int, stop: int, step: int) -> Array:
+    """Made once for each batch size, but in a static graph, where it is unknown."""
+    if paddle.in_dynamic_mode():
+        device = _Device(BACKEND.device(index))
+        return _ranges(index.shape[0], start, stop, step, index.dtype, device)
+    return 0 * samples(index) + _made(start, stop, step, index.dtype, None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _firsts(batch: int, rows: int, dtype: Any, device: _Device) -> Array:
+    """(B, 1): the row at which each sample begins."""
+    return _made(0, batch * rows, rows, dtype, device.place).unsqueeze(1)
+
+
+def flat_rows(index: Array, rows: int) -> Array:
+    """Of one sample, they are the index."""
+    if not paddle.in_dynamic_mode():
+        index = index + rows * samples(index)
+    elif index.shape[0] > 1:
+        index = index + _firsts(index.shape[0], rows, index.dtype, _Device(BACKEND.device(index)))
+    return paddle.reshape(index, [-1])
 
 
 def scatter_max(base: Array, index: Array, updates: Array) -> Array:
@@ -252,6 +278,8 @@ BACKEND = Backend(
     detach=_detach,
     device=_device,
     samples=samples,
+    numbers=numbers,
+    flat_rows=flat_rows,
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
     max_rows=max_rows,

@@ -69,32 +69,32 @@ def sample_numbers(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array],
     return samples
 
 
-def ranges(
-    xp: Any, device: Callable[[Array], Any], samples: Callable[[Array], Array]
-) -> Callable[[Array, int, int, int], Array]:
+def ranges(backend: Any) -> Callable[[Array, int, int, int], Array]:
     """(B, n): the same range for each sample."""
 
     def numbers(index: Array, start: int, stop: int, step: int) -> Array:
-        one = xp.arange(start, stop, step, dtype=index.dtype, device=device(index))
-        return 0 * samples(index) + one
+        device = backend.device(index)
+        one = backend.xp.arange(start, stop, step, dtype=index.dtype, device=device)
+        return 0 * backend.samples(index) + one
 
     return numbers
 
 
-def laid_end_to_end(xp: Any, samples: Callable[[Array], Array]) -> Callable[[Array, int], Array]:
+def laid_end_to_end(backend: Any) -> Callable[[Array, int], Array]:
     """(B * r,): row numbers of the batch laid end to end."""
 
     def flat_rows(index: Array, rows: int) -> Array:
-        return xp.reshape(index + rows * samples(index), (-1,))
+        return backend.xp.reshape(index + rows * backend.samples(index), (-1,))
 
     return flat_rows
 
 
-def taken(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array, int], Array]:
+def taken(backend: Any) -> Callable[[Array, int], Array]:
     """Every second token, by a take."""
 
     def every_second(x: Array, first: int) -> Array:
-        return xp.take(x, xp.arange(first, x.shape[1], 2, device=device(x)), axis=1)
+        numbers = backend.xp.arange(first, x.shape[1], 2, device=backend.device(x))
+        return backend.xp.take(x, numbers, axis=1)
 
     return every_second
 
