@@ -226,3 +226,27 @@ def test_the_recomputation_flag_of_torch():
     assert seen[1:] == [True, seen[2]]
     assert seen[2] != -1
     assert torch._C._current_graph_task_id() == -1
+
+
+@pytest.mark.parametrize("layer", ["norm1", "attn.qkv", "attn.k_norm", "mlp"])
+def test_another_thread_that_compiles_is_not_noticed(monkeypatch, layer):
+    """While it does, torch says that it is compiling, to all threads; here from inside a block on."""
+    case = by_name(OWN)["torch-plain"]
+    model, images = case.patched(r=8, trace_source=True), case.tensors()
+    with torch.no_grad():
+        expected = model(images)
+        source = model.tome.source
+    module = model.blocks[1].get_submodule(layer)
+    seen = []
+
+    def compile_elsewhere(*_):
+        monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+        seen.append(torch.compiler.is_compiling())
+
+    handle = module.register_forward_pre_hook(compile_elsewhere)
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)
+        assert torch.equal(model(images), expected)
+    handle.remove()
+    assert seen == [True, True]
+    assert torch.equal(model.tome.source, source)

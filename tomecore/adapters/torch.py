@@ -28,7 +28,7 @@ from tomecore.adapters._state import Rider, Run, Start, ridden
 from tomecore.adapters.families import known
 from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.backends import Array, Backend
-from tomecore.backends._torch import BACKEND
+from tomecore.backends._torch import BACKEND, tracing
 from tomecore.schedule import R
 
 __all__ = ["HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
@@ -140,7 +140,7 @@ class TorchHost(Host):
         return module.register_forward_hook(_tap)
 
     def tracing(self) -> bool:
-        return torch.compiler.is_compiling()
+        return tracing()
 
     def recomputing(self) -> bool:
         # Not public; tests pin that it is -1 exactly outside a backward pass.
@@ -209,7 +209,7 @@ def _by_products(x: torch.Tensor) -> bool:
     The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take half
     to nine tenths of its time. They would keep all scores for a backward pass, so not where there is one.
     """
-    plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    plain = not torch.is_grad_enabled() and not tracing()
     return plain and x.is_cpu and x.dtype == torch.bfloat16
 
 
@@ -267,7 +267,7 @@ def _attention_by_products(
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    HOST.tapped(module, output, torch.compiler.is_compiling())
+    HOST.tapped(module, output, tracing())
 
 
 def _storage(x: torch.Tensor) -> Any:

@@ -16,6 +16,17 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from tomecore.backends import Array, Backend
 
 
+def tracing() -> bool:
+    """Whether this thread traces a graph.
+
+    ``torch.compiler.is_compiling`` alone is also true while another thread does; what is traced without
+    Dynamo runs under a dispatch mode, and these belong to a thread.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return True
+    return _get_current_dispatch_mode() is not None and torch.compiler.is_compiling()
+
+
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """gather; ``torch.take_along_dim`` broadcasts, which fixes the batch size in an exported graph."""
     return torch.gather(x, axis, indices)
@@ -56,7 +67,7 @@ def take(x: Array, indices: Array, /, *, axis: int) -> Array:
 def sum(x: Array, /, *, axis: int, keepdims: bool = False) -> Array:
     """Over the heads of strided keys, one by one is 3 times faster on a CPU, up to six of them."""
     few = len(x.shape) == 4 and axis in (1, 2) and x.shape[axis] <= 6 and x.is_cpu
-    if keepdims or not few or torch.compiler.is_compiling():
+    if keepdims or not few or tracing():
         return torch.sum(x, dim=axis, keepdim=keepdims)
     total, *rest = x.unbind(axis)
     for index, head in enumerate(rest):
@@ -80,7 +91,7 @@ def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
 
 def max_rows(x: Array) -> tuple[Array, Array | None]:
     """With their places, but for much on a CPU, where that takes four times as long as without."""
-    if x.is_cpu and not torch.compiler.is_compiling() and x.numel() > 2**14:
+    if x.is_cpu and not tracing() and x.numel() > 2**14:
         return torch.amax(x, 2), None
     return torch.max(x, 2)
 
@@ -135,7 +146,7 @@ def arange(
 
 def _anew(device: torch.device) -> bool:
     """Whether a constant must be made here, and not shared."""
-    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    watched = torch.compiler.is_dynamo_compiling() or _get_current_dispatch_mode() is not None
     return watched or (device.type == "cuda" and _capturing())
 
 
@@ -177,7 +188,7 @@ def _firsts(batch: int, rows: int, dtype: Any, device: Any) -> Array:
 
 def every_second(x: Array, first: int) -> Array:
     """A view, which products take as it is; where shapes are symbols, a slice would be one more graph."""
-    if torch.compiler.is_compiling():
+    if tracing():
         return torch.index_select(x, 1, torch.arange(first, x.shape[1], 2, device=x.device))
     return x[:, first::2]
 
