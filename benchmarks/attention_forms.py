@@ -24,7 +24,7 @@ import functools
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from tomecore.benchmark import interleave, median_ratio, quartiles
 
-HEADS, TOKENS, BATCHES, WIDTH = (3, 6, 12), (50, 101, 197, 389, 577), (1, 8), 64
+HEADS, TOKENS, BATCHES, WIDTH = (3, 6, 12), (25, 50, 101, 197, 389, 577), (1, 8), 64
+FEW = 2**15  # scores of a call, up to which what a form costs in calls decides
 #: fused kernels that a GPU has
-KERNELS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
+KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 # Forms: q, k, v (B, H, N, d) and sizes (B, N) float32 (of float64: float64) -> (B, H, N, d).
 
@@ -128,13 +125,13 @@ def call(
 
 
 def calls_of(
-    given: list[Tensor], kernels: dict[str, SDPBackend]
+    given: list[Tensor], kernels: Sequence[SDPBackend]
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """What can be timed, by name, each to be called with how often; and why the others cannot."""
     tried: list[Any] = [(name, form, None) for name, form in FORMS.items()]
-    tried += [
-        (f"{n} ({k})", FORMS[n], kernels[k]) for k in kernels for n in FORMS if n != "products"
-    ]
+    for kernel, (name, form) in product(kernels, FORMS.items()):
+        if form is not products:
+            tried.append((f"{name} ({kernel.name.partition('_')[0].lower()})", form, kernel))
     found, refused = {}, {}
     for name, form, kernel in tried:
         run = functools.partial(call, form, kernel, given)
@@ -169,7 +166,7 @@ def measure(
     """One shape: milliseconds, time relative to plain, error to float64, and kernel of each form."""
     given = inputs(batch, heads, tokens, getattr(torch, dtype), device)
     wait = (lambda: None) if device == "cpu" else torch.cuda.synchronize
-    calls, refused = calls_of(given, {} if device == "cpu" else KERNELS)
+    calls, refused = calls_of(given, () if device == "cpu" else KERNELS)
     (once,) = interleave({"plain": functools.partial(calls["plain"], 1)}, 1, wait=wait)
     repeat = max(1, min(100, round(0.002 / once["plain"])))  # two milliseconds, or one call
     timed = {name: functools.partial(run, repeat) for name, run in calls.items()}
@@ -201,16 +198,20 @@ def line(cell: dict[str, Any]) -> str:
 
 
 def summary(cells: list[dict[str, Any]]) -> str:
-    """Of each dtype and form: least to most of the shapes, and their median."""
+    """Of each dtype and form, for few scores and for many: least to most of the shapes, and their median."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        few = cell["batch"] * cell["heads"] * cell["tokens"] ** 2 < FEW
+        kinds.setdefault((cell["dtype"], "below" if few else "from"), []).append(cell)
     lines = []
-    for dtype in dict.fromkeys(cell["dtype"] for cell in cells):
-        own = [cell for cell in cells if cell["dtype"] == dtype]
+    for (dtype, many), own in kinds.items():
         for name in dict.fromkeys(name for cell in own for name in cell["error"]):
             found = [cell["relative"][name][1] for cell in own if name in cell["relative"]]
             wrong = max(cell["error"][name] for cell in own if name in cell["error"])
+            spread = f"{min(found):.2f}-{max(found):.2f}, median {statistics.median(found):.2f}"
             lines.append(
-                f"{dtype:8s} {name:24s} {min(found):.2f}-{max(found):.2f}, median "
-                f"{statistics.median(found):.2f}, {len(found)} shapes; error at most {wrong:.1e}"
+                f"{dtype:8s} {many:5s} {FEW} scores  {name:24s} {spread}, {len(found)} shapes; "
+                f"error at most {wrong:.1e}"
             )
     return "\n".join(lines)
 

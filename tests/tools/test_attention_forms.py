@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from torch.nn.attention import SDPBackend
 
 from tomecore.adapters.torch import _attention_by_products
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention_forms.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "attention_forms.py"
 
 
 def imported():
@@ -61,7 +65,7 @@ def test_products_are_those_of_the_adapter():
 
 def test_a_kernel_that_refuses_is_named_and_not_timed():
     given = script.inputs(1, 2, 9, torch.float32, "cpu")
-    kernels = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
     calls, refused = script.calls_of(given, kernels)
     unrestricted = list(script.FORMS)
     assert list(calls) == [
@@ -70,3 +74,25 @@ def test_a_kernel_that_refuses_is_named_and_not_timed():
     ]
     assert list(refused) == [f"{name} (cudnn)" for name in unrestricted if name != "products"]
     assert all("backend" in reason for reason in refused.values())
+
+
+def test_the_design_page_quotes_the_results():
+    results = ROOT / "benchmarks" / "results" / "attention-forms-cpu.json"
+    cells = json.loads(results.read_text())["cells"]
+    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = page.partition("| | float32, few scores |")[2].partition("\n\n")[0]
+    rows = [re.split(r" *\| *", row)[2:-1] for row in table.splitlines()[2:]]
+    kinds = [(dtype, few) for dtype in ("float32", "bfloat16") for few in (True, False)]
+    expected = []
+    for name in SIZED:
+        expected.append([])
+        for kind in kinds:
+            found = [
+                cell["relative"][name][1]
+                for cell in cells
+                if kind
+                == (cell["dtype"], cell["batch"] * cell["heads"] * cell["tokens"] ** 2 < script.FEW)
+            ]
+            spread = f"{min(found):.2f}-{max(found):.2f}, median {statistics.median(found):.2f}"
+            expected[-1].append(spread)
+    assert rows == expected
