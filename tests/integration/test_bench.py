@@ -288,3 +288,24 @@ def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_free_drop_needs_a_patched_model() -> None:
     with pytest.raises(NotPatchedError, match="call apply_patch first"):
         benchmark.config_of_patched(torch.nn.Linear(1, 1))
+
+
+def test_forms_of_attention_are_written_as_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forms, path = script("attention_forms"), tmp_path / "new" / "forms.json"
+    shape = ["--tokens", "9", "--rounds", "1", "--dtype", "float32", "bfloat16"]
+    forms.main([*shape, "--note", "a test", "--json", str(path)])
+    printed = capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert (found["note"], found["device"]) == ("a test", "cpu")
+    assert torch.__version__.startswith(found["machine"]["torch"])
+    assert [cell["dtype"] for cell in found["cells"]] == ["float32"] * 6 + ["bfloat16"] * 6
+    cell = found["cells"][0]
+    assert list(cell["error"]) == [name for name in forms.FORMS if name != "plain"]
+    assert all(error < 1e-5 for error in cell["error"].values())
+    used = cell["kernel"]
+    assert used["plain"] == used["key bias"] == used["key column"] == "flash_attention_for_cpu"
+    assert used["products"] == ""
+    forms.main(["--show", str(path)])
+    assert capsys.readouterr().out == printed

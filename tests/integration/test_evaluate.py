@@ -208,7 +208,10 @@ def test_what_an_interrupted_command_found_is_kept(folder: Any, tmp_path: Path) 
         (["digits", "--device", "abacus"], "`device` is 'abacus', which torch cannot use"),
         (["digits", "--r", "[1,1,1,1,1,1,1,1,1,1,1,1,1]"], "13 numbers for a model of 12 layers"),
         (["digits", "--model", "digits:jax"], "digits:jax is not one of"),
-        (["digits", "--model", "paddle:tiny"], r"takes \(3, 224, 224\); use --model digits:torch"),
+        (
+            ["digits", "--model", "paddle:tiny"],
+            r"takes \(3, 224, 224\); use digits:torch or digits:paddle",
+        ),
         (["digits", "--model", "digits:paddle", "--amp", "bf16"], "`amp` is for torch models"),
     ],
 )

@@ -83,7 +83,7 @@ def test_a_finished_record_runs_nothing(
     images, labels = data
     path = tmp_path / "record.jsonl"
     first = evaluate(trained, images[:8], labels[:8], [8], batch=4, resume=path)
-    monkeypatch.setattr("tomecore.evaluation._run._Runner.run", None)
+    monkeypatch.setattr("tomecore.evaluation._batch.Runner.run", None)
     assert evaluate(trained, images[:8], labels[:8], [8], batch=4, resume=path) == first
 
 

@@ -101,8 +101,7 @@ def test_the_picture_shows_what_the_model_merged(
 
 def test_random_weights_are_called_random(folder: Path, tmp_path: Path) -> None:
     result = run(
-        folder / "photos",
-        *("--model", "timm:test_vit", "--r", "8", "--r", "(8, -1)", "--r", "8"),
+        *("--model", "timm:test_vit", "--r", "8", "(8, -1)", "8", folder / "photos"),
         *("--output", tmp_path / "photos.jpg", "--limit", 1),
     )
     assert result.exit_code == 0, result.output

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from tomecore.schedule import R, parse_r
 
 __all__ = [
+    "MODELS",
     "PICTURES",
     "Json",
     "ModelName",
@@ -28,6 +31,7 @@ __all__ = [
     "plain_table",
     "progress_bar",
     "read_r",
+    "write_numbers",
 ]
 
 app = typer.Typer(
@@ -41,15 +45,12 @@ errors = Console(stderr=True)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, "
-        "paddleclas:NAME, ppim:NAME, paddle:SIZE, digits:torch, digits:paddle, or module:function.",
-    ),
-]
+#: how a model is named
+MODELS = (
+    "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, paddleclas:NAME, ppim:NAME, "
+    "paddle:SIZE, digits:torch, digits:paddle, or module:function."
+)
+ModelName = Annotated[str, typer.Option("--model", "-m", help=MODELS)]
 Pretrained = Annotated[
     bool, typer.Option("--pretrained", help="With the weights its library offers (downloads them).")
 ]
@@ -97,6 +98,15 @@ def check_file(path: Path | None, option: str, endings: tuple[str, ...] = ()) ->
         raise typer.BadParameter(
             f"{path} must end in {', '.join(endings[:-1])} or {endings[-1]}", param_hint=option
         )
+
+
+def write_numbers(path: Path | None, numbers: Any) -> None:
+    """What ``--json`` asks for: plain data as a file, in a folder that is made; None writes nothing."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    console.print(f"All numbers: [bold]{escape(str(path))}[/bold]")
 
 
 def read_r(text: str, option: str = "--r") -> R:

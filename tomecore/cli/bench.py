@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from enum import Enum
@@ -29,6 +28,7 @@ from tomecore.cli._shared import (
     plain_table,
     progress_bar,
     read_r,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -137,13 +137,10 @@ def bench(
     for cell, split in zip(found, profiles):  # noqa: B905 (there may be none)
         console.print(_split(cell, split))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         cells_of = [cell.as_dict() for cell in found]
         for cell_of, split in zip(cells_of, profiles):  # noqa: B905
             cell_of["profile"] = split.parts
-        text = json.dumps({"machine": machine(), "cells": cells_of}, indent=1)
-        json_file.write_text(text + "\n")
-        console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+        write_numbers(json_file, {"machine": machine(), "cells": cells_of})
     if plot is not None:
         benchmark.draw(found, plot)
         console.print(f"Picture: [bold]{escape(str(plot))}[/bold]")

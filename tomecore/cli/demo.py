@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from enum import Enum
 from pathlib import Path
@@ -21,6 +20,7 @@ from tomecore.cli._shared import (
     console,
     plain_table,
     progress_bar,
+    write_numbers,
 )
 from tomecore.errors import ClampWarning, TomeError
 from tomecore.running import FRAMEWORKS, require
@@ -88,10 +88,7 @@ def demo(
             )
     console.print(_table(result))
     console.print(_parity_line(result))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
-        console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+    write_numbers(json_file, result.as_dict())
     job.draw(next(iter(models.values())), picture)
     console.print(
         f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{escape(str(picture))}[/bold]"

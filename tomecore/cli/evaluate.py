@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from tomecore.cli._digits import DIGITS, held_out
 from tomecore.cli._several import OPTIONS, SeveralR
 from tomecore.cli._shared import (
     Json,
@@ -27,17 +27,13 @@ from tomecore.cli._shared import (
     plain_table,
     progress_bar,
     read_r,
+    write_numbers,
 )
-from tomecore.errors import ArgumentValueError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tomecore.evaluation import Result
-    from tomecore.loading import Loaded
 
 PLOTS = (".png", ".svg", ".pdf")
-DIGITS = "digits"
 #: unreadable pictures that are named on the screen; the JSON has all
 _NAMED = 10
 
@@ -124,12 +120,16 @@ def evaluate(
 
     found = None if data == DIGITS else evaluation.find(data, labelled=not no_labels)
     names = None if classes is None else evaluation.read_names(classes)
+    if found is None and names is not None:
+        raise typer.BadParameter("the digits' classes are 0 to 9", param_hint="--classes")
     loaded = loading.load(model, pretrained=pretrained, weights=weights, resolution=resolution)
     place = evaluation.put_on(loaded.model, device)
     with distributed.join(loaded.framework) as processes:
         images: Any
+        labels: Any
         if found is None:
-            images, labels = _digits(loaded, limit, no_labels, names)
+            images, labels = held_out(loaded, limit)
+            labels = None if no_labels else labels
         else:
             outputs = evaluation.outputs_of(loaded.model, loaded.input_shape)
             labels = found.labels(outputs, names)
@@ -161,21 +161,18 @@ def evaluate(
                     "The weights are random (neither --pretrained nor --weights): only speed says something."
                 )
             console.print(_table(result, model, place, amp))
-            if json_file is not None:
-                numbers = {
-                    "model": model,
-                    "data": data,
-                    "device": place,
-                    "amp": None if amp is None else amp.value,
-                    **result.as_dict(),
-                    "unreadable": [
-                        {"path": str(images.paths[index]), "reason": reason}
-                        for index, reason in result.unreadable
-                    ],
-                }
-                json_file.parent.mkdir(parents=True, exist_ok=True)
-                json_file.write_text(json.dumps(numbers, indent=1) + "\n")
-                console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+            numbers = {
+                "model": model,
+                "data": data,
+                "device": place,
+                "amp": None if amp is None else amp.value,
+                **result.as_dict(),
+                "unreadable": [
+                    {"path": str(images.paths[index]), "reason": reason}
+                    for index, reason in result.unreadable
+                ],
+            }
+            write_numbers(json_file, numbers)
             if plot is not None:
                 evaluation.draw(result, plot, title=f"{model}, {result.images} images of {data}")
                 console.print(f"Plot: [bold]{escape(str(plot))}[/bold]")
@@ -183,23 +180,6 @@ def evaluate(
     if processes.first and result.unreadable:
         _name_unreadable([reason for _, reason in result.unreadable], result.images)
         raise typer.Exit(1)
-
-
-def _digits(
-    loaded: Loaded, limit: int | None, no_labels: bool, names: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    from tomecore import digits, evaluation
-
-    images, labels = digits.load("test")
-    if loaded.input_shape != images.shape[1:]:
-        raise ArgumentValueError(
-            f"the digits are grey images {images.shape[1:]}, and {loaded.name} takes "
-            f"{loaded.input_shape}; use --model digits:torch or digits:paddle, or other DATA"
-        )
-    if names is not None:
-        raise typer.BadParameter("the digits' classes are 0 to 9", param_hint="--classes")
-    chosen = evaluation.spread(len(images), limit)
-    return images[chosen], None if no_labels else labels[chosen]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from enum import Enum
@@ -13,18 +12,24 @@ import numpy as np
 import typer
 from rich.markup import escape
 
+from tomecore.cli._digits import DIGITS, held_out
 from tomecore.cli._several import SeveralR
-from tomecore.cli._shared import Json, Resolution, app, check_file, console, errors, read_r
+from tomecore.cli._shared import (
+    MODELS,
+    Json,
+    Resolution,
+    app,
+    check_file,
+    console,
+    errors,
+    read_r,
+    write_numbers,
+)
 from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
 
 if TYPE_CHECKING:
     from tomecore.loading import Loaded
 
-DIGITS = "digits"
-_MODEL = (
-    "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, paddleclas:NAME, ppim:NAME, "
-    "paddle:SIZE, digits:torch, digits:paddle, or module:function."
-)
 #: unreadable pictures that are named
 _NAMED = 5
 
@@ -45,7 +50,7 @@ class Convert(str, Enum):
 
 @app.command(cls=SeveralR)
 def parity(
-    a: Annotated[str, typer.Argument(metavar="A", help=_MODEL, show_default=False)],
+    a: Annotated[str, typer.Argument(metavar="A", help=MODELS, show_default=False)],
     b: Annotated[
         str,
         typer.Argument(metavar="B", help="The same, of any framework.", show_default=False),
@@ -125,18 +130,15 @@ def parity(
             console.print(str(found), markup=False, highlight=False, soft_wrap=True)
             results.append(found)
         agrees = all(found.agrees for found in results)
-        if json_file is not None:
-            numbers = {
-                "a": a,
-                "b": b,
-                "images": what,
-                "dtype": dtype.value,
-                "agrees": agrees,
-                "results": [found.as_dict() for found in results],
-            }
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(_finite(numbers), indent=1) + "\n")
-            console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+        numbers = {
+            "a": a,
+            "b": b,
+            "images": what,
+            "dtype": dtype.value,
+            "agrees": agrees,
+            "results": [found.as_dict() for found in results],
+        }
+        write_numbers(json_file, _finite(numbers))
     except (typer.BadParameter, typer.Exit, typer.Abort):
         raise
     except TomeError as error:
@@ -210,16 +212,10 @@ def _images(
         count = random or 4
         noise = np.random.default_rng(0).standard_normal((count, *loaded.input_shape))
         return noise, f"{count} images of noise"
-    from tomecore import digits, evaluation
+    from tomecore import evaluation
 
     if images == DIGITS:
-        arrays, _ = digits.load("test")
-        if arrays.shape[1:] != loaded.input_shape:
-            raise ArgumentValueError(
-                f"the digits are grey images {arrays.shape[1:]}, and {loaded.name} takes "
-                f"{loaded.input_shape}; use digits:torch and digits:paddle, or other --images"
-            )
-        arrays = arrays[evaluation.spread(len(arrays), limit)]
+        arrays, _ = held_out(loaded, limit)
         return arrays, f"{len(arrays)} held-out digits"
     found = evaluation.find(images, labelled=False)
     chosen = evaluation.spread(len(found.paths), limit)

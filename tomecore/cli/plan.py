@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -22,6 +21,7 @@ from tomecore.cli._shared import (
     console,
     plain_table,
     read_r,
+    write_numbers,
 )
 
 if TYPE_CHECKING:
@@ -87,19 +87,16 @@ def plan(
             "they were asked to: at most half of those that are not protected "
             f"({arithmetic.protected} of this model are)."
         )
-    if json_file is not None:
-        numbers: dict[str, Any] = {
-            "model": model,
-            "r": str(wish) if callable(wish) else wish,
-            "num_tokens": tokens,
-            "protected": arithmetic.protected,
-            "limit": limit,
-            "multiply_adds": operations,
-            "layers": [dataclasses.asdict(row) for row in rows],
-        }
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(numbers, indent=1) + "\n")
-        console.print(f"All numbers: [bold]{escape(str(json_file))}[/bold]")
+    numbers = {
+        "model": model,
+        "r": str(wish) if callable(wish) else wish,
+        "num_tokens": tokens,
+        "protected": arithmetic.protected,
+        "limit": limit,
+        "multiply_adds": operations,
+        "layers": [dataclasses.asdict(row) for row in rows],
+    }
+    write_numbers(json_file, numbers)
 
 
 def _named(wish: schedule.R) -> str:

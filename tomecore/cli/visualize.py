@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     PICTURES,
     ModelName,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _ENDINGS = {*PICTURES, ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 
 
-@app.command()
+@app.command(cls=SeveralR)
 def visualize(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of them.")
@@ -48,7 +49,7 @@ def visualize(
         list[str] | None,
         typer.Option(
             "--r",
-            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]". Give it several times to '
+            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]"; several after one another to '
             "compare.  [default: 16]",
         ),
     ] = None,

@@ -6,11 +6,13 @@
 ``images`` are arrays or a folder (:func:`find`); ``tomecore evaluate`` is this on the command line.
 """
 
-from tomecore.evaluation._data import Found, Pictures, find, read_names, spread
+from tomecore.evaluation._batch import outputs_of
+from tomecore.evaluation._data import Found, find, read_names
 from tomecore.evaluation._device import put_on
+from tomecore.evaluation._pictures import Pictures, spread
 from tomecore.evaluation._plot import draw
 from tomecore.evaluation._result import Result, Row
-from tomecore.evaluation._run import evaluate, outputs_of
+from tomecore.evaluation._run import evaluate
 
 __all__ = [
     "Found",

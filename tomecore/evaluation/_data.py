@@ -1,59 +1,17 @@
-"""Pictures to evaluate on, and their labels: a folder of class folders, a CSV file, or a plain folder."""
+"""Where pictures lie, and their labels: a folder of class folders, a CSV file, or a plain folder."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.images import read_image
 
-__all__ = ["Found", "Pictures", "find", "read_names", "spread"]
-
-
-@dataclass(frozen=True)
-class Pictures(Sequence[np.ndarray]):
-    """Picture files as what a model takes; each is read when it is asked for.
-
-    Args:
-        paths: of the files.
-        transform: from a picture to (C, H, W) float32: ``Loaded.image``.
-        root: the folder their names are relative to.
-    """
-
-    paths: Sequence[Path]
-    transform: Callable[[Any], np.ndarray]
-    root: Path
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        path = self.paths[index]
-        try:
-            picture = read_image(path)
-        except ArgumentValueError:
-            raise
-        except Exception as error:  # Pillow's decoders raise what they like on broken files
-            raise ArgumentValueError(
-                f"{path} cannot be read as a picture ({type(error).__name__}: {error})"
-            ) from error
-        return self.transform(picture)
-
-    def digest(self) -> str:
-        """Of names and sizes of the files: the same on every machine that holds a copy."""
-        found = hashlib.sha256()
-        for path in self.paths:
-            size = path.stat().st_size if path.exists() else -1
-            relative = path.relative_to(self.root) if path.is_relative_to(self.root) else path
-            found.update(f"{relative.as_posix()}\0{size}\n".encode(errors="surrogateescape"))
-        return found.hexdigest()[:16]
+__all__ = ["Found", "find", "read_names"]
 
 
 @dataclass(frozen=True)
@@ -190,13 +148,6 @@ def read_names(path: Path | str) -> list[str]:
         found = f"line {names.index('') + 1} is empty" if "" in names else f"twice: {_some(twice)}"
         raise ArgumentValueError(f"{path} must have one name per line, each once; {found}")
     return names
-
-
-def spread(count: int, limit: int | None) -> list[int]:
-    """``limit`` of ``count`` indices, evenly over all of them; all if there are not more."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [number * count // limit for number in range(limit)]
 
 
 def _find_listed(path: Path, labelled: bool) -> Found:

@@ -1,9 +1,8 @@
-"""Run a model over images at several r, batch by batch, all r of a batch in turn."""
+"""Run a model over images at several r, batch by batch: the run, its record, and its processes."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ from tomecore._checks import whole_number
 from tomecore.adapters._patch import config_of
 from tomecore.distributed import ALONE, Processes
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, UnsupportedModelError
+from tomecore.evaluation._batch import Runner
 from tomecore.evaluation._device import autocast
-from tomecore.evaluation._reading import Loaded, read_ahead
-from tomecore.evaluation._result import Chunk, Result, count_chunk, plain, result_of
+from tomecore.evaluation._reading import read_ahead
+from tomecore.evaluation._result import Result, plain, result_of
 from tomecore.evaluation._resume import Record, digest_of_array, digest_of_model
 from tomecore.loading import adapter_of
-from tomecore.running import evaluating, framework_of, logits_of, to_numpy, to_tensor
+from tomecore.running import evaluating, framework_of
 from tomecore.schedule import R
 
-__all__ = ["evaluate", "outputs_of"]
+__all__ = ["evaluate"]
 
 Progress = Callable[[int, int], None]
 
@@ -96,7 +96,7 @@ def evaluate(
         done = sum(len(chunks[number]) for number in record.chunks)
         progress(done, len(own))
         left = [number for number in range(len(chunks)) if number not in record.chunks]
-        runner = _Runner(patched, wanted, known)
+        runner = Runner(patched, wanted, known)
         for number, loaded in read_ahead(images, chunks, left, workers):
             record.add(number, runner.run(number, loaded))
             done += len(chunks[number])
@@ -110,71 +110,6 @@ def evaluate(
             raise TomeError(f"none of {count} images could be read; the first: {reasons[0]}")
         limits = [_limit(patched, found[0]["tokens"], r) for r in wanted]
     return result_of(shares, wanted, limits, batch)
-
-
-def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
-    """How many classes a model has outputs for, from a forward pass of one black image of ``shape``.
-
-    Raises:
-        ArgumentTypeError, ArgumentValueError: the outputs are no (B, classes).
-    """
-    with evaluating(model):
-        image = to_tensor(model, np.zeros((1, *shape), dtype=np.float32))
-        return _classes(to_numpy(logits_of(model(image))), 1)
-
-
-class _Runner:
-    """Runs one batch at every r."""
-
-    def __init__(self, model: Any, schedules: Sequence[R], labels: np.ndarray | None) -> None:
-        self.model, self.schedules, self.labels = model, schedules, labels
-        self.warm: set[int] = set()
-
-    def run(self, number: int, loaded: Loaded) -> Chunk:
-        readable = [(i, image) for i, image in loaded if not isinstance(image, str)]
-        unreadable = [(i, reason) for i, reason in loaded if isinstance(reason, str)]
-        if not readable:
-            return {"images": 0, "unreadable": unreadable}
-        shapes = {image.shape for _, image in readable}
-        if len(shapes) > 1:
-            raise ArgumentValueError(
-                f"`images` of one batch must have one shape; got {sorted(shapes)}. Resize them alike, "
-                "or use batch=1."
-            )
-        x = to_tensor(self.model, np.stack([image for _, image in readable]))
-        count = len(readable)
-        first = number % len(self.schedules)
-        order = [*range(first, len(self.schedules)), *range(first)]
-        outputs: dict[int, np.ndarray] = {}
-        seconds, left, entering = {}, {}, 0
-        for index in order:
-            self.model.r = self.schedules[index]
-            if index not in self.warm:
-                _classes(to_numpy(logits_of(self.model(x))), count)
-                self.warm.add(index)
-            start = time.perf_counter()
-            output = to_numpy(logits_of(self.model(x)))
-            seconds[index] = time.perf_counter() - start
-            _classes(output, count)
-            outputs[index] = output
-            left[index] = self.model.tome.tokens[-1]
-            if index == 0:
-                entering = left[0]
-        ordered = range(len(self.schedules))
-        labels = None if self.labels is None else self.labels[[i for i, _ in readable]]
-        if labels is not None and labels.max() >= outputs[0].shape[1]:
-            raise ArgumentValueError(
-                f"`labels` holds {labels.max()}, but the model has outputs for the "
-                f"{outputs[0].shape[1]} classes from 0 to {outputs[0].shape[1] - 1}"
-            )
-        return {
-            "images": count,
-            "unreadable": unreadable,
-            "tokens": entering,
-            "left": [left[index] for index in ordered],
-            "seconds": [seconds[index] for index in ordered],
-            **count_chunk([outputs[index] for index in ordered], labels),
-        }
 
 
 @contextlib.contextmanager
@@ -193,15 +128,6 @@ def _patched(model: Any) -> Iterator[Any]:
         yield patched
     finally:
         adapter.remove_patch(patched)
-
-
-def _classes(output: np.ndarray, count: int) -> int:
-    if output.ndim != 2 or output.shape[0] != count or output.shape[1] < 2:
-        raise ArgumentValueError(
-            f"`model` must give outputs (B, classes), with at least two classes; for {count} images it "
-            f"gave {tuple(output.shape)}. Use a model with a head for classes."
-        )
-    return int(output.shape[1])
 
 
 def _labels(labels: Any, count: int) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionCo
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from tomecore.adapters import torch as tome
+from tomecore.adapters.families._transformers import recorded
 from tomecore.errors import UnsupportedModelError
 from vits.of_transformers import vision_config
 
@@ -380,7 +381,11 @@ def test_padding_compiled(build):
 
 OTHERS = {
     "yolos": (hf.YolosConfig, hf.YolosModel, "detection tokens stand behind the patches"),
-    "data2vec": (hf.Data2VecVisionConfig, hf.Data2VecVisionModel, "its layers return tuples"),
+    "data2vec": (
+        hf.Data2VecVisionConfig,
+        hf.Data2VecVisionModel,
+        "its encoder collects hidden states by itself",
+    ),
     "pixtral": (hf.PixtralVisionConfig, hf.PixtralVisionModel, "packs the patches of all images"),
     "sam": (
         hf.SamVisionConfig,
@@ -403,6 +408,33 @@ def test_other_models_are_refused_and_untouched(config, cls, text):
     with pytest.raises(UnsupportedModelError, match=text):
         tome.apply_patch(model)
     assert FW.fingerprint(model) == before
+
+
+@torch.no_grad()
+def test_what_data2vec_is_refused_for():
+    small = {
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+        **{"intermediate_size": 64, "image_size": 32, "patch_size": 8},
+    }
+
+    def hidden_states_noticed(model):
+        seen = []
+        for module in model.modules():
+            if type(module).__name__.endswith("Layer"):
+                module.register_forward_pre_hook(lambda *_: seen.append(recorded("hidden_states")))
+        out = model(torch.zeros(1, 3, 32, 32), output_hidden_states=True)
+        assert len(out.hidden_states) == 2
+        return seen
+
+    model = hf.Data2VecVisionModel(
+        hf.Data2VecVisionConfig(**small, use_relative_position_bias=True)
+    )
+    assert hidden_states_noticed(model) == [False]
+    assert hidden_states_noticed(hf.ViTModel(hf.ViTConfig(**small))) == [True]
+    layer, x = model.encoder.layer[0], torch.randn(1, 17, 32)
+    assert layer(x, resolution=(32, 32))[0].shape == x.shape
+    with pytest.raises(RuntimeError, match="must match the size of tensor"):
+        layer(x[:, 4:], resolution=(32, 32))
 
 
 def test_a_packed_tower_is_refused():

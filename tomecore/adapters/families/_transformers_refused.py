@@ -14,7 +14,10 @@ _BEHIND = (
     "its detection tokens stand behind the patches, where nothing would protect them, and position "
     "embeddings of all tokens may be added between its layers"
 )
-_TUPLES = "its layers return tuples, which the sizes of merged tokens cannot follow"
+_COLLECTING = (
+    "its encoder collects hidden states by itself, where merging cannot see that all tokens are wanted, and "
+    "its attention may add a position bias for all of them that is made inside it"
+)
 _OLD = "its parts have other names in this version of transformers; tomecore knows 5.9 and later"
 
 _PACKED_TOWERS = {
@@ -52,5 +55,5 @@ REFUSED = {
     **{name: _OLD for module, cls in _MOVED_TOWERS.items() for name in of(module, cls)},
     **{name: _PACKED for module, cls in _PACKED_TOWERS.items() for name in of(module, cls)},
     **dict.fromkeys(of("yolos", "YolosModel"), _BEHIND),
-    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionModel": _TUPLES,
+    "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVisionModel": _COLLECTING,
 }

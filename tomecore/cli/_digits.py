@@ -1,0 +1,35 @@
+"""The held-out digits, as what several commands take in the place of pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tomecore.errors import ArgumentValueError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tomecore.loading import Loaded
+
+__all__ = ["DIGITS", "held_out"]
+
+#: the word for them
+DIGITS = "digits"
+
+
+def held_out(loaded: Loaded, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 1, 56, 56) float32 and their labels (n,) int64; of more than ``limit`` some, spread evenly.
+
+    Raises:
+        ArgumentValueError: the model takes other images.
+    """
+    from tomecore import digits, evaluation
+
+    images, labels = digits.load("test")
+    if loaded.input_shape != images.shape[1:]:
+        raise ArgumentValueError(
+            f"the digits are grey images {images.shape[1:]}, and {loaded.name} takes "
+            f"{loaded.input_shape}; use digits:torch or digits:paddle, or pictures"
+        )
+    chosen = evaluation.spread(len(images), limit)
+    return images[chosen], labels[chosen]
