@@ -48,9 +48,10 @@ class Trim:
     """How the last block makes the first tokens alone, where nobody reads the others (``trim_last``).
 
     Args:
-        attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``Spec.attend`` makes of the
-            first ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of
-            all tokens of ``x``.
+        of: the ``Spec.attend`` that this goes with; a spec that has another is without a trimmed form.
+        attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``of`` makes of the first
+            ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
+            tokens of ``x``.
         attention: path of the module below the block whose forward ``attend`` replaces by its own.
         classes: names of the classes it may have there -> the children and parameters it may have.
         towers: names of towers behind whose blocks the first tokens alone are read, until the logits. A
@@ -66,6 +67,7 @@ class Trim:
             multiply-adds.
     """
 
+    of: Callable[..., Any]
     attend: Callable[..., Any]
     attention: str
     classes: Mapping[str, tuple[str, ...]]
@@ -165,6 +167,8 @@ class Spec:
     notes: str = ""
 
     def __post_init__(self) -> None:
+        if self.trim is not None and self.trim.of is not self.attend:
+            self.trim = None  # of the spec that this one was made from
         self.blocks = tuple(map(as_name, self.blocks))
         self.towers = {as_name(tower): path for tower, path in self.towers.items()}
         self.children = {

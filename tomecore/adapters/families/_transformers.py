@@ -147,9 +147,9 @@ def rows_attended(host: Any, attention: Any, x: Array, bias: Array | None, rows:
     heads, width = attention.num_attention_heads, attention.head_dim
     dropout = attention.attention_dropout if attention.training else 0.0
     qkv = of_separate(projections, x, rows, heads, width)
-    return attention.o_proj(
-        attended(host, qkv, bias, dropout=dropout, scale=attention.scaling)  # type: ignore[no-any-return]
-    )
+    y = attended(host, qkv, bias, dropout=dropout, scale=attention.scaling)
+    out: Array = attention.o_proj(y)
+    return out
 
 
 def why_not_rows(attention: Any) -> str | None:

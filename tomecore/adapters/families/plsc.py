@@ -113,6 +113,7 @@ VIT = Spec(
     why_restore=why_restore,
     bypasses=("attn",),
     trim=Trim(
+        of=attend,
         attend=attend_rows,
         attention="attn",
         classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),

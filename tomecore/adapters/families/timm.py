@@ -97,6 +97,7 @@ VIT = Spec(
     why_restore=pools_over_tokens,
     tower_mixin=Dense,
     trim=Trim(
+        of=attend,
         attend=attend_rows,
         attention="attn",
         classes={

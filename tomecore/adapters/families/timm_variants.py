@@ -97,7 +97,7 @@ def attend_parallel(
 
 
 #: What all blocks of these towers have in common, whatever is in them.
-_VIT = replace(VIT, towers=TOWERS, trim=None, notes="")
+_VIT = replace(VIT, towers=TOWERS, notes="")
 
 RES_POST = replace(
     _VIT,

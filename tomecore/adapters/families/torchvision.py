@@ -77,6 +77,7 @@ VIT = Spec(
     bypasses=("self_attention",),
     refuse=refuse,
     trim=Trim(
+        of=attend,
         attend=attend_rows,
         attention="self_attention",
         classes=dict.fromkeys(MULTIHEAD, PARTS),

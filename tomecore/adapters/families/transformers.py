@@ -108,9 +108,14 @@ def feed_dino(block: Any, x: Array) -> Array:
 
 
 def _trim(
-    attend: Any, models: dict[str, str], towers: tuple[str, ...], around: tuple[str, ...]
+    of: Any,
+    attend: Any,
+    models: dict[str, str],
+    towers: tuple[str, ...],
+    around: tuple[str, ...],
 ) -> Trim:
     return Trim(
+        of=of,
         attend=attend,
         attention="attention",
         classes=dict.fromkeys(_each(models, "Attention"), SEPARATE),
@@ -147,6 +152,7 @@ VIT = Spec(
     readers=READERS,
     refused=REFUSED,
     trim=_trim(
+        attend_vit,
         attend_vit_rows,
         _VITS,
         _each(_READ_IN_FRONT, "Model"),
@@ -182,7 +188,9 @@ DINO = Spec(
     carry=no_mask,
     dense=hidden_states_wanted,
     readers=READERS,
-    trim=_trim(attend_dino_rows, _DINOS, _each(_DINOS, "Encoder"), _each(_DINOS, "Model")),
+    trim=_trim(
+        attend_dino, attend_dino_rows, _DINOS, _each(_DINOS, "Encoder"), _each(_DINOS, "Model")
+    ),
     notes="recorded hidden states and backbones keep all tokens; attentions are those of merged tokens",
 )
 
