@@ -87,9 +87,8 @@ def patch(
             f"restore=False would give wrong results: {reason}. Use restore=True."
         )
     if trim_last:
-        reason = why_not_trimmed(host, spec, model, tower, blocks[-1]) or why_read(
-            host, spec, model
-        )
+        reason = why_read(host, spec, model)
+        reason = reason or why_not_trimmed(host, spec, model, tower, blocks[-1])
         if reason:
             raise UnsupportedModelError(
                 f"trim_last=True cannot be had for this {original_class(model).__name__} "

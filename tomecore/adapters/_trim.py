@@ -31,8 +31,8 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
     if spec.prefix(tower) == 0:
         return "it has no token at the front (class, distillation ...) that could be read alone"
     return (
-        trim.why_not(tower)
-        or why_unknown(trim, tower)
+        why_unknown(trim, tower)
+        or trim.why_not(tower)
         or why_around(host, trim, model, tower)
         or why_other_attention(host, trim, block)
         or changed_since(host, spec, block, class_trimmed(spec, block))

@@ -87,6 +87,13 @@ def why_restore(tower: Any) -> str | None:
     return None
 
 
+def why_not_rows(tower: Any) -> str | None:
+    """Why more than the tokens at the front are read, or None."""
+    if why_restore(tower) is None:
+        return None
+    return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
+
+
 #: the libraries whose whole models were read, and their towers: the first tokens alone are read behind
 #: the blocks, unless they pool
 _READ = (
@@ -119,7 +126,7 @@ VIT = Spec(
         classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),
         towers=_READ,
         keys={"attn.qkv": 2 / 3},
-        why_not=why_restore,
+        why_not=why_not_rows,
     ),
     notes=(
         "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL import on Paddle 3 once "

@@ -63,7 +63,9 @@ def why_not_rows(tower: Any) -> str | None:
     """Why more than the tokens at the front are read, or None."""
     if tower.global_pool == "":
         return "the model hands out all tokens (global_pool='')"
-    return pools_over_tokens(tower)
+    if pools_over_tokens(tower) is not None:
+        return f"the model pools over all tokens (global_pool={tower.global_pool!r})"
+    return None
 
 
 def feed(block: Any, x: Array) -> Array:
