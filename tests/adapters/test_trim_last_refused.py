@@ -15,6 +15,7 @@ from adapters.cases import OWN, by_name
 from adapters.frameworks import PADDLE, TORCH
 from tomecore.adapters import Spec, Trim
 from tomecore.errors import ArgumentTypeError, LostStateError, UnsupportedModelError
+from tomecore.parity import compare
 
 
 def same(found, expected, tolerance=1e-12):
@@ -191,6 +192,14 @@ def test_a_head_that_pools_later(plain):
     model = plain.patched(trim_last=True)
     model.global_pool = "avg"
     changed(plain, model, r"pools over all tokens .*call apply_patch\(model\) again without it")
+
+
+def test_layers_of_a_trimmed_model_are_not_compared():
+    model = by_name(OWN)["torch-plain"].patched(trim_last=True)
+    with pytest.raises(
+        UnsupportedModelError, match=r"was patched with trim_last=True, and its last"
+    ):
+        compare(model, model, np.zeros((1, 3, 32, 32)))
 
 
 @pytest.mark.parametrize("r", [0, 8])
