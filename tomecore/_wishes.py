@@ -110,7 +110,7 @@ class ForSpeedup:
                 f"many merged as the layers can, the arithmetic limit is {largest:.2f}. Wish for at most "
                 "that much."
             )
-        before = arithmetic.multiply_adds(num_tokens, 0)
+        before = arithmetic.unpatched.multiply_adds(num_tokens, 0)
 
         def enough(merged: list[int]) -> bool:
             return bool(before >= self.speedup * arithmetic.multiply_adds(num_tokens, merged))

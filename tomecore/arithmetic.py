@@ -10,7 +10,7 @@ model, can be pickled, and answers for any number of tokens and any r.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tomecore._checks import whole_number
@@ -53,6 +53,8 @@ class Arithmetic:
         per_patch: outside the blocks, for each patch of the image.
         per_token: outside the blocks, for each token: pooling by attention looks at all of them.
         once: outside the blocks, once: the head.
+        rows: with ``trim_last``, the tokens that the last block makes; it merges none. None: all.
+        keys: then, of the last block's ``attention``, what makes keys and values of each token that enters.
     """
 
     layers: tuple[LayerArithmetic, ...]
@@ -60,16 +62,28 @@ class Arithmetic:
     per_patch: int
     per_token: int
     once: int
+    rows: int | None = None
+    keys: int = 0
+
+    def merged(self, num_tokens: int, wanted: list[int]) -> list[int]:
+        """What each block merges of ``num_tokens`` tokens where it is asked to merge ``wanted``."""
+        if self.rows is not None:
+            wanted = [*wanted[:-1], 0]
+        return clamped(wanted, num_tokens, self.protected)
 
     def per_layer(self, num_tokens: int, r: R) -> list[int]:
         """Multiply-adds of each block; arguments as in :meth:`multiply_adds`."""
         entering = whole_number(num_tokens, "num_tokens", at_least=1)
         wanted = parse_r(len(self.layers), r, num_tokens=entering, protected=self.protected)
         found = []
-        for index, merged in enumerate(clamped(wanted, entering, self.protected)):
+        for index, merged in enumerate(self.merged(entering, wanted)):
             left = entering - merged
             found.append(self.layers[index].multiply_adds(entering, left))
             entering = left
+        if self.rows is not None:
+            last, rows = self.layers[-1], min(self.rows, entering)
+            found[-1] = entering * self.keys + rows * (last.attention - self.keys + last.feed)
+            found[-1] += 2 * rows * entering * last.width
         return found
 
     def multiply_adds(self, num_tokens: int, r: R) -> float:
@@ -88,7 +102,12 @@ class Arithmetic:
 
     def limit(self, num_tokens: int, r: R) -> float:
         """How much faster the model can get by arithmetic alone; arguments as :meth:`multiply_adds`."""
-        return self.multiply_adds(num_tokens, 0) / self.multiply_adds(num_tokens, r)
+        return self.unpatched.multiply_adds(num_tokens, 0) / self.multiply_adds(num_tokens, r)
+
+    @property
+    def unpatched(self) -> Arithmetic:
+        """The same where the last block makes all tokens."""
+        return self if self.rows is None else replace(self, rows=None, keys=0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class PlannedLayer:
 
     Args:
         layer: its number, from 0.
-        asked: tokens that r asks it to merge.
+        asked: tokens that r asks it to merge; with ``trim_last``, 0 for the last.
         merged: tokens it merges, fewer where it cannot merge as many.
         tokens: tokens that leave it.
         share: its multiply-adds, over those it has where nothing merges anywhere.
@@ -146,10 +165,12 @@ def plan_table(model: Any, num_tokens: int, r: R) -> list[PlannedLayer]:
     arithmetic = model if isinstance(model, Arithmetic) else arithmetic_of(model)
     tokens = whole_number(num_tokens, "num_tokens", at_least=1)
     asked = parse_r(len(arithmetic.layers), r, num_tokens=tokens, protected=arithmetic.protected)
-    full = arithmetic.per_layer(tokens, 0)
+    full = arithmetic.unpatched.per_layer(tokens, 0)
     costs = arithmetic.per_layer(tokens, asked)
     rows = []
-    for layer, merged in enumerate(clamped(asked, tokens, arithmetic.protected)):
+    if arithmetic.rows is not None:
+        asked = [*asked[:-1], 0]
+    for layer, merged in enumerate(arithmetic.merged(tokens, asked)):
         tokens -= merged
         rows.append(PlannedLayer(layer, asked[layer], merged, tokens, costs[layer] / full[layer]))
     return rows

@@ -15,6 +15,12 @@ from tomecore.models.torch import VisionTransformer
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 
 
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch):
+    """The products serve the small operands of these tests, too."""
+    monkeypatch.setattr(tome, "_MANY_SCORES", 1)
+
+
 def operands(dtype, tokens=9):
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(3, 2, 4, tokens, 8, generator=generator, dtype=torch.float32).to(dtype)
@@ -38,6 +44,18 @@ def test_equals_the_fused_kernel(scale):
         q.double(), k.double(), v.double(), torch.zeros(2, 1, 1, 9).double(), scale=scale
     )
     assert (found - other).abs().max() > 0.1  # the bias matters here
+
+
+@pytest.mark.parametrize("tokens", [63, 64])
+def test_few_scores_go_to_the_kernel(tokens, monkeypatch):
+    """Two samples of four heads have 2^15 scores at 64 tokens."""
+    monkeypatch.undo()
+    q, k, v, sizes = operands(torch.bfloat16, tokens)
+    used, baddbmm = [], torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, **k: used.append(1) or baddbmm(*a, **k))
+    with torch.no_grad():
+        F.scaled_dot_product_attention(q, k, v, attn_mask=tome.HOST.log_sizes(sizes, q))
+    assert len(used) == (tokens == 64)
 
 
 @pytest.mark.parametrize("given", ["causal", "dropout", "other dtype", "pairs"])

@@ -1,7 +1,8 @@
 """Patches for real models: ``tomecore.adapters.torch`` and ``tomecore.adapters.paddle``.
 
 Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
-``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``.
+``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``, and
+``tomecore.adapters.Trim`` its form for ``trim_last``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _MODULES = ("paddle", "torch")
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tomecore.adapters.{name}")
-    if name == "Spec":
-        return importlib.import_module("tomecore.adapters._spec").Spec
+    if name in {"Spec", "Trim"}:
+        return getattr(importlib.import_module("tomecore.adapters._spec"), name)
     if name in {"apply_patch", "remove_patch", "handle", "register"}:
         raise AttributeError(
             f"tomecore.adapters has no {name!r} of its own: import the framework's module, for example "
@@ -26,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["Spec", *_MODULES]
+    return ["Spec", "Trim", *_MODULES]

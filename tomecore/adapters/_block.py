@@ -36,6 +36,8 @@ class Merging(Swapped):
         run = config.begin(x, tracing) if self._tome_first else config.resume(x, tracing)
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        if config.trims(run):
+            return trimmed(config, self, x, args, kwargs, run, tracing)
         amount = config.clamp(run)
         if amount == 0 and run.trail is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
@@ -60,6 +62,34 @@ class Merging(Swapped):
             x = backend.xp.permute_dims(x, (1, 0, 2))
         x = hand_on(config, x, run, tracing)
         return (x,) if spec.returns_tuple else x
+
+
+def trimmed(
+    config: Config,
+    block: Any,
+    x: Array,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Run,
+    tracing: bool,
+) -> Any:
+    """The last block where the first tokens alone are read: it makes those, and merges nothing."""
+    host, spec = config.host, config.spec
+    config.check_trimmed(block)
+    xp = host.backend().xp
+    if config.token_axis == 0:
+        x = xp.permute_dims(x, (1, 0, 2))
+    given: dict[str, Any] = {}
+    if args or kwargs or spec.carry is not None:
+        given, run = arguments(config, block, args, kwargs, run, x)
+    bias = key_bias(config, run, x)
+    x = spec.trim.attend(host, block, x, bias, given, config.protected)  # type: ignore[union-attr]
+    if spec.feed is not None:
+        x = spec.feed(block, x)
+    if config.token_axis == 0:
+        x = xp.permute_dims(x, (1, 0, 2))
+    x = hand_on(config, x, run.after(run.width), tracing)
+    return (x,) if spec.returns_tuple else x
 
 
 def attend(
@@ -146,8 +176,8 @@ def arguments(
     if unknown:
         raise UnsupportedModelError(
             f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes "
-            "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 for "
-            "such calls."
+            "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 "
+            "(without trim_last) for such calls."
         )
     # Before the first merge, too: what cannot be carried is refused at once.
     if spec.carry is not None:

@@ -12,6 +12,7 @@ from tomecore._wishes import clamped
 from tomecore.adapters._host import Host
 from tomecore.adapters._spec import Spec, attribute
 from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, amounts, chain
+from tomecore.adapters._trim import changed_since
 from tomecore.backends import Array
 from tomecore.errors import ClampWarning, LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
@@ -55,6 +56,9 @@ class Config:
         self.prop_attn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
+        self.trim_last = False
+        #: what the attention of the last block was when the model was patched; see check_trimmed
+        self.trimmed_class: type | None = None
         self.handles: list[Any] = []
         self.dense = ThreadSlot()
         self.last_run = ThreadSlot()
@@ -89,6 +93,8 @@ class Config:
         """How a forward pass of ``num_tokens`` tokens begins now."""
         step = self._first if self._first is not None else chain(self.schedule(num_tokens))
         every = bool(self.dense.get(tracing)) or self.spec.dense(self.tower)
+        if self.trim_last and not every:
+            every = self.spec.trim.watched(self.tower)  # type: ignore[union-attr]
         return Start(step, every=every)
 
     def begin(self, x: Array, tracing: bool) -> Run:
@@ -143,6 +149,20 @@ class Config:
             )
         return start
 
+    def trims(self, run: Run) -> bool:
+        """Whether the next block is the last, and makes the tokens at the front alone."""
+        last = run.step is not None and run.step.next is None
+        return self.trim_last and last and not run.every
+
+    def check_trimmed(self, block: Any) -> None:
+        """Raise if the trimmed form of the last block would not be what the block computes by now."""
+        reason = changed_since(self.host, self.spec, block, self.trimmed_class)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"trim_last=True would give wrong results: {reason}. The model was changed after "
+                "apply_patch(trim_last=True); undo that, or call apply_patch(model) again without it."
+            )
+
     def clamp(self, run: Run) -> int:
         """Tokens the next block merges: no more than half of what is not protected."""
         if run.step is None:
@@ -153,6 +173,8 @@ class Config:
         """Warn, once for each schedule, if layers are asked to merge more tokens than they can."""
         self._looked = step, num_tokens
         asked = amounts(step)
+        if self.trim_last:
+            asked[-1] = 0  # nothing merges there
         merged = clamped(asked, num_tokens, self.protected)
         layers = [i for i, (a, m) in enumerate(zip(asked, merged, strict=True)) if m < a]
         if not layers or tuple(asked) in self._warned:
@@ -184,6 +206,13 @@ class Config:
                     f"restore=False would give wrong results: {reason}. The model was changed after "
                     "apply_patch(restore=False); call apply_patch(model) again."
                 )
+        if self.trim_last:
+            reason = self.spec.trim.why_not(self.tower)  # type: ignore[union-attr]
+            if reason is not None:
+                raise UnsupportedModelError(
+                    f"trim_last=True would give wrong results: {reason}. The model was changed after "
+                    "apply_patch(trim_last=True); call apply_patch(model) again without it."
+                )
 
     def check_blocks(self, blocks: list[Any]) -> None:
         """Raise unless each block is the patched one, or a wrapper around it (compiled, FSDP)."""
@@ -206,13 +235,15 @@ class Config:
         if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
             return run
         merged = run is not None and run.trail is not None
-        if not merged and not callable(self._r) and not any(self.schedule(None)):
+        nothing = not merged and not callable(self._r) and not any(self.schedule(None))
+        if nothing and not self.trim_last:
             return None
+        way_out = "apply_patch(model) again without trim_last" if nothing else "set model.r = 0"
         raise LostStateError(
             f"a patched block of {self.spec.family} got tokens of shape {tuple(x.shape)} without "
             "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
             "tensor on (a copy, a slice, a cast, or a hook that returns a new tensor loses them), "
-            "call the whole model instead of single blocks, or set model.r = 0."
+            f"call the whole model instead of single blocks, or {way_out}."
         )
 
     def note(self, run: Run, tracing: bool) -> None:

@@ -55,7 +55,10 @@ def count(config: Config, model: Any) -> Arithmetic:
         outside = _outside(config, module)
         if outside[0]:
             break
-    return Arithmetic(layers, config.protected, *outside)
+    if not config.trim_last:
+        return Arithmetic(layers, config.protected, *outside)
+    keys = _keys(config, config.blocks[-1])
+    return Arithmetic(layers, config.protected, *outside, rows=config.protected, keys=keys)
 
 
 def around(host: Host, tower: Any, model: Any) -> Iterator[Any]:
@@ -137,6 +140,17 @@ def _layer(config: Config, index: int, block: Any) -> LayerArithmetic:
     return LayerArithmetic(
         sum(amounts.values()) - feed, feed, pairs(config, block, attention, width)
     )
+
+
+def _keys(config: Config, block: Any) -> int:
+    """Multiply-adds of keys and values, of each token, in a block that makes the first tokens alone."""
+    shares: Mapping[str, float] = config.spec.trim.keys  # type: ignore[union-attr]
+    found = 0.0
+    for path, parameter in weights(config.host, block):
+        for part, share in shares.items():
+            if below(path, part):
+                found += share * math.prod(parameter.shape)
+    return round(found)
 
 
 def pairs(config: Config, block: Any, attention: Mapping[str, Any], width: int) -> int:

@@ -61,6 +61,11 @@ class Handle:
         return self._config.prop_attn
 
     @property
+    def trim_last(self) -> bool:
+        """Whether the last block makes the tokens at the front alone."""
+        return self._config.trim_last
+
+    @property
     def arithmetic(self) -> Arithmetic:
         """The model's multiply-adds, for any r; ``model.tome.arithmetic.limit(197, 16)``. No forward needed.
 
@@ -70,7 +75,11 @@ class Handle:
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens after each layer."""
+        """Tokens after each layer.
+
+        With ``trim_last`` the last layer merges nothing: its tokens are those it attends to, of which it
+        hands on the first ``protected``. ``sizes``, ``source`` and ``unmerge`` are about the same tokens.
+        """
         return list(self._run().tokens)
 
     @property
@@ -114,7 +123,7 @@ class Handle:
         if tuple(x.shape[:2]) != (source.shape[0], run.width):
             raise ArgumentValueError(
                 f"`x` must have shape ({source.shape[0]}, {run.width}, C), the samples and slots of "
-                f"the last forward pass; got {tuple(x.shape)}"
+                f"the last forward pass; got {tuple(x.shape)}{self._trimmed(x)}"
             )
         return take_rows(backend, x, source)
 
@@ -171,7 +180,17 @@ class Handle:
         config = self._config
         return (
             f"<tome: {config.spec.family}, {len(config.blocks)} layers, r={config.r!r}, "
-            f"prop_attn={config.prop_attn}, restore={config.restore}>"
+            f"prop_attn={config.prop_attn}, restore={config.restore}"
+            f"{', trim_last=True' if config.trim_last else ''}>"
+        )
+
+    def _trimmed(self, x: Array) -> str:
+        """Why ``x`` may have too few tokens, for a message."""
+        if not self.trim_last or x.shape[1] != self.protected:
+            return ""
+        return (
+            ". The last block makes no others with trim_last=True: apply_patch(model) again without it, "
+            "or run the model within model.tome.all_tokens()"
         )
 
     def _source(self) -> Array:

@@ -12,7 +12,10 @@ from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start, ThreadSlot
 from tomecore.backends import Array, Backend
 
-__all__ = ["Host"]
+__all__ = ["Host", "Projection"]
+
+#: weight and bias of a linear layer
+Projection = tuple[Array, Array | None]
 
 
 class Host(ABC):
@@ -63,7 +66,7 @@ class Host(ABC):
 
     @abstractmethod
     def hooked(self, module: Any) -> bool:
-        """Whether a hook waits for the module's own forward."""
+        """Whether a hook waits for the module's own forward, or for its backward."""
 
     @abstractmethod
     def tap(self, module: Any) -> Any:
@@ -106,6 +109,14 @@ class Host(ABC):
     @abstractmethod
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """What the framework's linear layer makes of ``x`` with this weight, in its own layout."""
+
+    @abstractmethod
+    def queries_apart(self, module: Any) -> tuple[Projection, Projection] | None:
+        """Of a layer that projects to queries, keys and values at once: the queries, and the others.
+
+        Each as weight and bias, for :meth:`linear`. None where calling the module does more than that, or
+        may: another class (adapters, quantised layers), a hook, a weight that is no plain tensor.
+        """
 
     @abstractmethod
     def ones(self, shape: tuple[int, int], device: Any) -> Array:

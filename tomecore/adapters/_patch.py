@@ -12,6 +12,7 @@ from tomecore.adapters._host import Host
 from tomecore.adapters._reduce import merge_tokens
 from tomecore.adapters._spec import Spec, attributes, matches
 from tomecore.adapters._swap import Swapped, original_class, swap, unswap
+from tomecore.adapters._trim import class_trimmed, why_not_trimmed
 from tomecore.errors import (
     ArgumentTypeError,
     NotPatchedError,
@@ -57,12 +58,14 @@ def patch(
     prop_attn: bool | None,
     trace_source: bool,
     restore: bool,
+    trim_last: bool,
 ) -> Any:
     """Patch ``model`` in place; see ``apply_patch`` of the adapters."""
     for value, name in (
         (prop_attn, "prop_attn"),
         (trace_source, "trace_source"),
         (restore, "restore"),
+        (trim_last, "trim_last"),
     ):
         if not isinstance(value, bool) and not (name == "prop_attn" and value is None):
             raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
@@ -83,6 +86,14 @@ def patch(
         raise UnsupportedModelError(
             f"restore=False would give wrong results: {reason}. Use restore=True."
         )
+    if trim_last:
+        reason = why_read(host, spec, model)
+        reason = reason or why_not_trimmed(host, spec, model, tower, blocks[-1])
+        if reason:
+            raise UnsupportedModelError(
+                f"trim_last=True cannot be had for this {original_class(model).__name__} "
+                f"({spec.family}): {reason}. Leave trim_last=False, which is right for every model."
+            )
     if old is None:
         for name in ("r", "tome"):
             if hasattr(model, name):
@@ -98,6 +109,8 @@ def patch(
     config.r = wanted
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore = trace_source, restore
+    if trim_last:
+        config.trim_last, config.trimmed_class = True, class_trimmed(spec, blocks[-1])
     if old is not None:  # but not released: a program that to_static made of the model stays one
         undo(old, model)
     for index, block in enumerate(blocks):

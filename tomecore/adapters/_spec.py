@@ -14,7 +14,15 @@ from typing import Any
 
 from tomecore.adapters._swap import original_class
 
-__all__ = ["Spec", "attribute", "attributes", "defines_forward", "nothing", "qualified_name"]
+__all__ = [
+    "Spec",
+    "Trim",
+    "attribute",
+    "attributes",
+    "defines_forward",
+    "nothing",
+    "qualified_name",
+]
 
 
 def nothing(module: Any) -> None:
@@ -29,6 +37,47 @@ def not_mae(tower: Any) -> bool:
     """False for the classes of masked autoencoders, which were trained without (ToMe, appendix)."""
     names = [qualified_name(cls) for cls in original_class(tower).__mro__]
     return not any(".mae." in n or ".MAE" in n or ".MaskedAutoencoder" in n for n in names)
+
+
+def has_hooks(host: Any, module: Any) -> bool:
+    return bool(host.hooked(module))
+
+
+@dataclass(eq=False)
+class Trim:
+    """How the last block makes the first tokens alone, where nobody reads the others (``trim_last``).
+
+    Args:
+        of: the ``Spec.attend`` that this goes with; a spec that has another is without a trimmed form.
+        attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``of`` makes of the first
+            ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
+            tokens of ``x``.
+        attention: path of the module below the block whose forward ``attend`` replaces by its own.
+        classes: names of the classes it may have there -> the children and parameters it may have.
+        towers: names of towers behind whose blocks the first tokens alone are read, until the logits. A
+            subclass that changes one of their methods is refused.
+        around: names of classes around a tower that read its first tokens alone. Whatever else holds the
+            tower is refused, unless ``apply_patch`` is given the tower itself.
+        why_not: ``tower -> reason`` why more than the first tokens are read, or None.
+        refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
+        hooked: ``(host, attention) -> bool``, whether a hook waits for its forward.
+        watched: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants what
+            ``attend`` does not compute (attention maps); that pass is not trimmed.
+        keys: paths below the block of weights that see all tokens -> how much of each; for the count of
+            multiply-adds.
+    """
+
+    of: Callable[..., Any]
+    attend: Callable[..., Any]
+    attention: str
+    classes: Mapping[str, tuple[str, ...]]
+    towers: tuple[str, ...]
+    keys: Mapping[str, float]
+    around: tuple[str, ...] = ()
+    why_not: Callable[[Any], str | None] = nothing
+    refuse: Callable[[Any], str | None] = nothing
+    hooked: Callable[[Any, Any], bool] = has_hooks
+    watched: Callable[[Any], bool] = never
 
 
 @dataclass(eq=False)
@@ -84,6 +133,7 @@ class Spec:
             where no tower is found.
         tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
             layer; for towers that have these methods.
+        trim: how the last block makes the first tokens alone; None: ``trim_last=True`` is refused.
         notes: what users of these models should know, for the table in the README.
     """
 
@@ -113,9 +163,12 @@ class Spec:
     refuse: Callable[[Any], str | None] = nothing
     refused: Mapping[str, str] = field(default_factory=dict)
     tower_mixin: type | None = None
+    trim: Trim | None = None
     notes: str = ""
 
     def __post_init__(self) -> None:
+        if self.trim is not None and self.trim.of is not self.attend:
+            self.trim = None  # of the spec that this one was made from
         self.blocks = tuple(map(as_name, self.blocks))
         self.towers = {as_name(tower): path for tower, path in self.towers.items()}
         self.children = {

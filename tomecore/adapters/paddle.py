@@ -25,7 +25,7 @@ from paddle.jit.sot import psdb
 
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
-from tomecore.adapters._host import Host
+from tomecore.adapters._host import Host, Projection
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
 from tomecore.adapters.families import known
@@ -50,6 +50,7 @@ def apply_patch(
     prop_attn: bool | None = None,
     trace_source: bool = False,
     restore: bool = True,
+    trim_last: bool = False,
 ) -> Model:
     """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
@@ -64,16 +65,29 @@ def apply_patch(
         trace_source: keep the map from original tokens to slots in ``model.tome.source``.
         restore: the last block hands back all N tokens, each original position with its merged
             token, so that everything behind it works as before. False: the shorter sequence.
+        trim_last: for models that read the tokens at the front alone (class, distillation ...): the last
+            block makes those alone, and merges nothing. Same logits, to rounding, and faster, with r=0
+            too. It then hands on (B, P, C), the first P tokens, whatever ``restore`` says; all of them
+            where readers of intermediate layers want them. ``model.tome`` describes the tokens that the
+            last block attends to. Refused where more than these tokens may be read.
 
     Returns:
         The same model, now with ``model.r`` and ``model.tome``.
 
     Raises:
-        UnsupportedModelError: nothing that tomecore knows how to merge in; the model is untouched.
+        UnsupportedModelError: nothing that tomecore knows how to merge in, or a setting that would be
+            wrong for this model; the model is untouched.
         ArgumentTypeError, ArgumentValueError: a bad argument.
     """
     return _patch.patch(
-        HOST, SPECS, model, r=r, prop_attn=prop_attn, trace_source=trace_source, restore=restore
+        HOST,
+        SPECS,
+        model,
+        r=r,
+        prop_attn=prop_attn,
+        trace_source=trace_source,
+        restore=restore,
+        trim_last=trim_last,
     )
 
 
@@ -219,6 +233,14 @@ class PaddleHost(Host):
         finally:
             paddle.set_rng_state(states[0])
             paddle.set_cuda_rng_state(states[1])
+
+    def queries_apart(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
+        if type(module) is not nn.Linear or "forward" in vars(module) or self.hooked(module):
+            return None
+        weight, bias, third = module.weight, module.bias, module.weight.shape[1] // 3
+        if bias is None:
+            return (weight[:, :third], None), (weight[:, third:], None)
+        return (weight[:, :third], bias[:third]), (weight[:, third:], bias[third:])
 
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return paddle.ones(shape, dtype="float32").to(device)

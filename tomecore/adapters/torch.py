@@ -22,7 +22,7 @@ from torch import nn
 
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
-from tomecore.adapters._host import Host
+from tomecore.adapters._host import Host, Projection
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
 from tomecore.adapters.families import known
@@ -53,6 +53,7 @@ def apply_patch(
     prop_attn: bool | None = None,
     trace_source: bool = False,
     restore: bool = True,
+    trim_last: bool = False,
 ) -> Model:
     """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
@@ -67,16 +68,29 @@ def apply_patch(
         trace_source: keep the map from original tokens to slots in ``model.tome.source``.
         restore: the last block hands back all N tokens, each original position with its merged
             token, so that everything behind it works as before. False: the shorter sequence.
+        trim_last: for models that read the tokens at the front alone (class, distillation ...): the last
+            block makes those alone, and merges nothing. Same logits, to rounding, and faster, with r=0
+            too. It then hands on (B, P, C), the first P tokens, whatever ``restore`` says; all of them
+            where readers of intermediate layers want them. ``model.tome`` describes the tokens that the
+            last block attends to. Refused where more than these tokens may be read.
 
     Returns:
         The same model, now with ``model.r`` and ``model.tome``.
 
     Raises:
-        UnsupportedModelError: nothing that tomecore knows how to merge in; the model is untouched.
+        UnsupportedModelError: nothing that tomecore knows how to merge in, or a setting that would be
+            wrong for this model; the model is untouched.
         ArgumentTypeError, ArgumentValueError: a bad argument.
     """
     return _patch.patch(
-        HOST, SPECS, model, r=r, prop_attn=prop_attn, trace_source=trace_source, restore=restore
+        HOST,
+        SPECS,
+        model,
+        r=r,
+        prop_attn=prop_attn,
+        trace_source=trace_source,
+        restore=restore,
+        trim_last=trim_last,
     )
 
 
@@ -134,7 +148,8 @@ class TorchHost(Host):
         return [name for pairs in named for name, _ in pairs]
 
     def hooked(self, module: nn.Module) -> bool:
-        return bool(module._forward_hooks or module._forward_pre_hooks)
+        forward = module._forward_hooks or module._forward_pre_hooks
+        return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
     def tap(self, module: nn.Module) -> Any:
         return module.register_forward_hook(_tap)
@@ -199,6 +214,16 @@ class TorchHost(Host):
             torch.manual_seed(number)
             yield
 
+    def queries_apart(self, module: nn.Module) -> tuple[Projection, Projection] | None:
+        if type(module) is not nn.Linear or "forward" in vars(module) or self.hooked(module):
+            return None
+        if type(module.weight) not in (torch.Tensor, nn.Parameter):
+            return None
+        weight, bias, third = module.weight, module.bias, module.weight.shape[0] // 3
+        if bias is None:
+            return (weight[:third], None), (weight[third:], None)
+        return (weight[:third], bias[:third]), (weight[third:], bias[third:])
+
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return torch.ones(shape, device=device)
 
@@ -206,8 +231,8 @@ class TorchHost(Host):
 def _by_products(x: torch.Tensor) -> bool:
     """Whether attention with a bias is two products and a softmax here, instead of the fused kernel.
 
-    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take half
-    to nine tenths of its time. They would keep all scores for a backward pass, so not where there is one.
+    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take 0.7 of
+    its time, but for few scores. They would keep all scores for a backward pass, so not where there is one.
     """
     plain = not torch.is_grad_enabled() and not tracing()
     return plain and x.is_cpu and x.dtype == torch.bfloat16
@@ -232,6 +257,9 @@ class KeyBias(torch.Tensor):
         return found.as_subclass(cls) if func in _KEPT else found
 
 
+#: batch x heads x tokens^2 from which on the products are faster
+_MANY_SCORES = 2**15
+
 #: what libraries do with a mask before they hand it on
 _KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
 
@@ -251,6 +279,7 @@ def _attention_by_products(
         q.ndim == 4
         and q.shape == k.shape
         and q.dtype == torch.bfloat16
+        and q.shape[0] * q.shape[1] * q.shape[2] ** 2 >= _MANY_SCORES
         and not (dropout_p or is_causal or enable_gqa)
     )
     keys = (q.shape[0], 1, 1, q.shape[2])

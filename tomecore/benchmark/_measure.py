@@ -48,6 +48,7 @@ class Measurement:
             cannot tell (GPUs, compiled models, training).
         peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
         rounds: how many.
+        trim_last: whether the last block made the tokens at the front alone.
         ahead: speed over that of each further form, the median of the rounds.
     """
 
@@ -73,6 +74,7 @@ class Measurement:
     merge_share: float | None
     peak_bytes: dict[str, int | None]
     rounds: int
+    trim_last: bool = False
     ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def measure(
     train: bool = False,
     rounds: int = 9,
     repeat: int = 1,
+    trim_last: bool = False,
     others: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Measurement:
     """Time a model unpatched, merging and dropping tokens, in turn.
@@ -107,6 +110,7 @@ def measure(
         train: forward and backward instead of forward alone.
         rounds: interleaved timing rounds, after a warm-up.
         repeat: calls in a row for one look at the clock; more where a call is short.
+        trim_last: patch with ``trim_last=True``; the forms that merge and drop, and the limit.
         others: further forms to time, by name: each makes a callable model of a copy of the unpatched.
 
     Raises:
@@ -118,8 +122,8 @@ def measure(
     unpatched = place.put(copy.deepcopy(loaded.model))
     models = {
         "unpatched": unpatched,
-        "merging": patch(copy.deepcopy(unpatched), r=r),
-        "dropping": free_drop(patch(copy.deepcopy(unpatched), r=r)),
+        "merging": patch(copy.deepcopy(unpatched), r=r, trim_last=trim_last),
+        "dropping": free_drop(patch(copy.deepcopy(unpatched), r=r, trim_last=trim_last)),
     }
     for name, make in (others or {}).items():
         models[name] = make(copy.deepcopy(unpatched))
@@ -164,6 +168,7 @@ def measure(
         merge_share=_merge_share(models["merging"], calls["merging"]) if by_hand else None,
         peak_bytes={name: peak_bytes(place, call) for name, call in calls.items()},
         rounds=rounds,
+        trim_last=trim_last,
         ahead={name: median_ratio(timed, name, "merging") for name in others or {}},
     )
 

@@ -56,6 +56,7 @@ def profile(
     dtype: str = "float32",
     device: str = "cpu",
     rounds: int = 9,
+    trim_last: bool = False,
 ) -> Profile:
     """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
 
@@ -66,9 +67,10 @@ def profile(
     place = place_of(loaded.model, device, dtype)
     patch = adapter_of(place.framework).apply_patch
     unpatched = place.put(copy.deepcopy(loaded.model))
-    merging = patch(copy.deepcopy(unpatched), r=r)
-    unbiased = patch(copy.deepcopy(unpatched), r=r, prop_attn=False)
-    dropping = free_drop(patch(copy.deepcopy(unpatched), r=r))
+    settings: dict[str, Any] = {"r": r, "trim_last": trim_last}
+    merging = patch(copy.deepcopy(unpatched), **settings)
+    unbiased = patch(copy.deepcopy(unpatched), **settings, prop_attn=False)
+    dropping = free_drop(patch(copy.deepcopy(unpatched), **settings))
     x = place.images(batch, loaded.input_shape)
     calls: dict[str, Callable[[], Any]] = {
         "merging": lambda: merging(x),

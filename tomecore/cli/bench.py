@@ -77,6 +77,10 @@ def bench(
     train: Annotated[
         bool, typer.Option("--train", help="Forward and backward instead of forward alone.")
     ] = False,
+    trim_last: Annotated[
+        bool,
+        typer.Option("--trim-last", help="The last block makes the tokens at the front alone."),
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the gap to free-drop is.")
     ] = False,
@@ -127,11 +131,14 @@ def bench(
                     train=train,
                     rounds=rounds,
                     repeat=repeat,
+                    trim_last=trim_last,
                 )
             )
             bar.advance(task)
             if profile:
-                profiles.append(benchmark.profile(loaded, schedule, **place, rounds=rounds))
+                profiles.append(
+                    benchmark.profile(loaded, schedule, **place, rounds=rounds, trim_last=trim_last)
+                )
                 bar.advance(task)
     console.print(_table(found, latency))
     for cell, split in zip(found, profiles):  # noqa: B905 (there may be none)
@@ -188,6 +195,7 @@ def _processor() -> str:
 def _table(cells: list[Measurement], latency: bool) -> Table:
     first = cells[0]
     how = "forward and backward" if first.train else "forward"
+    how += ", the last block trimmed" if first.trim_last else ""
     memory = any(value for cell in cells for value in cell.peak_bytes.values())
     table = plain_table(
         title=f"{first.model} at {first.image[0]}x{first.image[1]}, {first.tokens} tokens, "

@@ -51,11 +51,17 @@ def patched_config(model: Any, name: str) -> Config:
 
     Raises:
         NotPatchedError: the argument called ``name`` is not patched.
+        UnsupportedModelError: its last block does not make all tokens, which are compared here.
     """
     config: Config | None = config_of(model)
     if config is None:
         raise NotPatchedError(
             f"`{name}` ({type(model).__name__}) is not patched; call apply_patch first"
+        )
+    if config.trim_last:
+        raise UnsupportedModelError(
+            f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block makes "
+            "the tokens at the front alone, where all are to be compared: call apply_patch again without it"
         )
     return config
 

@@ -9,12 +9,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.families._rows import attended
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["MULTIHEAD", "attention", "why_not"]
+__all__ = ["MULTIHEAD", "PARTS", "attention", "attention_of_rows", "why_not"]
 
 MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
+#: children and parameters of a module for which :func:`why_not` has no reason
+PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
+
+
+def attention_of_rows(host: Any, module: Any, x: Array, bias: Array | None, rows: int) -> Array:
+    """What ``module`` makes of the first ``rows`` tokens of ``x``: (B, rows, C)."""
+    tokens, heads, width = x.shape[1], module.num_heads, module.head_dim
+    weight, given = module.in_proj_weight, module.in_proj_bias
+    third = heads * width
+    q_bias, kv_bias = (None, None) if given is None else (given[:third], given[third:])
+    q = host.linear(x[:, :rows], weight[:third], q_bias).reshape([-1, rows, heads, width])
+    kv = host.linear(x, weight[third:], kv_bias).reshape([-1, tokens, 2, heads, width])
+    dropout = module.dropout if module.training else 0.0
+    qkv = q, kv[:, :, 0], kv[:, :, 1]
+    y = attended(host, qkv, bias, dropout=dropout, scale=width**-0.5)
+    out: Array = host.linear(y, module.out_proj.weight, module.out_proj.bias)
+    return out
 
 
 def attention(host: Any, module: Any, x: Array, bias: Array | None) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tomecore.adapters._spec import qualified_name
 from tomecore.adapters._swap import original_class
+from tomecore.adapters.families._rows import attended, of_separate
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -19,14 +20,19 @@ __all__ = [
     "FLAGS",
     "MASKED",
     "READERS",
+    "SEPARATE",
+    "attentions_wanted",
     "hidden_states_wanted",
+    "hooked_by_others",
     "no_mask",
     "none_in_front",
     "of",
     "one_in_front",
     "recorded",
     "registers_in_front",
+    "rows_attended",
     "where_pooled",
+    "why_not_rows",
     "with_bias",
 ]
 
@@ -40,6 +46,9 @@ FLAGS = (
 )
 #: what layers that take a mask are called with, in order
 MASKED = ("attention_mask", *FLAGS)
+
+#: children of attention with a projection for each of queries, keys and values
+SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 #: kernels that add a bias of one number for each key to the attention scores
 _WITH_BIAS = ("sdpa", "eager")
@@ -105,14 +114,53 @@ def no_mask(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str,
         return {name: value for name, value in given.items() if name != "attention_mask"}
     raise UnsupportedModelError(
         "a layer was called with attention_mask=, which describes all tokens while merging leaves "
-        "fewer. Call the model without it, or set model.r = 0 for such calls. (torch.export makes one "
-        "under attn_implementation='eager': export with 'sdpa'.)"
+        "fewer. Call the model without it, or set model.r = 0 (without trim_last) for such calls. "
+        "(torch.export makes one under attn_implementation='eager': export with 'sdpa'.)"
     )
 
 
 def hidden_states_wanted(tower: Any) -> bool:
     """Whether the output of every layer is recorded in this forward pass."""
     return recorded("hidden_states")
+
+
+def attentions_wanted(tower: Any) -> bool:
+    """Whether attention maps are recorded in this forward pass."""
+    return recorded("attentions")
+
+
+def hooked_by_others(host: Any, attention: Any) -> bool:
+    """Whether a hook waits for the forward of ``attention`` that is not the library's own recorder."""
+    if not host.hooked(attention):
+        return False
+    if attention._backward_hooks or attention._backward_pre_hooks or attention._forward_pre_hooks:
+        return True
+    for hook in attention._forward_hooks.values():
+        if getattr(hook, "__module__", None) != "transformers.utils.output_capturing":
+            return True
+    return False
+
+
+def rows_attended(host: Any, attention: Any, x: Array, bias: Array | None, rows: int) -> Array:
+    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel."""
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    heads, width = attention.num_attention_heads, attention.head_dim
+    dropout = attention.attention_dropout if attention.training else 0.0
+    qkv = of_separate(projections, x, rows, heads, width)
+    y = attended(host, qkv, bias, dropout=dropout, scale=attention.scaling)
+    out: Array = attention.o_proj(y)
+    return out
+
+
+def why_not_rows(attention: Any) -> str | None:
+    """Why :func:`rows_attended` would not be what ``attention`` computes, or None."""
+    kernel = attention.config._attn_implementation
+    if kernel not in _WITH_BIAS:
+        return (
+            f"the model attends by {kernel!r}, and the form for single tokens is written for "
+            f"{' and '.join(map(repr, _WITH_BIAS))}: call model.set_attn_implementation('sdpa')"
+        )
+    return None
 
 
 def recorded(what: str) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
+from tomecore.adapters._spec import Spec, Trim
 from tomecore.adapters.families._paddle import NORMS, attend_by_parts, called_by_parts
+from tomecore.adapters.families._rows import attended, of_fused
 from tomecore.backends import Array
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
@@ -55,6 +56,17 @@ def attend(
     return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
 
 
+def attend_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    """What ``attend`` makes of the first ``rows`` tokens."""
+    attn = block.attn
+    qkv = of_fused(host, attn, block.norm1(x), rows)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    y = attended(host, qkv, bias, dropout=dropout, scale=attn.scale)
+    return x[:, :rows] + block.drop_path(attn.proj_drop(attn.proj(y)))
+
+
 def feed(block: Any, x: Array) -> Array:
     return x + block.drop_path(block.mlp(block.norm2(x)))
 
@@ -75,6 +87,21 @@ def why_restore(tower: Any) -> str | None:
     return None
 
 
+def why_not_rows(tower: Any) -> str | None:
+    """Why more than the tokens at the front are read, or None."""
+    if why_restore(tower) is None:
+        return None
+    return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
+
+
+#: the libraries whose whole models were read, and their towers: the first tokens alone are read behind
+#: the blocks, unless they pool
+_READ = (
+    *(name for name in _names("VisionTransformer") if not name.startswith((".plsc.", ".passl."))),
+    ".ppcls.arch.backbone.model_zoo.distilled_vision_transformer.DistilledVisionTransformer",
+    ".ppim.models.deit.DistilledVisionTransformer",
+)
+
 VIT = Spec(
     family="PLSC / PaddleClas / ppim VisionTransformer",
     blocks=_names("Block"),
@@ -92,6 +119,15 @@ VIT = Spec(
     prefix=prefix,
     why_restore=why_restore,
     bypasses=("attn",),
+    trim=Trim(
+        of=attend,
+        attend=attend_rows,
+        attention="attn",
+        classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),
+        towers=_READ,
+        keys={"attn.qkv": 2 / 3},
+        why_not=why_not_rows,
+    ),
     notes=(
         "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL import on Paddle 3 once "
         "`paddle.fluid` is aliased: `benchmarks/plsc_sources.py` does so and checks their own classes; "

@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
-from tomecore.adapters.families._multihead import MULTIHEAD, attention, why_not
+from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters.families._multihead import (
+    MULTIHEAD,
+    PARTS,
+    attention,
+    attention_of_rows,
+    why_not,
+)
 from tomecore.backends import Array
 
 __all__ = ["FRAMEWORK", "SPECS"]
@@ -29,6 +35,13 @@ def attend(
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.self_attention, block.ln_1(x), bias)
     return block.dropout(y) + x, key
+
+
+def attend_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = attention_of_rows(host, block.self_attention, block.ln_1(x), bias, rows)
+    return block.dropout(y) + x[:, :rows]
 
 
 def feed(block: Any, x: Array) -> Array:
@@ -63,6 +76,15 @@ VIT = Spec(
     prefix=prefix,
     bypasses=("self_attention",),
     refuse=refuse,
+    trim=Trim(
+        of=attend,
+        attend=attend_rows,
+        attention="self_attention",
+        classes=dict.fromkeys(MULTIHEAD, PARTS),
+        towers=("torchvision.models.vision_transformer.VisionTransformer",),
+        keys={"self_attention.in_proj_weight": 2 / 3},
+        refuse=why_not,
+    ),
     notes="SWAG weights too; an attention half of our own around the fused kernel",
 )
 

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec, qualified_name
+from tomecore.adapters._spec import Spec, Trim, qualified_name
 from tomecore.adapters._swap import original_class
 from tomecore.adapters.families._transformers import (
     MASKED,
     READERS,
+    SEPARATE,
+    attentions_wanted,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
     registers_in_front,
+    rows_attended,
+    why_not_rows,
     with_bias,
 )
 from tomecore.adapters.families._transformers_refused import REFUSED
@@ -40,6 +45,9 @@ _VITS = {
     "ijepa": "IJepa",
     "vivit": "Vivit",
 }
+#: those whose classifiers read the first tokens alone
+_IMAGES = {name: _VITS[name] for name in ("vit", "deit", "vit_msn")}
+_READ_IN_FRONT = _IMAGES | {"vivit": "Vivit"}
 _DINOS = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
 
 
@@ -51,6 +59,13 @@ def attend_vit(host: Any, block: Any, x: Array, bias: Array | None, given: dict[
     attention = block.attention
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
     return block.dropout(y) + x
+
+
+def attend_vit_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.attention, block.layernorm_before(x), bias, rows)
+    return block.dropout(y) + x[:, :rows]
 
 
 def feed_vit(block: Any, x: Array) -> Array:
@@ -81,8 +96,36 @@ def attend_dino(
     return block.drop_path(block.layer_scale1(y)) + x
 
 
+def attend_dino_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.attention, block.norm1(x), bias, rows)
+    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
+
+
 def feed_dino(block: Any, x: Array) -> Array:
     return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
+
+
+def _trim(
+    of: Any,
+    attend: Any,
+    models: dict[str, str],
+    towers: tuple[str, ...],
+    around: tuple[str, ...],
+) -> Trim:
+    return Trim(
+        of=of,
+        attend=attend,
+        attention="attention",
+        classes=dict.fromkeys(_each(models, "Attention"), SEPARATE),
+        towers=towers,
+        around=around,
+        keys={"attention.k_proj": 1, "attention.v_proj": 1},
+        refuse=why_not_rows,
+        hooked=hooked_by_others,
+        watched=attentions_wanted,
+    )
 
 
 VIT = Spec(
@@ -108,6 +151,17 @@ VIT = Spec(
     dense=hidden_states_wanted,
     readers=READERS,
     refused=REFUSED,
+    trim=_trim(
+        attend_vit,
+        attend_vit_rows,
+        _VITS,
+        _each(_READ_IN_FRONT, "Model"),
+        (
+            *_each(_IMAGES, "ForImageClassification"),
+            *of("deit", "DeiTForImageClassificationWithTeacher"),
+            *of("vivit", "VivitForVideoClassification"),
+        ),
+    ),
     notes="transformers 5.9 and later; MAE encoder: prop_attn=False by default",
 )
 
@@ -134,6 +188,9 @@ DINO = Spec(
     carry=no_mask,
     dense=hidden_states_wanted,
     readers=READERS,
+    trim=_trim(
+        attend_dino, attend_dino_rows, _DINOS, _each(_DINOS, "Encoder"), _each(_DINOS, "Model")
+    ),
     notes="recorded hidden states and backbones keep all tokens; attentions are those of merged tokens",
 )
 

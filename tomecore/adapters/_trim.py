@@ -1,0 +1,124 @@
+"""May the last block make the tokens at the front alone? Asked before a model is patched, and later.
+
+What is behind the blocks must read no other token, and the block's attention must be the one that the
+family's trimmed form (``Spec.trim``) was written for. What nobody here has read is refused.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from tomecore.adapters._host import Host
+from tomecore.adapters._spec import (
+    Spec,
+    Trim,
+    attribute,
+    defines_forward,
+    matches,
+    qualified_name,
+)
+from tomecore.adapters._swap import original_class
+
+__all__ = ["changed_since", "class_trimmed", "why_not_trimmed"]
+
+
+def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) -> str | None:
+    """Why the last block, ``block``, must make all tokens; None if it need not."""
+    trim = spec.trim
+    if trim is None:
+        return "tomecore has no form of its last block that makes single tokens"
+    if spec.prefix(tower) == 0:
+        return "it has no token at the front (class, distillation ...) that could be read alone"
+    return (
+        why_unknown(trim, tower)
+        or trim.why_not(tower)
+        or why_around(host, trim, model, tower)
+        or why_other_attention(host, trim, block)
+        or changed_since(host, spec, block, class_trimmed(spec, block))
+    )
+
+
+def why_unknown(trim: Trim, tower: Any) -> str | None:
+    """Whether ``tower`` has the methods that were read, and no others in their place."""
+    found = original_class(tower)
+    for cls in found.__mro__:
+        if matches(cls, trim.towers):
+            break
+    else:
+        return (
+            f"which tokens are read behind the blocks is not known of {qualified_name(found)} (known: "
+            f"{', '.join(name.rpartition('.')[2] for name in trim.towers)})"
+        )
+    for between in found.__mro__[: found.__mro__.index(cls)]:
+        for name in vars(between):
+            if not name.startswith("__") and callable(getattr(cls, name, None)):
+                return (
+                    f"{between.__qualname__} has a {name} of its own, which may read other tokens than "
+                    f"{cls.__qualname__} does"
+                )
+    for name, value in vars(tower).items():
+        if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
+            return f"its {name} was replaced on this instance, and may read other tokens"
+    return None
+
+
+def why_around(host: Host, trim: Trim, model: Any, tower: Any) -> str | None:
+    """Whether all that holds the tower, up to ``model``, is known to read its first tokens alone."""
+    named = dict(host.named_modules(model))
+    inside = next(path for path, module in named.items() if module is tower)
+    path = inside
+    while path:
+        path = path.rpartition(".")[0]
+        cls = original_class(named[path])
+        if not matches(defines_forward(cls), trim.around):
+            return (
+                f"which tokens {qualified_name(cls)} reads of model.{inside} is not known. Where you "
+                "know that it reads the first tokens alone, call "
+                f"apply_patch(model.{inside}, trim_last=True)"
+            )
+    return None
+
+
+def why_other_attention(host: Host, trim: Trim, block: Any) -> str | None:
+    """Whether the attention is of a known class and holds nothing unknown."""
+    attention = attribute(block, trim.attention)
+    cls = original_class(attention)
+    for name, parts in trim.classes.items():
+        if matches(cls, (name,)):
+            held = [child for child, _ in host.named_children(attention)]
+            held += host.own_tensors(attention)
+            more = [part for part in held if part not in parts]
+            if not more:
+                return None
+            return (
+                f"its attention ({qualified_name(cls)}) holds {', '.join(more)}, which the form for "
+                "single tokens would leave out"
+            )
+    return (
+        f"its attention is a {qualified_name(cls)}, and the form for single tokens is written for "
+        f"{', '.join(trim.classes)}"
+    )
+
+
+def class_trimmed(spec: Spec, block: Any) -> type:
+    """The class of what the trimmed form bypasses."""
+    cls: type = type(attribute(block, spec.trim.attention))  # type: ignore[union-attr]
+    return cls
+
+
+def changed_since(host: Host, spec: Spec, block: Any, expected: type | None) -> str | None:
+    """Why the trimmed form would bypass something; asked in each forward pass, also while tracing."""
+    trim: Any = spec.trim
+    attention = attribute(block, trim.attention)
+    if type(attention) is not expected:
+        return f"the last block's {trim.attention} is another than when the model was patched"
+    if "forward" in vars(attention):
+        return f"the last block's {trim.attention} has a forward of its own instance, which is not called"
+    if trim.hooked(host, attention):
+        return (
+            f"the last block's {trim.attention} has a hook, which is not called; hook the modules "
+            "inside it, or remove it"
+        )
+    reason: str | None = trim.refuse(attention)
+    return reason
