@@ -165,7 +165,9 @@ def measure(
         drop_speedup=median_ratio(timed, "unpatched", "dropping"),
         drop_share=median_ratio(timed, "dropping", "merging"),
         drop_share_quartiles=quartiles(timed, "dropping", "merging"),
-        merge_share=_merge_share(models["merging"], calls["merging"]) if by_hand else None,
+        merge_share=(
+            _merge_share(models["merging"], calls["merging"], min(rounds, 5)) if by_hand else None
+        ),
         peak_bytes={name: peak_bytes(place, call) for name, call in calls.items()},
         rounds=rounds,
         trim_last=trim_last,
@@ -208,7 +210,7 @@ class Clocked:
         return found
 
 
-def _merge_share(model: Any, call: Callable[[], Any], rounds: int = 5) -> float:
+def _merge_share(model: Any, call: Callable[[], Any], rounds: int) -> float:
     """The median share of a forward pass from keys to merged tokens, by a clock on the host."""
     settings = config_of_patched(model)
     reduce, shares = settings.reduce, []
