@@ -222,3 +222,35 @@ def test_recomputation_is_seen(model):
     paddle.grad((x * 3).sum(), x)
     assert seen == [True]
     assert not tome.HOST.recomputing()
+
+
+@pytest.mark.parametrize("rows", [9, 1])
+@pytest.mark.parametrize("scale", [8**-0.5, 0.2])
+@pytest.mark.parametrize("biased", ["sizes", "sizes of padding", "pairs"])
+def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
+    """On a CPU; the same numbers and gradients as the kernel with a mask gives."""
+    paddle.seed(0)
+    q, k, v = (paddle.randn([2, n, 4, 8], dtype="float64") for n in (rows, 9, 9))
+    bias = paddle.log(paddle.randint(1, 9, [2, 9]).astype("float64")).unsqueeze([1, 2])
+    if biased == "sizes of padding":
+        bias[1, 0, 0, 7:] = float("-inf")
+    if biased == "pairs":
+        bias = bias + paddle.randn([2, 4, rows, 9], dtype="float64")
+    columns = []
+    by_column = tome._with_key_column
+    monkeypatch.setattr(tome, "_with_key_column", lambda *a: columns.append(1) or by_column(*a))
+
+    def attended():
+        for t in (q, k, v):
+            t.stop_gradient = False
+            t.clear_gradient()
+        y = tome.HOST.attention(q, k, v, bias, dropout=0.0, scale=scale)
+        (y**2).sum().backward()
+        return [t.numpy() for t in (y, q.grad, k.grad, v.grad)]
+
+    found = attended()
+    assert len(columns) == (biased != "pairs")
+    monkeypatch.setattr(tome, "_by_column", lambda q, bias: False)
+    for ours, kernel in zip(found, attended(), strict=True):
+        np.testing.assert_allclose(ours, kernel, rtol=1e-12, atol=1e-13)
+    assert len(columns) == (biased != "pairs")

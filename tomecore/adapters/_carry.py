@@ -33,7 +33,7 @@ def merged_table(host: Host, table: Array, run: Run) -> Array:
     Returns:
         (B, 1, n', D), or (B, H, n', D) where the table has heads; its dtype is kept.
     """
-    if run.trail is None:
+    if run.source is None:
         return table
     xp = host.backend().xp
     prefix = run.num_tokens - table.shape[-2]
@@ -67,7 +67,7 @@ def merged_bias(host: Host, bias: Array, run: Run) -> Array:
     Returns:
         (B, H, n, n) in the dtype of ``bias``. It is as large as the attention scores.
     """
-    if run.trail is None:
+    if run.source is None:
         return bias
     backend, n, n0 = host.backend(), run.width, run.num_tokens
     if bias.shape[-1] != n0 or bias.shape[-2] != n0:
