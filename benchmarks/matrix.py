@@ -4,7 +4,7 @@ published form of token merging, each cell one interleaved run.
     make bench                                     # the short matrix, under five minutes on two cores
     python benchmarks/matrix.py --full --json benchmarks/results/cpu.json
     python benchmarks/matrix.py --show benchmarks/results/cpu.json
-    python benchmarks/matrix.py --show FILE --only "torch small 224" --plot speed.png
+    python benchmarks/matrix.py --show FILE --only "torch small 224 float32" --plot speed.png
     python benchmarks/matrix.py --show FILE --missed # cells that miss an aim, and where their time goes
 
 A file that is there already is gone on with: cells it has are not measured again. Weights are random, which
@@ -22,6 +22,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -142,6 +143,11 @@ def aimed(shares: list[float]) -> str:
     return f"{statistics.median(shares):.1%} in the median, {min(shares):.1%} at least, {below} below 93 %"
 
 
+def asked(cell: Sequence[Any], words: str) -> bool:
+    """Whether a cell has all the words that were asked for."""
+    return set(words.split()) <= set(map(str, cell))
+
+
 def draw(cells: list[dict[str, Any]], path: Path) -> None:
     """Images per second against r; all cells must be of one model at one size in one dtype."""
     models = {(one["model"], *one["image"], one["dtype"]) for one in cells}
@@ -161,7 +167,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="all cells, for hours; else a few")
-    parser.add_argument("--only", default="", help="only cells whose line contains this text")
+    parser.add_argument("--only", default="", help="only cells that have all these words")
     parser.add_argument("--seconds", type=float, default=20, help="of each cell")
     parser.add_argument("--threads", type=int, help="on a CPU")
     parser.add_argument("--json", type=Path, help="keep the numbers, or go on with them")
@@ -178,7 +184,7 @@ def main() -> None:
         f"{'':28s}batch   r    before    after published  speed  limit   drop   of drop  shorter    ahead"
     )
     for one in found:
-        if arguments.only not in " ".join(map(str, one["cell"])):
+        if not asked(one["cell"], arguments.only):
             continue
         if not arguments.missed:
             print(line(one))
@@ -192,7 +198,7 @@ def main() -> None:
             torch.set_num_threads(arguments.threads)
         have = [tuple(one["cell"]) for one in found]
         for cell in FULL if arguments.full else SHORT:
-            if cell in have or arguments.only not in " ".join(map(str, cell)):
+            if cell in have or not asked(cell, arguments.only):
                 continue
             found.append(measure(cell, arguments.seconds))
             print(line(found[-1]), flush=True)
@@ -202,7 +208,7 @@ def main() -> None:
                 content = {"machine": machine(), "cells": found}
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)
                 arguments.json.write_text(json.dumps(content, indent=1) + "\n")
-    found = [one for one in found if arguments.only in " ".join(map(str, one["cell"]))]
+    found = [one for one in found if asked(one["cell"], arguments.only)]
     if found:
         print(summary(found))
     if arguments.plot:

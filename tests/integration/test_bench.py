@@ -309,3 +309,21 @@ def test_forms_of_attention_are_written_as_shown(
     assert used["products"] == ""
     forms.main(["--show", str(path)])
     assert capsys.readouterr().out == printed
+
+
+def test_forms_of_attention_in_paddle(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms, path = script("attention_forms_paddle"), tmp_path / "forms.json"
+    monkeypatch.setattr(forms, "SHAPES", [(1, 2, 5), (2, 1, 9)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(
+        sys, "argv", ["forms.py", "--rounds", "3", "--threads", "1", "--json", str(path)]
+    )
+    forms.main()
+    found = json.loads(path.read_text())
+    assert [one["shape"] for one in found["shapes"]] == [[1, 2, 5], [2, 1, 9]]
+    assert all(one["mask"] > 0 and one["column"] > 0 for one in found["shapes"])
+    assert found["threads"] == 1
+    assert "processor" in found["machine"]
+    assert capsys.readouterr().out.count("\n") == 3
