@@ -35,7 +35,7 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     calls = {
         "plain": lambda: kernel(q, k, v),
         "mask": lambda: kernel(q, k, v, attn_mask=bias),
-        "column": lambda: tome._with_key_column(q, k, v, bias, 64**-0.5),
+        "column": lambda: tome._with_key_column(q, k, v, bias, 0.0, 64**-0.5),
     }
     with paddle.no_grad():
         timed = list(interleave(calls, rounds))

@@ -238,7 +238,7 @@ def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
         bias = bias + paddle.randn([2, 4, rows, 9], dtype="float64")
     columns = []
     by_column = tome._with_key_column
-    monkeypatch.setattr(tome, "_with_key_column", lambda *a: columns.append(1) or by_column(*a))
+    monkeypatch.setitem(tome._FORMS, True, lambda *a: columns.append(1) or by_column(*a))
 
     def attended():
         for t in (q, k, v):
@@ -250,7 +250,14 @@ def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
 
     found = attended()
     assert len(columns) == (biased != "pairs")
-    monkeypatch.setattr(tome, "_by_column", lambda q, bias: False)
+    monkeypatch.setattr(tome, "_by_column", lambda *a: False)
     for ours, kernel in zip(found, attended(), strict=True):
         np.testing.assert_allclose(ours, kernel, rtol=1e-12, atol=1e-13)
     assert len(columns) == (biased != "pairs")
+
+
+def test_dropped_attention_weights_keep_the_mask(monkeypatch):
+    monkeypatch.setitem(tome._FORMS, True, None)
+    q = paddle.randn([2, 9, 4, 8])
+    bias = paddle.zeros([2, 1, 1, 9])
+    assert tome.HOST.attention(q, q, q, bias, dropout=0.5, scale=0.3).shape == [2, 9, 4, 8]

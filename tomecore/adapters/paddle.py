@@ -202,16 +202,9 @@ class PaddleHost(Host):
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
-        if bias is not None and dropout == 0 and _by_column(q, bias):
-            return _with_key_column(q, k, v, bias, scale)
-        usual = q.shape[-1] ** -0.5
-        if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
-            q = q * (scale / usual)
-        if bias is not None and bias.dtype != q.dtype:  # autocast: half q beside full activations
-            bias = bias.astype(q.dtype)
-        return nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=dropout, training=True
-        )
+        # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
+        form = _FORMS[_by_column(q, bias, dropout)]
+        return form(q, k, v, bias, dropout, scale)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return nn.functional.linear(x, weight, bias)
@@ -266,20 +259,35 @@ class PaddleHost(Host):
             del vars(module)["forward"]
 
 
-def _by_column(q: Array, bias: Array) -> bool:
+def _by_column(q: Array, bias: Array | None, dropout: float) -> bool:
     """Whether the bias is a column of the keys here, and not an addition to the scores.
 
     The one place where that is chosen, by measurement (docs/design.md): Paddle on a CPU adds a bias of keys
-    to all scores in four to eight tenths of the time of the attention without it.
+    to all scores in up to eight tenths of the time of the attention without it.
     """
-    one_for_each_key = bias.shape[1] == 1 and bias.shape[2] == 1
-    return paddle.in_dynamic_mode() and one_for_each_key and q.place.is_cpu_place()
+    here = bias is not None and dropout == 0 and paddle.in_dynamic_mode() and q.place.is_cpu_place()
+    return bool(here and bias.shape[1] == 1 and bias.shape[2] == 1)  # type: ignore[union-attr]
 
 
-def _with_key_column(q: Array, k: Array, v: Array, bias: Array, scale: float) -> Array:
+def _with_mask(
+    q: Array, k: Array, v: Array, bias: Array | None, dropout: float, scale: float
+) -> Array:
+    usual = q.shape[-1] ** -0.5
+    if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
+        q = q * (scale / usual)
+    if bias is not None and bias.dtype != q.dtype:  # autocast: half q beside full activations
+        bias = bias.astype(q.dtype)
+    return nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias, dropout_p=dropout, training=True
+    )
+
+
+def _with_key_column(
+    q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
+) -> Array:
     """Attention of (B, n, H, D) with a bias of keys (B, 1, 1, N), in the products that are made anyway.
 
-    [q, 1] [k, bias]^T = q k^T + bias.
+    [q, 1] [k, bias]^T = q k^T + bias. Nothing is dropped: ``dropout`` is 0.
     """
     q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * scale, k, v))
     batch, heads, tokens, _ = k.shape
@@ -287,6 +295,9 @@ def _with_key_column(q: Array, k: Array, v: Array, bias: Array, scale: float) ->
     q = paddle.concat([q, paddle.ones_like(q[:, :, :, :1])], axis=-1)
     scores = paddle.matmul(q, paddle.concat([k, column], axis=-1), transpose_y=True)
     return paddle.matmul(nn.functional.softmax(scores), v).transpose([0, 2, 1, 3])
+
+
+_FORMS = {False: _with_mask, True: _with_key_column}
 
 
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
