@@ -74,10 +74,8 @@ def merged_mean(
         into = backend.flat_rows(plan.into, plan.num_slots)
         sizes = backend.add_sizes(sizes, plan.into, weight)
         total = xp.astype(xp.take_along_axis(sizes, plan.into, axis=1), wide, copy=False)
-        if padded:
-            total = xp.clip(
-                total, min=1e-30
-            )  # of padding among itself it is 0, and so is its share
+        if padded:  # of padding among itself it is 0, and so is its share
+            total = xp.clip(total, min=1e-30)
         share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
         gone = backend.flat_rows(plan.merged, plan.num_tokens)
         step = xp.astype(xp.take(flat, gone, axis=0), wide, copy=False)
