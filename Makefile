@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
-EXTRAS = cli,torch,paddle-cpu
+EXTRAS = cli,fast,torch,paddle-cpu
 
 .PHONY: demo test test-bare lint format bench clean
 

@@ -26,8 +26,10 @@ ROOT = Path(tomecore.__file__).parents[1]
 MAY_IMPORT = {
     "errors": set(),
     "fallback": set(),
-    "backends": {"errors", "fallback"},
-    "backend": {"errors", "backends"},
+    "kernels": set(),
+    "fused": {"kernels"},
+    "backends": {"errors", "fallback", "fused"},
+    "backend": {"errors", "backends", "fused"},
     "core": {"errors", "backends", "core"},
     "engine": {"errors", "backends", "core", "engine"},
     "families": {"errors", "backends", "core", "engine", "families"},
@@ -39,6 +41,8 @@ MAY_IMPORT = {
 FROM_ELSEWHERE = {
     "errors": set(),
     "fallback": {"array_api_compat"},
+    "kernels": {"numba", "numpy"},
+    "fused": {"numba"},
     "backends": {"array_api_compat"},
     "backend": {"array_api_compat", "numpy", "own"},
     "core": {"numpy"},
@@ -57,6 +61,9 @@ BY_NAME = {
     "tomecore.backends",
 }
 
+#: Modules of ``tomecore.backends`` that are no library's backend.
+SMALL_LAYERS = {"": "backends", "_standard": "fallback", "_fused": "fused", "_kernels": "kernels"}
+
 #: Modules of the core that have public names of their own.
 PUBLIC_CORE = {"arithmetic", "schedule"}
 
@@ -68,7 +75,7 @@ def layer_of(module: str) -> str:
     if top == "errors":
         return "errors"
     if top == "backends":
-        return {"": "backends", "_standard": "fallback"}.get(rest, "backend")
+        return SMALL_LAYERS.get(rest, "backend")
     if top == "adapters":
         if rest.startswith("families"):
             return "families"
@@ -159,6 +166,8 @@ def test_the_layers_are_those_of_the_package():
         "tomecore.errors": "errors",
         "tomecore.backends": "backends",
         "tomecore.backends._standard": "fallback",
+        "tomecore.backends._fused": "fused",
+        "tomecore.backends._kernels": "kernels",
         "tomecore.backends._numpy": "backend",
         "tomecore.backends._torch": "backend",
         "tomecore.backends._paddle": "backend",
@@ -213,6 +222,9 @@ PLANTED = [
     ("backends/_torch.py", "import paddle", "(backend) imports paddle"),
     ("backends/_torch.py", "from tomecore import schedule", "(backend) imports tomecore.schedule"),
     ("backends/_standard.py", "import numpy", "(fallback) imports numpy"),
+    ("backends/_fused.py", "import torch", "(fused) imports torch"),
+    ("backends/_kernels.py", "from tomecore import backends", "(kernels) imports tomecore.backends"),
+    ("backends/_torch.py", "from tomecore.backends import _kernels", "tomecore.backends._kernels"),
     ("adapters/_block.py", "import torch", "(engine) imports torch"),
     ("adapters/_block.py", "from tomecore.adapters import families", "(engine) imports tomecore"),
     ("adapters/_block.py", "from . import torch", "(engine) imports tomecore.adapters.torch"),
@@ -306,7 +318,7 @@ def test_every_layer_says_what_it_exports():
     silent = {
         name
         for name, path in modules(ROOT).items()
-        if layer_of(name) in {"core", "errors", "backends", "fallback", "engine"}
+        if layer_of(name) in {"core", "errors", "backends", "fallback", "fused", "engine"}
         and names_exported(ast.parse(path.read_text())) is None
     }
     assert silent <= {"tomecore.adapters"}

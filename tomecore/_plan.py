@@ -62,7 +62,7 @@ class MergePlan:
                 f"`into` must have the shape of `merged`, {tuple(merged.shape)}; "
                 f"got {tuple(into.shape)}"
             )
-        self._set(backend, kept, merged, into)
+        self._set(backend, into, int(kept.shape[1]), None, kept, merged)
 
     @classmethod
     def made(cls, backend: Backend, tokens: Array, into: Array, num_slots: int) -> MergePlan:
@@ -71,17 +71,40 @@ class MergePlan:
         ``tokens`` (B, N) are the kept ones and the merged ones behind them.
         """
         plan = cls.__new__(cls)
-        plan._set(backend, tokens[:, :num_slots], tokens[:, num_slots:], into)
-        plan._tokens = tokens
+        plan._set(backend, into, num_slots, tokens)
         return plan
 
-    def _set(self, backend: Backend, kept: Array, merged: Array, into: Array) -> None:
+    def _set(
+        self,
+        backend: Backend,
+        into: Array,
+        num_slots: int,
+        tokens: Array | None,
+        kept: Array | None = None,
+        merged: Array | None = None,
+    ) -> None:
         self.backend = backend
-        self.kept = kept
-        self.merged = merged
+        #: (B, r) int: the output slot that each of ``merged`` goes to
         self.into = into
-        self._tokens: Array | None = None
+        self._num_slots = num_slots
+        self._tokens = tokens
+        self._kept = kept
+        self._merged = merged
         self._slots: Array | None = None
+
+    @property
+    def kept(self) -> Array:
+        """(B, n) int: the input token that each output slot starts from."""
+        if self._kept is None:
+            self._kept = self._tokens[:, : self._num_slots]  # type: ignore[index]
+        return self._kept
+
+    @property
+    def merged(self) -> Array:
+        """(B, r) int: the input tokens that disappear."""
+        if self._merged is None:
+            self._merged = self._tokens[:, self._num_slots :]  # type: ignore[index]
+        return self._merged
 
     @property
     def num_tokens(self) -> int:
@@ -91,12 +114,12 @@ class MergePlan:
     @property
     def num_slots(self) -> int:
         """n: tokens after merging."""
-        return int(self.kept.shape[1])
+        return self._num_slots
 
     @property
     def num_merged(self) -> int:
         """r: tokens that disappear."""
-        return int(self.merged.shape[1])
+        return int(self.into.shape[1])
 
     @property
     def slots(self) -> Array:
@@ -167,7 +190,7 @@ class MergePlan:
     def __repr__(self) -> str:
         return (
             f"MergePlan({self.num_tokens} -> {self.num_slots} tokens, "
-            f"batch {self.kept.shape[0]}, {self.backend.name})"
+            f"batch {self.into.shape[0]}, {self.backend.name})"
         )
 
     def _scatter(self, scatter: Callable[[Array, Array, Array], Array], x: Array) -> Array:

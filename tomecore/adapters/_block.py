@@ -128,11 +128,13 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
     """(B, 1, 1, n): what each token's size adds to its attention scores; -inf for padding."""
     if run.sizes is None or (run.valid is None and not config.prop_attn):
         return None
+    if run.bias is not None and config.prop_attn and run.bias.dtype == x.dtype:
+        return config.host.formed(run.bias, x)
     sizes = run.sizes
     if not config.prop_attn:
         xp = config.host.backend().xp
         sizes = xp.astype(sizes > 0, xp.float32)
-    return config.host.log_sizes(sizes, x)
+    return config.host.formed(config.host.log_sizes(sizes, x), x)
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:

@@ -100,6 +100,10 @@ class Host(ABC):
     def log_sizes(self, sizes: Array, x: Array) -> Array:
         """Bias (B, 1, 1, n) of proportional attention for the activations ``x``, in their dtype."""
 
+    def formed(self, bias: Array, x: Array) -> Array:
+        """The bias, if need be so that the attention of ``x`` takes the form that is fastest here."""
+        return bias
+
     @abstractmethod
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float

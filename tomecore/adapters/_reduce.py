@@ -6,10 +6,10 @@ from typing import Any
 
 from tomecore._matching import matched
 from tomecore._merging import merged_mean
-from tomecore._plan import compute_dtype
+from tomecore._plan import MergePlan, compute_dtype
 from tomecore.adapters._config import Config
 from tomecore.adapters._state import Run, Trail
-from tomecore.backends import Array
+from tomecore.backends import Array, Fused, Keys
 
 __all__ = ["matching_key", "merge_tokens"]
 
@@ -19,19 +19,41 @@ def merge_tokens(
 ) -> tuple[Array, Run]:
     """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
     backend = config.host.backend()
-    xp = backend.xp
-    key = matching_key(config, block, keys)
-    valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
-    plan = matched(backend, key, amount, config.protected, valid)
-    x, sizes = merged_mean(plan, x, run.sizes, valid is not None)
+    found = in_one_go(config, block, x, keys, run, amount)
+    if found is not None:
+        x, sizes, bias = found.x, found.sizes, found.bias
+        plan = MergePlan.made(backend, found.tokens, found.into, run.width - amount)
+        trail = Trail(plan, run.trail, found.source)
+    else:
+        key = matching_key(config, block, keys)
+        valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
+        plan = matched(backend, key, amount, config.protected, valid)
+        x, sizes = merged_mean(plan, x, run.sizes, valid is not None)
+        bias, trail = None, Trail(plan, run.trail)
     owners = None
     if run.every:
         owners = plan.kept
         if run.owners is not None:
-            owners = xp.take_along_axis(run.owners, plan.kept, axis=1)
+            owners = backend.xp.take_along_axis(run.owners, plan.kept, axis=1)
     if config.observer is not None:
+        key = matching_key(config, block, keys)
         config.observer(len(run.tokens), key, plan, sizes, x)
-    return x, run.merged(sizes, Trail(plan, run.trail), owners)
+    return x, run.merged(sizes, trail, owners, bias)
+
+
+def in_one_go(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> Fused | None:
+    """All of it by the backend's kernels, where it has them for these arrays."""
+    if len(keys) != 1 or run.valid is not None:
+        return None
+    backend, spec, key = config.host.backend(), config.spec, keys[0]
+    if len(key.shape) == 4:
+        axis, heads = spec.key_heads, key.shape[spec.key_heads]
+    else:
+        axis, heads = None, 1 if spec.heads is None else spec.heads(block)
+    source = run.source
+    return backend.fused(Keys(key, axis, heads), x, run.sizes, source, amount, config.protected)
 
 
 def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:

@@ -109,13 +109,14 @@ class Entry:
 class Trail:
     """Where the tokens of a run went: its merges, the last first.
 
-    They are composed where somebody asks, which without ``restore`` nobody does.
+    They are composed where somebody asks, which without ``restore`` nobody does, unless their composition
+    is ``known``.
     """
 
-    def __init__(self, plan: MergePlan, before: Trail | None) -> None:
-        self.plan: MergePlan | None = plan
-        self.before = before
-        self.known: Array | None = None
+    def __init__(self, plan: MergePlan, before: Trail | None, known: Array | None = None) -> None:
+        self.plan: MergePlan | None = plan if known is None else None
+        self.before = before if known is None else None
+        self.known = known
 
     def source(self) -> Array:
         """(B, N0) int, original token -> slot."""
@@ -147,6 +148,7 @@ class Run:
         trail: where the original tokens went; None until something has merged.
         owners: (B, n) int, slot -> one original token in it; only where ``every``.
         valid: (B, N0) float32, 1 for tokens and 0 for padding; None where nothing is padding.
+        bias: (B, 1, 1, n), logarithms of the sizes in the dtype of the activations, where merging made them.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Run:
         trail: Trail | None = None,
         owners: Array | None = None,
         valid: Array | None = None,
+        bias: Array | None = None,
     ) -> None:
         self.entry = entry
         self.step = step
@@ -168,6 +171,7 @@ class Run:
         self.trail = trail
         self.owners = owners
         self.valid = valid
+        self.bias = bias
 
     @property
     def num_tokens(self) -> int:
@@ -218,7 +222,9 @@ class Run:
             valid=valid,
         )
 
-    def merged(self, sizes: Array, trail: Trail, owners: Array | None) -> Run:
+    def merged(
+        self, sizes: Array, trail: Trail, owners: Array | None, bias: Array | None = None
+    ) -> Run:
         """The same run with fewer tokens, before the block has ended."""
         return Run(
             self.entry,
@@ -229,6 +235,7 @@ class Run:
             trail=trail,
             owners=owners,
             valid=self.valid,
+            bias=bias,
         )
 
     def after(self, tokens: int) -> Run:
@@ -242,6 +249,7 @@ class Run:
             trail=self.trail,
             owners=self.owners,
             valid=self.valid,
+            bias=self.bias,
         )
 
 

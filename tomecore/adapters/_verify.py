@@ -66,7 +66,7 @@ def _bias_reason(host: Host, spec: Spec, block: Any, x: Array) -> str | None:
     ones = xp.ones_like(x[:, :, 0])
     for factor, other in ((2, xp.concat([x, x[:, n:]], axis=1)), (0, x[:, :n])):
         sizes = xp.concat([ones[:, :n], factor * ones[:, n:]], axis=1)
-        got = spec.attend(host, block, x, host.log_sizes(sizes, x), {})
+        got = spec.attend(host, block, x, host.formed(host.log_sizes(sizes, x), x), {})
         want = spec.attend(host, block, other, None, {})
         if not _close(host.numbers(got)[:, :n], host.numbers(want)[:, :n]):
             return (

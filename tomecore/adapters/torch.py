@@ -184,7 +184,9 @@ class TorchHost(Host):
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        bias = sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+        return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+
+    def formed(self, bias: Array, x: torch.Tensor) -> Array:
         return bias.as_subclass(KeyBias) if _by_products(x) else bias
 
     def attention(
@@ -234,8 +236,9 @@ def _by_products(x: torch.Tensor) -> bool:
     The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take 0.7 of
     its time, but for few scores. They would keep all scores for a backward pass, so not where there is one.
     """
-    plain = not torch.is_grad_enabled() and not tracing()
-    return plain and x.is_cpu and x.dtype == torch.bfloat16
+    if x.dtype != torch.bfloat16 or not x.is_cpu or torch.is_grad_enabled() or tracing():
+        return False
+    return x.shape[0] * x.shape[1] ** 2 * x.shape[2] >= _MANY_SCORES * _USUAL_WIDTH
 
 
 class KeyBias(torch.Tensor):
@@ -258,7 +261,9 @@ class KeyBias(torch.Tensor):
 
 
 #: batch x heads x tokens^2 from which on the products are faster
-_MANY_SCORES = 2**15
+_MANY_SCORES = 100_000
+#: of a head, where only all of them together are known
+_USUAL_WIDTH = 64
 
 #: what libraries do with a mask before they hand it on
 _KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)

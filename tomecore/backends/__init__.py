@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tomecore.backends import _standard
+from tomecore.backends._fused import Fused, Keys
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Array", "Backend", "backend_of", "register"]
+__all__ = ["Array", "Backend", "Fused", "Keys", "backend_of", "register"]
 
 #: An array of any library; shapes and dtypes are in the docstrings.
 Array = Any
@@ -30,6 +31,10 @@ Scatter = Callable[[Array, Array, Array], Array]
 
 def _same(x: Array) -> Array:
     return x
+
+
+def _never(*arguments: Any) -> None:
+    return None
 
 
 def _unset(base: Array, index: Array, updates: Array) -> Array:
@@ -88,6 +93,8 @@ class Backend:
         argmax_rows: ``(x (B, s, t), where, index (B, r)) -> (B, r)``: where each of these rows is largest,
             the first place if there are several; ``where`` as ``max_rows`` gave it. Left out: an argmax of
             all rows.
+        fused: ``(keys, x, size, source, r, protected)`` of :func:`tomecore.backends._fused.match_and_merge`:
+            matching and merging in one go, or None where that is not to be had. Left out: it never is.
         permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
             row of ``index`` is a permutation. Left out: a sort of the permutation.
     """
@@ -108,6 +115,7 @@ class Backend:
     norm: Callable[[Array], Array] = _unset_one
     max_rows: Callable[[Array], tuple[Array, Array | None]] = _unset_two
     argmax_rows: Callable[[Array, Array | None, Array], Array] = _unset
+    fused: Callable[..., Fused | None] = _never
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:

@@ -21,6 +21,7 @@ __all__ = ["Profile", "profile"]
 
 #: (module or class, function, what its time is called)
 _PARTS = (
+    (_reduce, "in_one_go", "match and merge in one go"),
     (_reduce, "matching_key", "keys: sum over heads"),
     (_reduce, "matched", "matching"),
     (_reduce, "merged_mean", "merging"),
