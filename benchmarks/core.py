@@ -1,15 +1,17 @@
-"""The core alone, on every array library here: matching, merging, unmerging, from 197 to 1025 tokens.
+"""The core alone, on every array library here: matching, merging, unmerging, from 197 to 1025 tokens; and
+matching and merging in one go by the compiled kernels, where a library has them.
 
     python benchmarks/core.py --json benchmarks/results/core-cpu.json
 
 Beside each time stands what it is for one unit of its arithmetic: a pair of tokens and channel for matching,
-a number of x for merging and unmerging. Where that stays level, nothing grows faster than arithmetic says.
-Only ratios within a run mean anything on a shared machine.
+a number of x for merging and unmerging, either for the kernels. Where that stays level, nothing grows faster
+than arithmetic says. Only ratios within a run mean anything on a shared machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import statistics
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import tomecore as tc
+from tomecore.backends import Keys, backend_of
 from tomecore.benchmark import interleave
 from tomecore.cli.bench import machine
 
@@ -60,11 +63,15 @@ def calls_of(to_array: Callable[[np.ndarray], Any], tokens: int, width: int) -> 
     sizes = to_array(np.ones((BATCH, tokens), dtype=np.float32))
     plan = tc.bipartite_soft_matching(keys, r, protected=1)
     merged, _ = tc.merge_weighted(plan, x, sizes)
-    return {
+    calls = {
         "match": lambda: wait_for(tc.bipartite_soft_matching(keys, r, protected=1).kept),
         "merge": lambda: wait_for(tc.merge_weighted(plan, x, sizes)[0]),
         "unmerge": lambda: wait_for(plan.unmerge(merged)),
     }
+    fused = functools.partial(backend_of(x).fused, Keys(keys, None, 1), x, sizes, None, r, 1)
+    if fused() is not None:
+        calls["in one go"] = fused
+    return calls
 
 
 def measure(name: str, tokens: int, width: int, rounds: int) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def measure(name: str, tokens: int, width: int, rounds: int) -> dict[str, Any]:
         "match": BATCH * tokens * tokens / 4 * HEAD,
         "merge": BATCH * tokens * width,
         "unmerge": BATCH * tokens * width,
+        "in one go": BATCH * tokens * (tokens / 4 * HEAD + width),
     }
     return {
         "library": name,
@@ -99,7 +107,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(f"library    N     C  {'match':>22s}  {'merge':>22s}  {'unmerge':>22s}")
+    print(
+        f"library    N     C  {'match':>22s}  {'merge':>22s}  {'unmerge':>22s}  {'in one go':>22s}"
+    )
     cells = []
     for name in libraries():
         for tokens in TOKENS:

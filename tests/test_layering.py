@@ -223,7 +223,11 @@ PLANTED = [
     ("backends/_torch.py", "from tomecore import schedule", "(backend) imports tomecore.schedule"),
     ("backends/_standard.py", "import numpy", "(fallback) imports numpy"),
     ("backends/_fused.py", "import torch", "(fused) imports torch"),
-    ("backends/_kernels.py", "from tomecore import backends", "(kernels) imports tomecore.backends"),
+    (
+        "backends/_kernels.py",
+        "from tomecore import backends",
+        "(kernels) imports tomecore.backends",
+    ),
     ("backends/_torch.py", "from tomecore.backends import _kernels", "tomecore.backends._kernels"),
     ("adapters/_block.py", "import torch", "(engine) imports torch"),
     ("adapters/_block.py", "from tomecore.adapters import families", "(engine) imports tomecore"),

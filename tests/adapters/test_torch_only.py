@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from adapters.cases import OWN, by_name
+from tomecore import bipartite_soft_matching
 from tomecore.adapters import torch as tome
 from tomecore.errors import NoForwardError, UnsupportedModelError
 
@@ -200,6 +201,23 @@ def test_autocast(training):
     assert model.tome.sizes.sum(dim=1).tolist() == [65.0] * 3
     output.float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_similarities_under_autocast_are_float32(compiled):
+    """Rounded to bfloat16, hundreds of pairs of these would be equally similar."""
+    keys = torch.randn(2, 197, 16, generator=torch.Generator().manual_seed(0))
+
+    def match(keys):
+        plan = bipartite_soft_matching(keys, 60, protected=1)
+        return plan.merged, plan.into
+
+    expected = match(keys)
+    if compiled:
+        match = torch.compile(match, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = match(keys)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_the_recomputation_flag_of_torch():

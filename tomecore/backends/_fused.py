@@ -77,7 +77,7 @@ class Space(NamedTuple):
     products: Callable[[], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Memory:
     """How a library gives memory away, and says how an array lies in it.
 
@@ -107,7 +107,7 @@ def match_and_merge(
     keys: Keys,
     x: Array,
     size: Array | None,
-    source: Array | None,
+    source: Callable[[], Array] | None,
     r: int,
     protected: int,
 ) -> Fused | None:
@@ -118,21 +118,22 @@ def match_and_merge(
         keys: what tokens are compared by.
         x: (B, N, C).
         size: (B, N) float32, none of them padding; None: one each.
-        source: (B, N0) int64; None: the originals are the tokens of ``x``.
+        source: makes (B, N0) int64, original token -> token of ``x``; None: these are the originals.
         r: 0 < r <= (N - protected) // 2.
         protected: tokens at the front that do not merge.
     """
-    if unavailable() is not None:
+    elements = memory.elements(x, keys.array)
+    # In this order: compilers cannot follow the import in ``unavailable``.
+    if elements is None or unavailable() is not None:
         return None
     batch, count, width = x.shape
-    elements = memory.elements(x, keys.array)
-    if elements is None or not worth(batch * count * width, memory.threads()):
+    if not worth(batch * count * width, memory.threads()):
         return None
     by_x, by_key = memory.strides(x), memory.strides(keys.array)
-    in_rows = by_x[-1] == 1 == by_key[-1]
-    for array in (size, source):
-        in_rows = in_rows and (array is None or array.is_contiguous())
-    if not in_rows:
+    if by_x[-1] != 1 or by_key[-1] != 1 or (size is not None and not size.is_contiguous()):
+        return None
+    before = None if source is None else source()
+    if before is not None and not before.is_contiguous():
         return None
     if keys.axis is None:
         head = by_head = keys.array.shape[2] // keys.heads
@@ -146,7 +147,7 @@ def match_and_merge(
         space.even.data_ptr(), space.odd.data_ptr(),
     )  # fmt: skip
     cosine = space.products()
-    originals = count if source is None else source.shape[1]
+    originals = count if before is None else before.shape[1]
     found = Fused(
         tokens=memory.empty(x, (batch, count), "int64"),
         into=memory.empty(x, (batch, r), "int64"),
@@ -158,7 +159,7 @@ def match_and_merge(
     kernels(elements[0])[1](
         cosine.data_ptr(), x.data_ptr(), batch, count, width, by_x[0], by_x[1], r, protected,
         size is not None, None if size is None else size.data_ptr(),
-        originals, source is not None, None if source is None else source.data_ptr(),
+        originals, before is not None, None if before is None else before.data_ptr(),
         found.x.data_ptr(), found.sizes.data_ptr(), found.bias.data_ptr(),
         found.tokens.data_ptr(), found.into.data_ptr(), found.source.data_ptr(),
     )  # fmt: skip
@@ -202,6 +203,6 @@ def unavailable() -> str | None:
         return "switched off by TOMECORE_KERNELS=0"
     try:
         importlib.import_module("numba")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: of its compiled library
         return f"Numba cannot be imported: {error}"
     return None

@@ -276,7 +276,7 @@ def compiled(element: str) -> tuple[Any, Any]:
 def _function(function: Any, signature: Any) -> Any:
     try:
         made = cfunc(signature, cache=True)(function)
-    except RuntimeError:  # no folder that can be written to
+    except (OSError, RuntimeError):  # no folder that can be written to, or no space in it
         made = cfunc(signature)(function)
     arguments = [ctypes.c_int64 if one is _INT else ctypes.c_void_p for one in signature.args]
     call = ctypes.CFUNCTYPE(None, *arguments)(made.address)  # type: ignore[arg-type]

@@ -58,8 +58,15 @@ def clip(x: Array, /, min: float) -> Array:
 
 
 def matmul(a: Array, b: Array, /) -> Array:
-    """Batches of matrices go straight to their product: matmul looks around first."""
-    return torch.bmm(a, b) if a.ndim == 3 == b.ndim else torch.matmul(a, b)
+    """In the dtype of its arguments, under autocast too.
+
+    Batches of matrices go straight to their product: matmul looks around first.
+    """
+    product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
+    if torch.is_autocast_enabled(a.device.type):
+        with torch.autocast(a.device.type, enabled=False):
+            return product(a, b)
+    return product(a, b)
 
 
 def take(x: Array, indices: Array, /, *, axis: int) -> Array:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import tomecore
+from tomecore.backends._fused import unavailable
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     PICTURES,
@@ -154,13 +155,14 @@ def bench(
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, threads, versions."""
+    """What the numbers depend on: processor, cores, threads, versions, and whether kernels were compiled."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "the framework's choice"),
         "python": platform.python_version(),
         "tomecore": tomecore.__version__,
+        "kernels": unavailable() or "compiled",
     }
     for name in (
         "torch",
@@ -169,6 +171,7 @@ def machine() -> dict[str, Any]:
         "transformers",
         "paddlepaddle",
         "paddlepaddle-gpu",
+        "numba",
     ):
         try:
             found[name] = importlib.metadata.version(name)
