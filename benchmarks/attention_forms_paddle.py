@@ -2,8 +2,9 @@
 
     python benchmarks/attention_forms_paddle.py --json benchmarks/results/attention-forms-paddle-cpu.json
 
-Times relative to attention without sizes, interleaved. ``_by_column`` in ``tomecore/adapters/paddle.py``
-chooses by them; that both are the same function is tested in ``tests/adapters/test_paddle_only.py``.
+Times relative to attention without sizes, interleaved. ``by_column`` in
+``tomecore/adapters/_paddle_attention.py`` chooses by them; that both are the same function is tested in
+``tests/adapters/test_paddle_only.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     """Times of one shape with heads 64 wide, relative to those without sizes."""
     import paddle
 
+    from tomecore.adapters import _paddle_attention as forms
     from tomecore.adapters import paddle as tome
 
     batch, heads, tokens = shape
@@ -35,7 +37,7 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     calls = {
         "plain": lambda: kernel(q, k, v),
         "mask": lambda: kernel(q, k, v, attn_mask=bias),
-        "column": lambda: tome._with_key_column(q, k, v, bias, 0.0, 64**-0.5),
+        "column": lambda: forms.with_key_column(q, k, v, bias, 0.0, 64**-0.5),
     }
     with paddle.no_grad():
         timed = list(interleave(calls, rounds))

@@ -2,8 +2,10 @@
 
     adapters/{torch,paddle} -> adapters/families -> adapters/_* -> core -> backends -> errors
 
-and a framework is imported in the three files that are about it. Checked on a planted violation of
-every rule, too, so that a silent checker is noticed.
+A framework is imported in the three files that are about it: ``adapters/torch.py``,
+``backends/_torch.py`` and ``models/torch.py``. What would make one of them long is in its parts, which
+lie beside it as ``_<framework>_<topic>.py``: a part is of the layer of its file, and imported by that
+file alone. Checked on a planted violation of every rule, too, so that a silent checker is noticed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -37,7 +40,8 @@ MAY_IMPORT = {
     "models": {"errors", "models"},
 }
 
-#: The packages from elsewhere that a layer may import; "own" is the framework the file is named after.
+#: The packages from elsewhere that a layer may import; "own" is the framework that the file, or the file
+#: it is a part of, is named after.
 FROM_ELSEWHERE = {
     "errors": set(),
     "fallback": {"array_api_compat"},
@@ -77,12 +81,23 @@ def layer_of(module: str) -> str:
     if top == "backends":
         return SMALL_LAYERS.get(rest, "backend")
     if top == "adapters":
+        if whole_of(module) is not None:
+            return "adapter"
         if rest.startswith("families"):
             return "families"
         return "engine" if private or not rest else "adapter"
     if top == "models":
         return "models"
     return "core" if not top or top.startswith("_") or top in PUBLIC_CORE else "outside"
+
+
+def whole_of(module: str) -> str | None:
+    """The file about a framework that a module is a part of; None for what is no part."""
+    found = re.fullmatch(r"(tomecore\.(adapters|backends|models))\._(torch|paddle)_\w+", module)
+    if found is None:
+        return None
+    package, folder, framework = found.groups()
+    return f"{package}.{'_' if folder == 'backends' else ''}{framework}"
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -130,16 +145,18 @@ def violations(root: Path) -> list[str]:
         layer = layer_of(name)
         if layer == "outside":
             continue
-        own = name.rpartition(".")[2].lstrip("_")
+        own = (whole_of(name) or name).rpartition(".")[2].lstrip("_")
         for line, imported in imports(name, path, known):
             top = imported.partition(".")[0]
             if imported == "?":
                 right = name in BY_NAME
             elif top == "tomecore":
                 target = layer_of(imported)
-                right = target in MAY_IMPORT[layer]
+                right = target in MAY_IMPORT[layer] and imported != whole_of(name)
                 if layer == "adapter" and target == "backend":
                     right = imported.endswith(f"._{own}")
+                if whole_of(imported) is not None:
+                    right = name == whole_of(imported)
             else:
                 allowed = {own if one == "own" else one for one in FROM_ELSEWHERE[layer]}
                 right = top in sys.stdlib_module_names or top in allowed
@@ -179,6 +196,10 @@ def test_the_layers_are_those_of_the_package():
         "tomecore.adapters.families.timm": "families",
         "tomecore.adapters.torch": "adapter",
         "tomecore.adapters.paddle": "adapter",
+        "tomecore.adapters._torch_attention": "adapter",
+        "tomecore.adapters._paddle_runs": "adapter",
+        "tomecore.backends._torch_memory": "backend",
+        "tomecore.models._paddle_weights": "models",
         "tomecore.models.torch": "models",
         "tomecore.models.paddle": "models",
     }
@@ -187,10 +208,10 @@ def test_the_layers_are_those_of_the_package():
 
 
 @pytest.mark.parametrize("framework", ["torch", "paddle"])
-def test_a_framework_is_imported_in_three_files(framework):
+def test_a_framework_is_imported_in_three_files_and_their_parts(framework):
     known = modules(ROOT)
     importing = {
-        name
+        whole_of(name) or name
         for name, path in known.items()
         if layer_of(name) != "outside"
         and any(one.partition(".")[0] == framework for _, one in imports(name, path, known))
@@ -239,6 +260,28 @@ PLANTED = [
     ("adapters/families/timm.py", "from .. import torch", "imports tomecore.adapters.torch"),
     ("adapters/torch.py", "import paddle", "(adapter) imports paddle"),
     ("adapters/torch.py", "from tomecore.backends import _paddle", "tomecore.backends._paddle"),
+    ("adapters/_torch_attention.py", "import paddle", "(adapter) imports paddle"),
+    ("adapters/_torch_attention.py", "from . import torch", "imports tomecore.adapters.torch"),
+    ("adapters/_torch_attention.py", "from ..backends import _paddle", "tomecore.backends._paddle"),
+    ("adapters/_paddle_runs.py", "from . import _paddle_attention", "adapters._paddle_attention"),
+    ("adapters/paddle.py", "from . import _torch_attention", "adapters._torch_attention"),
+    ("adapters/_block.py", "from . import _torch_attention", "adapters._torch_attention"),
+    ("adapters/families/timm.py", "from .. import _torch_attention", "adapters._torch_attention"),
+    (
+        "adapters/torch.py",
+        "from ..backends import _torch_memory",
+        "tomecore.backends._torch_memory",
+    ),
+    ("backends/_paddle.py", "from . import _torch_memory", "tomecore.backends._torch_memory"),
+    ("backends/_torch_memory.py", "import paddle", "(backend) imports paddle"),
+    (
+        "backends/_torch_memory.py",
+        "from tomecore.backends import _torch",
+        "tomecore.backends._torch",
+    ),
+    ("backends/__init__.py", "from . import _torch_memory", "tomecore.backends._torch_memory"),
+    ("models/_arguments.py", "from . import _torch_weights", "tomecore.models._torch_weights"),
+    ("models/_torch_weights.py", "from . import torch", "(models) imports tomecore.models.torch"),
     ("adapters/torch.py", "from tomecore.adapters import paddle", "tomecore.adapters.paddle"),
     ("adapters/paddle.py", "from tomecore import demo", "(adapter) imports tomecore"),
     ("models/torch.py", "import timm", "(models) imports timm"),

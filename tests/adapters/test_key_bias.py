@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import tomecore.adapters.torch as tome
+from tomecore.adapters import _torch_attention as forms
 from tomecore.models.torch import VisionTransformer
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -18,7 +19,7 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_head
 @pytest.fixture(autouse=True)
 def few_are_many(monkeypatch):
     """The products serve the small operands of these tests, too."""
-    monkeypatch.setattr(tome, "_MANY_SCORES", 1)
+    monkeypatch.setattr(forms, "_MANY_SCORES", 1)
 
 
 def operands(dtype, tokens=9, width=8):
@@ -33,7 +34,7 @@ def test_equals_the_fused_kernel(scale):
     q, k, v, sizes = operands(torch.bfloat16)
     with torch.no_grad():
         bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)
-        assert type(bias) is tome.KeyBias
+        assert type(bias) is forms.KeyBias
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     assert type(found) is torch.Tensor
     exact = F.scaled_dot_product_attention(
@@ -56,9 +57,9 @@ def test_few_scores_go_to_the_kernel(tokens, monkeypatch):
     with torch.no_grad():
         x = q.transpose(1, 2).flatten(2)
         bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, x), x)
-        assert type(bias) is (tome.KeyBias if tokens == 112 else torch.Tensor)
+        assert type(bias) is (forms.KeyBias if tokens == 112 else torch.Tensor)
         F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        other = bias.as_subclass(tome.KeyBias)  # of narrow heads, which are more than they seem
+        other = bias.as_subclass(forms.KeyBias)  # of narrow heads, which are more than they seem
         F.scaled_dot_product_attention(q, k, v, attn_mask=other)
     assert len(used) == 2 * (tokens == 112)
 
@@ -77,12 +78,12 @@ def test_what_it_does_not_know_goes_to_the_kernel(given, monkeypatch):
             F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.5)
             return
         if given == "pairs":
-            pairs = bias.expand(2, 4, 9, 9).as_subclass(tome.KeyBias)
+            pairs = bias.expand(2, 4, 9, 9).as_subclass(forms.KeyBias)
             found = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs)
         else:
             q, k, v = q.float(), k.float(), v.float()
             found = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias.float().as_subclass(tome.KeyBias)
+                q, k, v, attn_mask=bias.float().as_subclass(forms.KeyBias)
             )
         expected = F.scaled_dot_product_attention(
             q, k, v, attn_mask=sizes.log().to(q.dtype)[:, None, None]
@@ -105,7 +106,7 @@ def test_nothing_computed_with_it_stays_of_its_kind():
         ):
             assert type(found) is torch.Tensor
         for found in (bias[:, :, :, :9], bias.to(torch.bfloat16)):
-            assert type(found) is tome.KeyBias
+            assert type(found) is forms.KeyBias
             assert type(F.scaled_dot_product_attention(q, k, v, attn_mask=found)) is torch.Tensor
 
 
@@ -130,17 +131,17 @@ def test_in_a_model(monkeypatch):
         exact = tome.apply_patch(copy.deepcopy(model).double(), r=[3])(x.double())
     half = tome.apply_patch(model.bfloat16(), r=[3])
     used = []
-    products = tome._attention_by_products
+    products = forms.attention_by_products
 
     def counted(*args, **kwargs):
         used.append(1)
         return products(*args, **kwargs)
 
-    monkeypatch.setattr(tome, "_attention_by_products", counted)
+    monkeypatch.setattr(forms, "attention_by_products", counted)
     with torch.no_grad():
         by_products = half(x.bfloat16()).double()
         assert len(used) == 2
-        monkeypatch.setattr(tome, "_by_products", lambda x: False)
+        monkeypatch.setattr(tome, "by_products", lambda x: False)
         fused = half(x.bfloat16()).double()
         assert len(used) == 2
     errors = [(found - exact).norm() / exact.norm() for found in (by_products, fused)]

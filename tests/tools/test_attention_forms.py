@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from tomecore.adapters.torch import _attention_by_products
+from tomecore.adapters._torch_attention import attention_by_products
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "attention_forms.py"
@@ -58,7 +58,7 @@ def test_forms_count_a_token_as_often_as_its_size(name, padded):
 def test_products_are_those_of_the_adapter():
     q, k, v, sizes = script.inputs(2, 3, 80, torch.bfloat16, "cpu")
     bias = sizes.log().to(q.dtype)[:, None, None, :]
-    expected = _attention_by_products(q, k, v, bias)
+    expected = attention_by_products(q, k, v, bias)
     assert torch.equal(script.products(q, k, v, sizes), expected)
     assert not torch.equal(script.key_bias(q, k, v, sizes), expected)
 

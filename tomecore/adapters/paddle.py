@@ -6,15 +6,14 @@
     logits = model(images)
     tome.remove_patch(model)
 
-The module holds what is Paddle's own: the :class:`PaddleHost`. The mechanism is in ``_patch.py`` and
+The module holds what is Paddle's own: the :class:`PaddleHost`; ``_paddle_attention.py`` has its forms of
+attention, ``_paddle_runs.py`` how a run rides on an activation. The mechanism is in ``_patch.py`` and
 ``_block.py``, the model families in ``families/``.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -26,8 +25,10 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
+from tomecore.adapters._paddle_attention import FORMS, by_column
+from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Rider, Run, Start, ridden
+from tomecore.adapters._state import Run, Start
 from tomecore.adapters.families import known
 from tomecore.backends import Array, Backend
 from tomecore.backends._paddle import BACKEND
@@ -126,10 +127,8 @@ def register(spec: Spec) -> None:
 class PaddleHost(Host):
     """Paddle as the patch sees it.
 
-    A run is an attribute of the activation. Reentrant recomputation (``fleet.utils.recompute``) hands
-    a block copies made by ``x._new_shared_tensor()`` and ``x.detach()``; on the activation itself,
-    and nowhere else, these two are wrapped so that the copy carries the run on. In a static graph
-    values have no attributes, and one thread traces, so there it waits in the config.
+    A run is an attribute of the activation, and of the copies that recomputation makes of it. In a static
+    graph values have no attributes, and one thread traces, so there it waits in the config.
 
     SOT (``to_static`` with ``full_graph=False``, its default) simulates Python itself, frame by frame
     and not always all of it, and has no attributes on values either: it runs patched blocks as they
@@ -176,22 +175,22 @@ class PaddleHost(Host):
         if tracing:
             config.traced_run = run
         else:
-            _ride(x, "_tome_run", config, run)
+            ride(x, "_tome_run", config, run)
 
     def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
         if tracing:
             run, config.traced_run = config.traced_run, None
             return run
-        run = _ridden(x, "_tome_run", config)
+        run = ridden_on(x, "_tome_run", config)
         if run is not None and not paddle.is_grad_enabled():
-            _ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
+            ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
         return run
 
     def keep_start(self, config: Any, x: Array, start: Start) -> None:
-        _ride(x, "_tome_start", config, start)
+        ride(x, "_tome_start", config, start)
 
     def kept_start(self, config: Any, x: Array) -> Start | None:
-        start: Start | None = _ridden(x, "_tome_start", config)
+        start: Start | None = ridden_on(x, "_tome_start", config)
         return start
 
     def log_sizes(self, sizes: Array, x: Array) -> Array:
@@ -203,7 +202,7 @@ class PaddleHost(Host):
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
         # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
-        form = _FORMS[_by_column(q, bias, dropout)]
+        form = FORMS[by_column(q, bias, dropout)]
         return form(q, k, v, bias, dropout, scale)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
@@ -259,85 +258,9 @@ class PaddleHost(Host):
             del vars(module)["forward"]
 
 
-def _by_column(q: Array, bias: Array | None, dropout: float) -> bool:
-    """Whether the bias is a column of the keys here, and not an addition to the scores.
-
-    The one place where that is chosen, by measurement (docs/design.md): Paddle on a CPU adds a bias of keys
-    to all scores in up to eight tenths of the time of the attention without it.
-    """
-    here = bias is not None and dropout == 0 and paddle.in_dynamic_mode() and q.place.is_cpu_place()
-    return bool(here and bias.shape[1] == 1 and bias.shape[2] == 1)  # type: ignore[union-attr]
-
-
-def _with_mask(
-    q: Array, k: Array, v: Array, bias: Array | None, dropout: float, scale: float
-) -> Array:
-    usual = q.shape[-1] ** -0.5
-    if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
-        q = q * (scale / usual)
-    if bias is not None and bias.dtype != q.dtype:  # autocast: half q beside full activations
-        bias = bias.astype(q.dtype)
-    return nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=dropout, training=True
-    )
-
-
-def _with_key_column(
-    q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
-) -> Array:
-    """Attention of (B, n, H, D) with a bias of keys (B, 1, 1, N), in the products that are made anyway.
-
-    [q, 1] [k, bias]^T = q k^T + bias. Nothing is dropped: ``dropout`` is 0.
-    """
-    q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * scale, k, v))
-    batch, heads, tokens, _ = k.shape
-    column = bias.astype(q.dtype).transpose([0, 1, 3, 2]).expand([batch, heads, tokens, 1])
-    q = paddle.concat([q, paddle.ones_like(q[:, :, :, :1])], axis=-1)
-    scores = paddle.matmul(q, paddle.concat([k, column], axis=-1), transpose_y=True)
-    return paddle.matmul(nn.functional.softmax(scores), v).transpose([0, 2, 1, 3])
-
-
-_FORMS = {False: _with_mask, True: _with_key_column}
-
-
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
     HOST.tapped(module, output, HOST.tracing())
     return output
-
-
-def _ridden(x: Array, name: str, config: Any) -> Any:
-    return ridden(vars(x).get(name), config)
-
-
-def _ride(x: Array, name: str, config: Any, value: Any) -> None:
-    setattr(x, name, Rider(config, value))
-    _carry(x, "_new_shared_tensor")
-    if not paddle.is_grad_enabled() and not x.stop_gradient:
-        # Only inside a reentrant recomputation, which keeps x: elsewhere x may be a temporary.
-        _carry(x, "detach")
-
-
-def _carry(x: Array, name: str) -> None:
-    """Let copies that ``x`` makes of itself by method ``name`` carry what rides on it.
-
-    Weakly: Paddle's tensors are not garbage collected, and a reference to itself would keep one.
-    """
-    if hasattr(type(x), name):
-        setattr(x, name, functools.partial(_copy, weakref.ref(x), name))
-
-
-def _copy(ref: weakref.ref[Any], name: str) -> Array:
-    x = ref()
-    if x is None:
-        raise RuntimeError(
-            f"{name}() was called on an activation of a patched model that no variable holds any "
-            f"more; keep it in a variable: `y = block(x); y.{name}()`"
-        )
-    copy = getattr(type(x), name)(x)
-    for attribute in ("_tome_run", "_tome_start"):
-        if attribute in vars(x):
-            setattr(copy, attribute, vars(x)[attribute])
-    return copy
 
 
 HOST = PaddleHost(__name__, nn.Layer, _WRAPPERS)

@@ -6,8 +6,8 @@
     logits = model(images)
     tome.remove_patch(model)
 
-The module holds what is PyTorch's own: the :class:`TorchHost`. The mechanism is in ``_patch.py`` and
-``_block.py``, the model families in ``families/``.
+The module holds what is PyTorch's own: the :class:`TorchHost`; ``_torch_attention.py`` has its forms of
+attention. The mechanism is in ``_patch.py`` and ``_block.py``, the model families in ``families/``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
+from tomecore.adapters._torch_attention import KeyBias, by_products
 from tomecore.adapters.families import known
 from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.backends import Array, Backend
@@ -187,7 +188,7 @@ class TorchHost(Host):
         return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
 
     def formed(self, bias: Array, x: torch.Tensor) -> Array:
-        return bias.as_subclass(KeyBias) if _by_products(x) else bias
+        return bias.as_subclass(KeyBias) if by_products(x) else bias
 
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
@@ -228,76 +229,6 @@ class TorchHost(Host):
 
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return torch.ones(shape, device=device)
-
-
-def _by_products(x: torch.Tensor) -> bool:
-    """Whether attention with a bias is two products and a softmax here, instead of the fused kernel.
-
-    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take 0.7 of
-    its time, but for few scores. They would keep all scores for a backward pass, so not where there is one.
-    """
-    if x.dtype != torch.bfloat16 or not x.is_cpu or torch.is_grad_enabled() or tracing():
-        return False
-    return x.shape[0] * x.shape[1] ** 2 * x.shape[2] >= _MANY_SCORES * _USUAL_WIDTH
-
-
-class KeyBias(torch.Tensor):
-    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it.
-
-    A library hands it to ``scaled_dot_product_attention``, which asks it; nothing global is switched, so
-    other threads and blocks without a bias keep the fused kernel.
-    """
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        # What is computed with it is a plain tensor.
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is F.scaled_dot_product_attention:
-                return _attention_by_products(*args, **(kwargs or {}))
-            found = func(*args, **(kwargs or {}))
-        return found.as_subclass(cls) if func in _KEPT else found
-
-
-#: batch x heads x tokens^2 from which on the products are faster
-_MANY_SCORES = 100_000
-#: of a head, where only all of them together are known
-_USUAL_WIDTH = 64
-
-#: what libraries do with a mask before they hand it on
-_KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
-
-
-def _attention_by_products(
-    q: Array,
-    k: Array,
-    v: Array,
-    attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Array:
-    usual = (
-        q.ndim == 4
-        and q.shape == k.shape
-        and q.dtype == torch.bfloat16
-        and q.shape[0] * q.shape[1] * q.shape[2] ** 2 >= _MANY_SCORES
-        and not (dropout_p or is_causal or enable_gqa)
-    )
-    keys = (q.shape[0], 1, 1, q.shape[2])
-    if not usual or attn_mask is None or attn_mask.shape != keys or attn_mask.dtype != q.dtype:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    batch, heads, tokens, width = q.shape
-    rows = attn_mask.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
-    q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (q, k, v))
-    scale = width**-0.5 if scale is None else scale
-    scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)
-    return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, -1)
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:

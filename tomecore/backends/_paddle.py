@@ -34,7 +34,8 @@ from paddle import (
 )
 
 from tomecore.backends import Array, Backend
-from tomecore.backends._fused import Memory, Space, match_and_merge
+from tomecore.backends._fused import match_and_merge
+from tomecore.backends._paddle_memory import MEMORY
 
 __all__ = [
     "arange",
@@ -271,38 +272,6 @@ def _device(x: Array) -> Any:
     return x.place if paddle.in_dynamic_mode() else None
 
 
-def _elements(*arrays: Array) -> list[str] | None:
-    """In a static graph there is no memory yet; half precision has no kernels on a CPU."""
-    if not paddle.in_dynamic_mode():
-        return None
-    gradients = paddle.is_grad_enabled() and not arrays[0].stop_gradient
-    for x in arrays:
-        if gradients or x.dtype != float32 or not x.place.is_cpu_place():
-            return None
-    return ["float32"] * len(arrays)
-
-
-def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
-    return paddle.empty(shape, dtype=int64 if dtype == "int64" else float32, device="cpu")
-
-
-def _space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
-    even, odd = _empty(x, (batch, evens, width), None), _empty(x, (batch, odds, width), None)
-    return Space(even, odd, functools.partial(matmul, even, odd, transpose_y=True))
-
-
-def _strides(x: Array) -> Sequence[int]:
-    found: Sequence[int] = x.strides
-    return found
-
-
-def _threads() -> int:
-    """Paddle's calls on a CPU run on one, but for products, which are products here too."""
-    return 1
-
-
-_MEMORY = Memory(_elements, _strides, _empty, _space, _threads)
-
 BACKEND = Backend(
     "paddle",
     sys.modules[__name__],
@@ -316,5 +285,5 @@ BACKEND = Backend(
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
     max_rows=max_rows,
-    fused=functools.partial(match_and_merge, _MEMORY),
+    fused=functools.partial(match_and_merge, MEMORY),
 )

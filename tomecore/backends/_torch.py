@@ -10,13 +10,12 @@ import sys
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from array_api_compat.torch import *  # noqa: F403
-from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array, Backend
-from tomecore.backends._fused import Memory, Space, match_and_merge
+from tomecore.backends._fused import match_and_merge
+from tomecore.backends._torch_memory import MEMORY
 
 
 def tracing() -> bool:
@@ -215,42 +214,6 @@ def _device(x: Array) -> torch.device:
     return x.device
 
 
-_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
-
-
-def _elements(*arrays: Array) -> list[str] | None:
-    """Nothing may be watching that would miss what kernels do, or take their results for constants."""
-    if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
-        return None
-    if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
-        return None
-    found, gradients = [], torch.is_grad_enabled()
-    for x in arrays:
-        element = _ELEMENTS.get(x.dtype)
-        if element is None or type(x) is not torch.Tensor or not x.is_cpu or x.is_neg():
-            return None
-        found.append(element)
-    if (gradients and arrays[0].requires_grad) or forward_ad._current_level >= 0:
-        return None
-    return found
-
-
-def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
-    return like.new_empty(shape) if dtype is None else like.new_empty(shape, dtype=_DTYPES[dtype])
-
-
-def _space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
-    """Products into an array of ours, which autocast leaves in float32."""
-    with torch.inference_mode(False):  # or it could not be used again outside
-        even = torch.empty((batch, evens, width), dtype=torch.float32, device=x.device)
-        odd = torch.empty((batch, odds, width), dtype=torch.float32, device=x.device)
-        out = torch.empty((batch, evens, odds), dtype=torch.float32, device=x.device)
-        return Space(even, odd, functools.partial(torch.bmm, even, odd.transpose(1, 2), out=out))
-
-
-_MEMORY = Memory(_elements, torch.Tensor.stride, _empty, _space, torch.get_num_threads)
-
 BACKEND = Backend(
     "torch",
     sys.modules[__name__],
@@ -268,5 +231,5 @@ BACKEND = Backend(
     numbers=numbers,
     flat_rows=flat_rows,
     every_second=every_second,
-    fused=functools.partial(match_and_merge, _MEMORY),
+    fused=functools.partial(match_and_merge, MEMORY),
 )

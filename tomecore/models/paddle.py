@@ -3,8 +3,8 @@
 It exists so that the demo, the parity tests and a user without a working Paddle model library have
 a model to patch. Parameter names, layouts (Linear weights are (in, out)) and child layers are
 PLSC's and PaddleClas', so their published weights load and whatever adapts their blocks adapts
-these. The network is that of ``tomecore.models.torch``. It imports paddle, the reader of pickled
-weights beside it and nothing else; safetensors is imported when a file of that kind is read.
+these. The network is that of ``tomecore.models.torch``. It imports paddle, and of this package only
+what lies beside it.
 
 Written to pass through ``paddle.jit.to_static`` with a dynamic batch: no batch size is ever read,
 reshapes use -1, and a token is spread over the batch by broadcasting.
@@ -12,7 +12,6 @@ reshapes use -1, and a token is spread over the batch by broadcasting.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.nn.initializer import Constant, TruncatedNormal
 
-from tomecore.models._arguments import check_architecture, check_fit
-from tomecore.models.pdparams import read_pdparams
+from tomecore.models._arguments import check_architecture
+from tomecore.models._paddle_weights import load_weights
 
 __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
 
@@ -253,48 +252,6 @@ class VisionTransformer(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) -> logits (B, class_num)."""
         return self.forward_head(self.forward_features(x))
-
-
-def load_weights(model: nn.Layer, path: str | os.PathLike[str]) -> nn.Layer:
-    """Load a weights file strictly; nothing is changed unless every name and shape fits.
-
-    Args:
-        model: A model of this module; its dtype is kept.
-        path: A ``.safetensors`` file, or a ``.pdparams`` file, which is read without running what
-            it may contain. Linear weights stored (out, in), as torch keeps them, are recognised by
-            the shape of the first ``qkv`` and transposed.
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: The kind of file is unknown or it holds more than arrays, or names or shapes do
-            not fit.
-        ImportError: A ``.safetensors`` file without safetensors installed.
-    """
-    path = os.fspath(path)
-    suffix = os.path.splitext(path)[1]
-    if suffix == ".safetensors":
-        try:
-            from safetensors.numpy import load_file
-        except ImportError as error:
-            raise ImportError(
-                f"reading {path} needs safetensors: pip install safetensors"
-            ) from error
-        state = load_file(path)
-    elif suffix == ".pdparams":
-        state = read_pdparams(path)
-    else:
-        raise ValueError(f"path={path!r} must end in .safetensors or .pdparams")
-    own = model.state_dict()
-    qkv = "blocks.0.attn.qkv.weight"
-    if qkv in own and qkv in state and list(state[qkv].shape) == list(own[qkv].shape)[::-1]:
-        state = {name: value.T if value.ndim == 2 else value for name, value in state.items()}
-    check_fit(path, own, state)
-    model.set_state_dict(
-        {name: paddle.to_tensor(state[name]).astype(own[name].dtype) for name in own}
-    )
-    return model
 
 
 def _over_batch(token: Tensor, x: Tensor) -> Tensor:

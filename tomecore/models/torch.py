@@ -3,13 +3,11 @@
 It exists so that the demo, the parity tests and a user without timm have a model to patch. Names,
 order of operations and child modules follow timm's ``VisionTransformer``: its state dicts load
 strictly, and whatever adapts timm's blocks adapts these (hence the identities ``ls1``, ``q_norm``
-and so on, which do nothing here). It imports torch and nothing else of this package; safetensors
-is imported when a file of that kind is read.
+and so on, which do nothing here). It imports torch, and of this package only what lies beside it.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tomecore.models._arguments import check_architecture, check_fit
+from tomecore.models._arguments import check_architecture
+from tomecore.models._torch_weights import load_weights
 
 __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load_weights"]
 
@@ -262,47 +261,6 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Images (B, in_chans, H, W) -> logits, as :meth:`forward_head` describes."""
         return self.forward_head(self.forward_features(x))
-
-
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load a weights file strictly; nothing is changed unless every name and shape fits.
-
-    Args:
-        model: The model; its dtypes and devices are kept.
-        path: A ``.safetensors`` file, or ``.pt`` / ``.pth`` (read with ``weights_only=True``; the
-            state dict may lie under "model" or "state_dict").
-
-    Returns:
-        The model.
-
-    Raises:
-        ValueError: The kind of file is unknown, or names or shapes do not fit.
-        ImportError: A ``.safetensors`` file without safetensors installed.
-    """
-    path = os.fspath(path)
-    suffix = os.path.splitext(path)[1]
-    state: Any
-    if suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(
-                f"reading {path} needs safetensors: pip install safetensors"
-            ) from error
-        state = load_file(path)
-    elif suffix in (".pt", ".pth"):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict"):
-            if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-                state = state[key]
-        if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
-            raise ValueError(f"{path} holds no state dict of tensors")
-    else:
-        raise ValueError(f"path={path!r} must end in .safetensors, .pt or .pth")
-    own = model.state_dict()
-    check_fit(path, own, state)
-    model.load_state_dict(state)
-    return model
 
 
 def _head(dim: int, num_classes: int) -> nn.Module:

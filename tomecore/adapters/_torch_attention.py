@@ -1,0 +1,86 @@
+"""Attention with a bias of keys in PyTorch: by the fused kernel, or by two products and a softmax.
+
+A library's own attention is called as it is, so the form travels with the bias: a :class:`KeyBias` answers
+the call of ``scaled_dot_product_attention`` that it is handed to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tomecore.backends import Array
+from tomecore.backends._torch import tracing
+
+__all__ = ["KeyBias", "attention_by_products", "by_products"]
+
+#: batch x heads x tokens^2 from which on the products are faster
+_MANY_SCORES = 100_000
+#: of a head, where only all of them together are known
+_USUAL_WIDTH = 64
+
+#: what libraries do with a mask before they hand it on
+_KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
+
+
+def by_products(x: torch.Tensor) -> bool:
+    """Whether attention with a bias is two products and a softmax here, instead of the fused kernel.
+
+    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take 0.7 of
+    its time, but for few scores. They would keep all scores for a backward pass, so not where there is one.
+    """
+    if x.dtype != torch.bfloat16 or not x.is_cpu or torch.is_grad_enabled() or tracing():
+        return False
+    return x.shape[0] * x.shape[1] ** 2 * x.shape[2] >= _MANY_SCORES * _USUAL_WIDTH
+
+
+class KeyBias(torch.Tensor):
+    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it.
+
+    A library hands it to ``scaled_dot_product_attention``, which asks it; nothing global is switched, so
+    other threads and blocks without a bias keep the fused kernel.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # What is computed with it is a plain tensor.
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is F.scaled_dot_product_attention:
+                return attention_by_products(*args, **(kwargs or {}))
+            found = func(*args, **(kwargs or {}))
+        return found.as_subclass(cls) if func in _KEPT else found
+
+
+def attention_by_products(
+    q: Array,
+    k: Array,
+    v: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    usual = (
+        q.ndim == 4
+        and q.shape == k.shape
+        and q.dtype == torch.bfloat16
+        and q.shape[0] * q.shape[1] * q.shape[2] ** 2 >= _MANY_SCORES
+        and not (dropout_p or is_causal or enable_gqa)
+    )
+    keys = (q.shape[0], 1, 1, q.shape[2])
+    if not usual or attn_mask is None or attn_mask.shape != keys or attn_mask.dtype != q.dtype:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    batch, heads, tokens, width = q.shape
+    rows = attn_mask.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
+    q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (q, k, v))
+    scale = width**-0.5 if scale is None else scale
+    scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, -1)
