@@ -128,7 +128,7 @@ def agree(kind: Kind, found: Fused | None, wanted: Fused) -> None:
     got, expected = kind.to_numpy(found.x), kind.to_numpy(wanted.x)
     np.testing.assert_allclose(got, expected, kind.rounding, 2e-6)
     if kind.rounding > 1e-3:  # to the nearest: sums of other orders seldom tell
-        assert (got != expected).mean() < 0.02
+        assert (got != expected).sum() <= max(3, 0.02 * got.size)
     bias = kind.to_numpy(found.bias)
     assert bias.shape == (got.shape[0], 1, 1, got.shape[1])
     np.testing.assert_allclose(bias[:, 0, 0], kind.to_numpy(wanted.bias), kind.rounding, 1e-7)

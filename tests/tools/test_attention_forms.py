@@ -56,7 +56,7 @@ def test_forms_count_a_token_as_often_as_its_size(name, padded):
 
 
 def test_products_are_those_of_the_adapter():
-    q, k, v, sizes = script.inputs(2, 3, 80, torch.bfloat16, "cpu")
+    q, k, v, sizes = script.inputs(2, 3, 160, torch.bfloat16, "cpu")
     bias = sizes.log().to(q.dtype)[:, None, None, :]
     expected = attention_by_products(q, k, v, bias)
     assert torch.equal(script.products(q, k, v, sizes), expected)
