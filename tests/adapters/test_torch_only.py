@@ -220,6 +220,11 @@ def test_similarities_under_autocast_are_float32(compiled):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_shapes_on_a_device_that_autocast_does_not_know():
+    plan = bipartite_soft_matching(torch.empty(2, 17, 8, device="meta"), 4, protected=1)
+    assert plan.merged.shape == (2, 4) and plan.merged.device.type == "meta"
+
+
 def test_the_recomputation_flag_of_torch():
     """Not public in torch, and what checkpointing rests on: -1 exactly outside a backward pass."""
     seen = []

@@ -62,8 +62,9 @@ def matmul(a: Array, b: Array, /) -> Array:
     Batches of matrices go straight to their product: matmul looks around first.
     """
     product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
-    if torch.is_autocast_enabled(a.device.type):
-        with torch.autocast(a.device.type, enabled=False):
+    kind = a.device.type  # that autocast may not know, as "meta"
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
             return product(a, b)
     return product(a, b)
 
