@@ -5,7 +5,9 @@ matching and merging in one go by the compiled kernels, where a library has them
 
 Beside each time stands what it is for one unit of its arithmetic: a pair of tokens and channel for matching,
 a number of x for merging and unmerging, either for the kernels. Where that stays level, nothing grows faster
-than arithmetic says. Only ratios within a run mean anything on a shared machine.
+than arithmetic says. As a control there is x + 1, which passes over x once into new memory: the largest
+arrays (1025 x 1280, 42 MB) are handed out as pages that must first be mapped. Only ratios within a run mean
+anything on a shared machine.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def wait_for(x: Any) -> Any:
 
 
 def calls_of(to_array: Callable[[np.ndarray], Any], tokens: int, width: int) -> dict[str, Any]:
-    """The three operations at about a twelfth of the tokens merged, as in r=16 of 197."""
+    """The operations at about a twelfth of the tokens merged, as in r=16 of 197."""
     generator = np.random.default_rng(0)
     r = tokens // 12
     keys = to_array(generator.standard_normal((BATCH, tokens, HEAD)).astype(np.float32))
@@ -67,6 +69,7 @@ def calls_of(to_array: Callable[[np.ndarray], Any], tokens: int, width: int) -> 
         "match": lambda: wait_for(tc.bipartite_soft_matching(keys, r, protected=1).kept),
         "merge": lambda: wait_for(tc.merge_weighted(plan, x, sizes)[0]),
         "unmerge": lambda: wait_for(plan.unmerge(merged)),
+        "x + 1": lambda: wait_for(x + 1),
     }
     fused = functools.partial(backend_of(x).fused, Keys(keys, None, 1), x, sizes, None, r, 1)
     if fused() is not None:
@@ -82,6 +85,7 @@ def measure(name: str, tokens: int, width: int, rounds: int) -> dict[str, Any]:
         "match": BATCH * tokens * tokens / 4 * HEAD,
         "merge": BATCH * tokens * width,
         "unmerge": BATCH * tokens * width,
+        "x + 1": BATCH * tokens * width,
         "in one go": BATCH * tokens * (tokens / 4 * HEAD + width),
     }
     return {
@@ -107,9 +111,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(
-        f"library    N     C  {'match':>22s}  {'merge':>22s}  {'unmerge':>22s}  {'in one go':>22s}"
-    )
+    names = ("match", "merge", "unmerge", "x + 1", "in one go")
+    print("library    N     C  " + "  ".join(f"{name:>22s}" for name in names))
     cells = []
     for name in libraries():
         for tokens in TOKENS:

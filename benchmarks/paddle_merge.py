@@ -1,10 +1,10 @@
 """What merging costs in Paddle, beside the form of ToMe's published text, at ViT-S/16 shapes.
 
-Two ways to match the most similar tokens and merge them, timed in turn on the same arrays: tomecore's
-(index arrays, flat rows), and strided slices with two sorts and ``put_along_axis``, as the published text
-and its ports have it. Then their share of a whole forward pass, what a clock within the patched model says,
-and the model beside the unpatched one and free-drop. Only ratios within a run mean anything on a shared
-machine.
+Two ways to match the most similar tokens and merge them, timed in turn on the same arrays: tomecore's (by
+compiled kernels where there are any, else by index arrays and flat rows), and strided slices with two sorts
+and ``put_along_axis``, as the published text and its ports have it. Then their share of a whole forward
+pass, what a clock within the patched model says, and the model beside the unpatched one and free-drop. Only
+ratios within a run mean anything on a shared machine.
 
     python benchmarks/paddle_merge.py --json benchmarks/results/paddle-merge-cpu.json
 """
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,9 +24,11 @@ import numpy as np
 import paddle
 
 import tomecore.adapters.paddle as tome
-from tomecore import __version__, benchmark
+from tomecore import benchmark
 from tomecore._matching import matched
 from tomecore._merging import merged_mean
+from tomecore.backends import Keys
+from tomecore.cli.bench import machine
 from tomecore.models.paddle import VisionTransformer
 
 VIT_S = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -63,8 +63,11 @@ def strided(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
 
 
 def flat(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
-    """The same by tomecore, as a patched block does it."""
+    """The same by tomecore, as a patched block does it: by compiled kernels, or by calls."""
     backend = tome.HOST.backend()
+    found = backend.fused(Keys(key, 2, key.shape[2]), x, size[:, :, 0], None, r, 1)
+    if found is not None:
+        return found.x, found.sizes.unsqueeze(-1)
     plan = matched(backend, backend.xp.sum(key, axis=2), r, 1, None)
     x, size = merged_mean(plan, x, size[:, :, 0])
     return x, size.unsqueeze(-1)
@@ -156,17 +159,6 @@ def measure(batch: int, r: int, rounds: int, sizes: dict[str, int]) -> dict[str,
         # Within the model keys are a slice of qkv, which the mean over heads copies, and tokens are followed
         # to be restored. The first round counts the warm-up, too.
         "share_of_all_between_keys_and_tokens": statistics.median(shares[1:]),
-    }
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "paddle": paddle.__version__,
-        "tomecore": __version__,
-        "python": platform.python_version(),
     }
 
 

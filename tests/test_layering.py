@@ -29,7 +29,7 @@ ROOT = Path(tomecore.__file__).parents[1]
 MAY_IMPORT = {
     "errors": set(),
     "fallback": set(),
-    "kernels": set(),
+    "kernels": {"kernels"},
     "fused": {"kernels"},
     "backends": {"errors", "fallback", "fused"},
     "backend": {"errors", "backends", "fused"},
@@ -45,7 +45,7 @@ MAY_IMPORT = {
 FROM_ELSEWHERE = {
     "errors": set(),
     "fallback": {"array_api_compat"},
-    "kernels": {"numba", "numpy"},
+    "kernels": {"llvmlite", "numba", "numpy"},
     "fused": {"numba"},
     "backends": {"array_api_compat"},
     "backend": {"array_api_compat", "numpy", "own"},
@@ -66,7 +66,13 @@ BY_NAME = {
 }
 
 #: Modules of ``tomecore.backends`` that are no library's backend.
-SMALL_LAYERS = {"": "backends", "_standard": "fallback", "_fused": "fused", "_kernels": "kernels"}
+SMALL_LAYERS = {
+    "": "backends",
+    "_standard": "fallback",
+    "_fused": "fused",
+    "_compiled": "kernels",
+    "_kernels": "kernels",
+}
 
 #: Modules of the core that have public names of their own.
 PUBLIC_CORE = {"arithmetic", "schedule"}
@@ -184,6 +190,7 @@ def test_the_layers_are_those_of_the_package():
         "tomecore.backends": "backends",
         "tomecore.backends._standard": "fallback",
         "tomecore.backends._fused": "fused",
+        "tomecore.backends._compiled": "kernels",
         "tomecore.backends._kernels": "kernels",
         "tomecore.backends._numpy": "backend",
         "tomecore.backends._torch": "backend",

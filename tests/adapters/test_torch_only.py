@@ -222,7 +222,8 @@ def test_similarities_under_autocast_are_float32(compiled):
 
 def test_shapes_on_a_device_that_autocast_does_not_know():
     plan = bipartite_soft_matching(torch.empty(2, 17, 8, device="meta"), 4, protected=1)
-    assert plan.merged.shape == (2, 4) and plan.merged.device.type == "meta"
+    assert plan.merged.shape == (2, 4)
+    assert plan.merged.device.type == "meta"
 
 
 def test_the_recomputation_flag_of_torch():

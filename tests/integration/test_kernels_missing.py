@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 
+import numba
 import numba.core.caching
 import numpy as np
 import pytest
 import torch
+from kernel_cases import fused, some
 
 import tomecore.adapters.torch
-from tomecore.backends import _fused, _kernels
+from tomecore.backends import _compiled, _fused
 from tomecore.models.torch import VisionTransformer
 
 
@@ -39,8 +42,8 @@ print(found.flatten()[::7].tolist())
 """
 
 
-def in_a_process(how, switch):
-    environment = {**os.environ, "TOMECORE_KERNELS": switch}
+def in_a_process(how, **switches):
+    environment = {**os.environ, **switches}
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, how]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -48,15 +51,79 @@ def in_a_process(how, switch):
     return reason, kernels == "True", np.array([float(n) for n in numbers.strip("[]").split(",")])
 
 
-def test_without_kernels_the_numbers_are_the_same():
-    reason, kernels, expected = in_a_process("as it is", "1")
+WITHOUT = {
+    "switched off": ("as it is", {"TOMECORE_KERNELS": "0"}, "TOMECORE_KERNELS=0"),
+    "no Numba": ("hidden", {}, "Numba cannot be imported"),
+    "Numba switched off": ("as it is", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT"),
+}
+
+
+@pytest.fixture(scope="module")
+def with_kernels():
+    reason, kernels, numbers = in_a_process("as it is")
     assert reason == "None"
     assert kernels
-    for how, switch, why in (("as it is", "0", "TOMECORE_KERNELS=0"), ("hidden", "1", "Numba")):
-        reason, kernels, numbers = in_a_process(how, switch)
-        assert why in reason
-        assert not kernels
-        np.testing.assert_allclose(numbers, expected, 1e-5, 1e-5)
+    return numbers
+
+
+@pytest.mark.parametrize(("how", "switches", "why"), WITHOUT.values(), ids=WITHOUT)
+def test_without_kernels_the_numbers_are_the_same(how, switches, why, with_kernels):
+    reason, kernels, numbers = in_a_process(how, **switches)
+    assert why in reason
+    assert not kernels
+    np.testing.assert_allclose(numbers, with_kernels, 1e-5, 1e-5)
+
+
+def test_where_nothing_can_be_compiled_the_calls_are_made(monkeypatch):
+    """A compiler, or files that it kept and that have gone bad, may raise anything."""
+
+    def broken(element):
+        raise ValueError("what was kept cannot be read")
+
+    model = tomecore.adapters.torch.apply_patch(ours(), r=8)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        monkeypatch.setattr(_compiled, "compiled", broken)
+        monkeypatch.setattr(_fused, "kernels", functools.cache(_fused.kernels.__wrapped__))
+        with pytest.warns(
+            RuntimeWarning, match=r"for float32 .*\(ValueError: what was kept"
+        ) as seen:
+            found = model(x)
+    assert len(seen) == 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_numba_keeps_of_two_dtypes_has_two_names(monkeypatch, tmp_path):
+    """Its files of one name hold what it made of several signatures, and nothing locks them."""
+    monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
+    for element in ("float32", "bfloat16"):
+        _compiled.compiled(element)
+    indices = [path.name for path in tmp_path.rglob("*.nbi")]
+    assert len(indices) == 4
+    assert sum("bfloat16" in name for name in indices) == 2
+
+
+def test_memory_that_ran_out_is_no_result(monkeypatch):
+    """What Numba makes of a function that raised prints that and returns 0, which is what we rest on."""
+
+    @numba.cfunc(numba.int64(numba.int64))
+    def failing(number):
+        if number > 1:
+            raise MemoryError
+        return 1
+
+    assert failing.ctypes(1) == 1
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    assert failing.ctypes(2) == 0
+    assert [one.exc_type for one in printed] == [MemoryError]
+    units, merge = _fused.kernels("float32")
+    keys, x = some()
+    for kernels in ((lambda *_: 0, merge), (units, lambda *_: 0)):
+        monkeypatch.setattr(_fused, "kernels", lambda element, kernels=kernels: kernels)
+        with pytest.raises(MemoryError, match="2 x 15 tokens"):
+            fused(keys, x)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["no folder", "no space"])
@@ -81,7 +148,7 @@ def test_where_numba_cannot_write_it_compiles_anew(full, monkeypatch, tmp_path):
             monkeypatch.setattr(numba.core.caching.os, "replace", no_space)
         else:
             monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-        kernels = _kernels.compiled("float32")
+        kernels = _compiled.compiled("float32")
         assert made
         monkeypatch.setattr(_fused, "kernels", lambda element: kernels)
         assert torch.equal(model(x), expected)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from kernel_cases import KINDS, asked, fused, some
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,6 +71,8 @@ REFUSED = {
     "a negative view": lambda keys, x: fused(keys, torch._neg_view(x)),
     "meta": lambda keys, x: fused(keys._replace(array=keys.array.to("meta")), x.to("meta")),
     "dispatch mode": in_mode(Watching),
+    "make_fx": transformed(lambda function, x: make_fx(function)(x)),
+    "make_fx, before": transformed(lambda function, x: make_fx(function, pre_dispatch=True)(x)),
     "flops": in_mode(lambda: FlopCounterMode(display=False)),
     "jit.trace": transformed(lambda function, x: torch.jit.trace(function, x, check_trace=False)),
     "vmap": transformed(lambda function, x: torch.func.vmap(function)(x[None])),
@@ -85,6 +88,31 @@ def test_torch_refuses(how):
     assert fused(*some()) is not None  # the same arrays without that
     with torch.no_grad() if how is dual else torch.enable_grad():
         assert how(*some()) is None
+
+
+UNFIT = {
+    "fewer keys": ("qkv", lambda array: array[:, :, :-1]),
+    "fewer keys, tokens first": ("tokens first", lambda array: array[:, :-1]),
+    "fewer keys, in the last axis": ("in the last axis", lambda array: array[:, :-1]),
+    "a sample less": ("qkv", lambda array: array[:-1]),
+    "a sample less, in the last axis": ("in the last axis", lambda array: array[:-1]),
+    "no heads of one width": ("in the last axis", lambda array: array[:, :, :-1]),
+}
+
+
+@pytest.mark.parametrize(("layout", "cut"), UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize("kind", KINDS, ids=repr)
+def test_keys_that_are_not_those_of_the_tokens_are_not_read(kind, layout, cut):
+    """It would be memory of something else; the calls say what is wrong."""
+    key = np.random.default_rng(4).standard_normal((2, 15, 2, 8))
+    keys, x = asked(kind, key, layout)[:2]
+    assert fused(keys, x) is not None
+    assert fused(keys._replace(array=cut(keys.array)), x) is None
+
+
+def test_heads_said_to_be_in_another_axis():
+    keys, x = some()
+    assert fused(keys._replace(axis=2), x) is None
 
 
 def test_gradients_that_nobody_wants_do_not_hinder():

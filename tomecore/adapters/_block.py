@@ -134,7 +134,9 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
     if not config.prop_attn:
         xp = config.host.backend().xp
         sizes = xp.astype(sizes > 0, xp.float32)
-    return config.host.formed(config.host.log_sizes(sizes, x), x)
+    bias = config.host.log_sizes(sizes, x)
+    # A sample that is all padding is zeros to the fused kernel, and no number to a softmax.
+    return bias if run.valid is not None else config.host.formed(bias, x)
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:

@@ -12,6 +12,7 @@ import functools
 import importlib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -127,7 +128,10 @@ def match_and_merge(
     if elements is None or unavailable() is not None:
         return None
     batch, count, width = x.shape
-    if not worth(batch * count * width, memory.threads()):
+    if not worth(batch * count * width, memory.threads()) or not fits(keys, batch, count):
+        return None
+    of_keys, of_tokens = kernels(elements[1]), kernels(elements[0])
+    if of_keys is None or of_tokens is None:
         return None
     by_x, by_key = memory.strides(x), memory.strides(keys.array)
     if by_x[-1] != 1 or by_key[-1] != 1 or (size is not None and not size.is_contiguous()):
@@ -142,10 +146,12 @@ def match_and_merge(
         head, by_token, by_head = keys.array.shape[3], by_key[3 - keys.axis], by_key[keys.axis]
     evens = (count - protected - protected % 2 + 1) // 2
     space = room(memory, x, batch, evens, count - protected - evens, head)
-    kernels(elements[1])[0](
+    done = of_keys[0](
         keys.array.data_ptr(), batch, count, keys.heads, head, by_key[0], by_token, by_head, protected,
         space.even.data_ptr(), space.odd.data_ptr(),
     )  # fmt: skip
+    if not done:
+        raise MemoryError(f"no memory for the keys of {batch} x {count} tokens")
     cosine = space.products()
     originals = count if before is None else before.shape[1]
     found = Fused(
@@ -156,14 +162,24 @@ def match_and_merge(
         sizes=memory.empty(x, (batch, count - r), "float32"),
         bias=memory.empty(x, (batch, 1, 1, count - r), None),
     )
-    kernels(elements[0])[1](
+    done = of_tokens[1](
         cosine.data_ptr(), x.data_ptr(), batch, count, width, by_x[0], by_x[1], r, protected,
         size is not None, None if size is None else size.data_ptr(),
         originals, before is not None, None if before is None else before.data_ptr(),
         found.x.data_ptr(), found.sizes.data_ptr(), found.bias.data_ptr(),
         found.tokens.data_ptr(), found.into.data_ptr(), found.source.data_ptr(),
     )  # fmt: skip
+    if not done:
+        raise MemoryError(f"no memory to merge {batch} x {count} tokens")
     return found
+
+
+def fits(keys: Keys, batch: int, count: int) -> bool:
+    """Whether there is a key for each token; the library's calls say what is wrong where there is not."""
+    shape = keys.array.shape
+    if keys.axis is None:
+        return bool(shape[0] == batch and shape[1] == count and shape[2] % keys.heads == 0)
+    return bool(shape[0] == batch and shape[3 - keys.axis] == count)
 
 
 def room(memory: Memory, x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
@@ -190,9 +206,20 @@ _kept = Kept()
 
 
 @functools.cache
-def kernels(element: str) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The two kernels for a dtype, compiled when first asked for."""
-    found: tuple[Any, Any] = importlib.import_module("tomecore.backends._kernels").compiled(element)
+def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | None:
+    """The two kernels for a dtype, compiled when first asked for; None where that fails, with a warning."""
+    try:
+        found: tuple[Any, Any] = importlib.import_module("tomecore.backends._compiled").compiled(
+            element
+        )
+    except Exception as error:  # whatever a compiler or its cache raises: the calls need neither
+        warnings.warn(
+            f"tomecore's kernels for {element} cannot be compiled ({type(error).__name__}: {error}), so that "
+            "merging takes the library's calls: the same numbers, slower. TOMECORE_KERNELS=0 turns them off.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
     return found
 
 
@@ -202,7 +229,9 @@ def unavailable() -> str | None:
     if os.environ.get("TOMECORE_KERNELS", "1") == "0":
         return "switched off by TOMECORE_KERNELS=0"
     try:
-        importlib.import_module("numba")
+        numba = importlib.import_module("numba")
     except (ImportError, OSError) as error:  # OSError: of its compiled library
         return f"Numba cannot be imported: {error}"
+    if numba.config.DISABLE_JIT:
+        return "Numba is switched off by NUMBA_DISABLE_JIT"
     return None

@@ -1,4 +1,4 @@
-"""Matching and merging as two loops over memory, compiled by Numba for a CPU: what ``_fused.py`` calls.
+"""Matching and merging as two loops over memory, which ``_compiled.py`` compiles for a CPU by Numba.
 
 A second spelling of ``_matching.matched`` and ``_merging.merged_mean``, which stay the definition: tests
 hold this to them. It knows no array library, only addresses and strides, so every library that gives
@@ -7,13 +7,10 @@ these shares it. Loops run over slices, because an index that may be negative ca
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import numpy as np
-from numba import carray, cfunc, extending, njit, types
+from numba import carray, extending, njit, types
 
-__all__ = ["compiled"]
+__all__ = ["merge_at", "units_at"]
 
 #: sums may be reordered, and products fused; NaN and infinity stay what they are
 _SUMS = {"reassoc", "contract", "arcp", "nsz"}
@@ -185,13 +182,10 @@ def _merge(
 
 
 _ANY = 1 << 62  # of memory whose extent strides say
-_INT = types.int64
-_FLOATS, _INTS = types.CPointer(types.float32), types.CPointer(types.int64)
 
 
-def _units_at(
-    key, samples, count, heads, width, by_sample, by_token, by_head, protected, even, odd
-):
+def units_at(key, samples, count, heads, width, by_sample, by_token, by_head, protected, even, odd):
+    """1; what Numba makes of a function that raised returns 0."""
     memory = carray(key, (_ANY,))
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     evens, odds = (count - first_even + 1) // 2, (count - first_odd + 1) // 2
@@ -199,9 +193,10 @@ def _units_at(
     _units(memory, samples, evens, first_even, heads, width, by_sample, by_token, by_head, units)
     units = carray(odd, (samples, odds, width))
     _units(memory, samples, odds, first_odd, heads, width, by_sample, by_token, by_head, units)
+    return 1
 
 
-def _merge_at(
+def merge_at(
     cosine,
     x,
     samples,
@@ -223,6 +218,7 @@ def _merge_at(
     into,
     now,
 ):
+    """1, as above."""
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     evens, odds = (count - first_even + 1) // 2, (count - first_odd + 1) // 2
     slots = count - r
@@ -242,43 +238,4 @@ def _merge_at(
         carray(into, (samples, r)),
         carray(now, (samples, originals)),
     )  # fmt: skip
-
-
-def compiled(element: str) -> tuple[Any, Any]:
-    """The two kernels for activations of "float32" or "bfloat16", as functions of addresses and numbers.
-
-    The first makes units of keys: key, samples, tokens, heads, width of a head, strides of samples, tokens
-    and heads, protected tokens; into even and odd units. The second does all the rest: see ``_fused.py``.
-    Compiling takes seconds, once: Numba keeps what it compiled beside this file, or in the user's cache.
-    """
-    of = types.CPointer(types.uint16 if element == "bfloat16" else types.float32)
-    first = types.void(of, *[_INT] * 8, _FLOATS, _FLOATS)
-    second = types.void(
-        *(
-            _FLOATS,
-            of,
-            *[_INT] * 8,
-            _FLOATS,
-            _INT,
-            _INT,
-            _INTS,
-            of,
-            _FLOATS,
-            of,
-            _INTS,
-            _INTS,
-            _INTS,
-        )
-    )
-    return _function(_units_at, first), _function(_merge_at, second)
-
-
-def _function(function: Any, signature: Any) -> Any:
-    try:
-        made = cfunc(signature, cache=True)(function)
-    except (OSError, RuntimeError):  # no folder that can be written to, or no space in it
-        made = cfunc(signature)(function)
-    arguments = [ctypes.c_int64 if one is _INT else ctypes.c_void_p for one in signature.args]
-    call = ctypes.CFUNCTYPE(None, *arguments)(made.address)  # type: ignore[arg-type]
-    call.kept = made  # type: ignore[attr-defined]
-    return call
+    return 1

@@ -7,6 +7,7 @@ import functools
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch._C._functorch import peek_interpreter_stack
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array
@@ -23,6 +24,8 @@ def _elements(*arrays: Array) -> list[str] | None:
     if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return None
     if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
+        return None
+    if _len_torch_dispatch_stack_pre_dispatch():  # make_fx(pre_dispatch=True)
         return None
     found, gradients = [], torch.is_grad_enabled()
     for x in arrays:
