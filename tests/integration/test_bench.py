@@ -248,10 +248,17 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     first = path.read_text()
     matrix.main()  # it has them all
     assert path.read_text() == first
+    monkeypatch.setattr(sys, "argv", [*arguments, "--rounds", "5"])
+    for _ in range(2):  # in more rounds, and then it has that
+        matrix.main()
+        again = json.loads(path.read_text())["cells"]
+        assert [(cell["cell"], cell["rounds"]) for cell in again] == [(cells[0]["cell"], 5)]
+        assert path.read_text() != first
+    path.write_text(first)
     monkeypatch.setattr(sys, "argv", ["matrix.py", "--show", str(path)])
     matrix.main()
     shown = capsys.readouterr().out
-    assert shown.count("1 cells: of free-drop") == 3
+    assert shown.count("1 cells: of free-drop") == 5
     cells[0] |= {"drop_share": 0.5, "speedup": 0.9, "ahead": {"published": 0.8, "shorter": 1.0}}
     cells[0]["profile"] = {
         "merging": 3e-3,
@@ -294,7 +301,7 @@ def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert [cell["library"] for cell in cells] == ["numpy", "torch", "paddle", "jax"]
     for cell in cells:
         kernels = {"in one go"} if cell["library"] in ("torch", "paddle") else set()
-        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge", *kernels}
+        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge", "x + 1", *kernels}
         assert min(cell["nanoseconds_per_unit"].values()) > 0
     assert "unmerge" in capsys.readouterr().out
 
