@@ -11,7 +11,8 @@ which one was used, and which refused, is kept. tests/tools/test_attention_forms
 
 key bias      the fused kernel with log s as its mask: what the adapters do
 products      two products and a softmax: what they do in bfloat16 on a CPU
-key column    a column sqrt(d) of the queries and a column log s of the keys: the kernel needs no mask
+key column    a column sqrt(d) of the queries and a column log s of the keys: the kernel needs no mask; what
+              they do with prop_attn="column"
 value column  sum exp(q k) s v / sum exp(q k) s: sizes in the values (s v | s), and a division; no mask either
 Both columns widen queries, keys and values, padded to a multiple of eight as kernels want it.
 """
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from tomecore.adapters._torch_attention import attention_by_column, widened
 from tomecore.benchmark import interleave, median_ratio, quartiles
 
 HEADS, TOKENS, BATCHES, WIDTH = (3, 6, 12), (25, 50, 101, 197, 389, 577), (1, 8), 64
@@ -66,16 +68,14 @@ def products(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
 
 
 def key_column(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    width = q.shape[-1]
-    ones = torch.full_like(sizes, width**0.5, dtype=q.dtype)  # the kernel divides by it again
-    q, k, v = widened(q, ones), widened(k, sizes.log()), widened(v)
-    return F.scaled_dot_product_attention(q, k, v, scale=width**-0.5)[..., :width]
+    return attention_by_column(q, k, v, sizes.log().to(q.dtype)[:, None, None, :])
 
 
 def value_column(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     width = q.shape[-1]
     shares = (sizes / sizes.amax(1, keepdim=True)).to(v.dtype)  # s v itself overflows in float16
-    q, k, v = widened(q), widened(k), widened(v * shares[:, None, :, None], shares)
+    shares, none = shares[:, None, :, None], q.new_zeros(())
+    q, k, v = widened(q, none), widened(k, none), widened(v * shares, shares)
     sums = F.scaled_dot_product_attention(q, k, v, scale=width**-0.5)
     return sums[..., :width] / sums[..., width : width + 1]
 
@@ -84,16 +84,6 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     form.__name__.replace("_", " "): form
     for form in (plain, key_bias, products, key_column, value_column)
 }
-
-
-def widened(x: Tensor, column: Tensor | None = None) -> Tensor:
-    """(B, H, N, d) -> (B, H, N, d + 8 at most): a column (B, N), and zeros up to a multiple of eight."""
-    batch, heads, tokens, width = x.shape
-    wide = x.new_zeros(batch, heads, tokens, (width // 8 + 1) * 8)
-    wide[..., :width] = x
-    if column is not None:
-        wide[..., width] = column[:, None]
-    return wide
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def test_a_bad_r_leaves_an_unpatched_model_alone(plain, r, error, text):
     assert plain.fw.fingerprint(model) == before
 
 
-@pytest.mark.parametrize("name", ["prop_attn", "trace_source", "restore"])
+@pytest.mark.parametrize("name", ["trace_source", "restore"])
 @pytest.mark.parametrize("value", ["yes", 1, 0.0], ids=repr)
 def test_other_settings_must_be_bool(plain, name, value):
     model = plain.model()

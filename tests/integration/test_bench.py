@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 import pytest
 import torch
+from bench_models import SMALL, loaded, small
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,33 +21,6 @@ from tomecore import benchmark, cli
 from tomecore.arithmetic import arithmetic_of
 from tomecore.backends import _fused
 from tomecore.errors import ArgumentValueError, NotPatchedError
-from tomecore.images import Preprocess
-from tomecore.loading import Loaded
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
-
-
-def small(framework: str) -> Any:
-    module = importlib.import_module(f"tomecore.models.{framework}")
-    model = module.VisionTransformer(**SMALL)
-    model.eval()
-    return model
-
-
-def loaded(framework: str) -> Loaded:
-    return Loaded(f"small {framework}", small(framework), Preprocess((32, 32)))
-
-
-def script(name: str) -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec: Any = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
 
 
 @pytest.fixture
@@ -188,6 +160,27 @@ def test_the_command(run: Any, tmp_path: Path) -> None:
         assert picture.width > 300
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said", "kept"),
+    [
+        ((), "eager, forward\n", (False, True)),
+        (("--trim-last",), "forward, the last block trimmed", (True, True)),
+        (("--prop-attn", "off"), "forward, sizes not counted", (False, False)),
+        (("--prop-attn", "column"), "forward, sizes by column", (False, "column")),
+    ],
+    ids=["default", "trimmed", "off", "column"],
+)
+def test_settings_of_the_patch(
+    run: Any, tmp_path: Path, arguments: tuple[str, ...], said: str, kept: tuple[Any, Any]
+) -> None:
+    result = run("--r", "2", "--json", "b.json", "--profile", *arguments)
+    assert result.exit_code == 0, result.output
+    assert said in "\n".join(line.strip() for line in result.output.splitlines())
+    (cell,) = json.loads((tmp_path / "b.json").read_text())["cells"]
+    assert (cell["trim_last"], cell["prop_attn"]) == kept
+    assert (cell["profile"]["attention with a bias"] == 0) == (not kept[1])
+
+
 def test_latency_is_batch_one(run: Any) -> None:
     result = CliRunner().invoke(
         cli.app,
@@ -213,138 +206,6 @@ def test_wrong_requests(run: Any, tmp_path: Path) -> None:
     assert "Linear" in str(run(model="mine.py:swin").exception)
 
 
-def test_the_published_form_merges_the_same(rng: np.random.Generator) -> None:
-    """The baseline is only fair if it does the same thing."""
-    published = script("published_form").published_form
-    image = rng.normal(size=(2, 3, 32, 32))
-    model = small("torch").double()
-    ours = tomecore.adapters.torch.apply_patch(copy.deepcopy(model), r=3)
-    x = torch.from_numpy(image)
-    with torch.no_grad():
-        torch.testing.assert_close(published(model, 3)(x), ours(x), rtol=1e-12, atol=1e-12)
-    model = small("paddle").to(dtype="float64")
-    patched = tomecore.adapters.paddle.apply_patch(copy.deepcopy(model), r=3)
-    given = paddle.to_tensor(image)
-    with paddle.no_grad():
-        found, expected = published(model, 3)(given).numpy(), patched(given).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = script("matrix")
-    assert len(matrix.FULL) == 90
-    path = tmp_path / "cells.json"
-    monkeypatch.setattr(matrix, "load", lambda name, resolution: loaded(name.partition(":")[0][:6]))
-    monkeypatch.setitem(matrix.FRAMEWORKS, "torch", ("torch:{}", ("float32",)))
-    monkeypatch.setattr(matrix, "SHORT", [("torch", "tiny", 32, 2, 3, "float32")])
-    arguments = ["matrix.py", "--seconds", "0", "--json", str(path)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    matrix.main()
-    cells = json.loads(path.read_text())["cells"]
-    assert [cell["cell"] for cell in cells] == [["torch", "tiny", 32, 2, 3, "float32"]]
-    forms = {"unpatched", "merging", "dropping", "published", "shorter"}
-    assert set(cells[0]["images_per_second"]) == forms
-    assert set(cells[0]["ahead"]) == {"published", "shorter"}
-    first = path.read_text()
-    matrix.main()  # it has them all
-    assert path.read_text() == first
-    monkeypatch.setattr(sys, "argv", [*arguments, "--rounds", "5"])
-    for _ in range(2):  # in more rounds, and then it has that
-        matrix.main()
-        again = json.loads(path.read_text())["cells"]
-        assert [(cell["cell"], cell["rounds"]) for cell in again] == [(cells[0]["cell"], 5)]
-        assert path.read_text() != first
-    path.write_text(first)
-    monkeypatch.setattr(sys, "argv", ["matrix.py", "--show", str(path)])
-    matrix.main()
-    shown = capsys.readouterr().out
-    assert shown.count("1 cells: of free-drop") == 5
-    cells[0] |= {"drop_share": 0.5, "speedup": 0.9, "ahead": {"published": 0.8, "shorter": 1.0}}
-    cells[0]["profile"] = {
-        "merging": 3e-3,
-        "dropping": 1e-3,
-        "parts": {"restore": 5e-4, "merging": 1.5e-3},
-    }
-    missing = tmp_path / "missing.json"
-    missing.write_text(json.dumps({"cells": cells}))
-    monkeypatch.setattr(sys, "argv", ["matrix.py", "--show", str(missing), "--missed"])
-    matrix.main()
-    shown = capsys.readouterr().out
-    reasons = (
-        "below 93 % of free-drop, slower than unpatched, behind the published form (0.80x of the"
-    )
-    assert reasons in shown
-    assert "2000 us over 1000 us of free-drop: merging 1500, restore 500" in shown
-    cells[0] |= {"drop_share": 0.95, "speedup": 1.1, "ahead": {"published": 1.0, "shorter": 1.0}}
-    missing.write_text(json.dumps({"cells": cells}))
-    matrix.main()
-    assert "of free-drop:" not in capsys.readouterr().out
-    picture = tmp_path / "speed.png"
-    again = ["matrix.py", "--show", str(path), "--plot", str(picture)]
-    monkeypatch.setattr(sys, "argv", again)
-    matrix.main()
-    with Image.open(picture) as drawn:
-        assert drawn.width > 300
-    monkeypatch.setattr(sys, "argv", [*again, "--only", "nothing"])
-    with pytest.raises(SystemExit, match="draws one model; --only leaves 0"):
-        matrix.main()
-
-
-def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    core = script("core")
-    monkeypatch.setattr(core, "TOKENS", (19,))
-    monkeypatch.setattr(core, "WIDTHS", (8,))
-    path = tmp_path / "core.json"
-    monkeypatch.setattr(sys, "argv", ["core.py", "--rounds", "1", "--json", str(path)])
-    core.main()
-    cells = json.loads(path.read_text())["cells"]
-    assert [cell["library"] for cell in cells] == ["numpy", "torch", "paddle", "jax"]
-    for cell in cells:
-        kernels = {"in one go"} if cell["library"] in ("torch", "paddle") else set()
-        assert set(cell["milliseconds"]) == {"match", "merge", "unmerge", "x + 1", *kernels}
-        assert min(cell["nanoseconds_per_unit"].values()) > 0
-    assert "unmerge" in capsys.readouterr().out
-
-
 def test_free_drop_needs_a_patched_model() -> None:
     with pytest.raises(NotPatchedError, match="call apply_patch first"):
         benchmark.config_of_patched(torch.nn.Linear(1, 1))
-
-
-def test_forms_of_attention_are_written_as_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    forms, path = script("attention_forms"), tmp_path / "new" / "forms.json"
-    shape = ["--tokens", "9", "--rounds", "1", "--dtype", "float32", "bfloat16"]
-    forms.main([*shape, "--note", "a test", "--json", str(path)])
-    printed = capsys.readouterr().out
-    found = json.loads(path.read_text())
-    assert (found["note"], found["device"]) == ("a test", "cpu")
-    assert torch.__version__.startswith(found["machine"]["torch"])
-    assert [cell["dtype"] for cell in found["cells"]] == ["float32"] * 6 + ["bfloat16"] * 6
-    cell = found["cells"][0]
-    assert list(cell["error"]) == [name for name in forms.FORMS if name != "plain"]
-    assert all(error < 1e-5 for error in cell["error"].values())
-    used = cell["kernel"]
-    assert used["plain"] == used["key bias"] == used["key column"] == "flash_attention_for_cpu"
-    assert used["products"] == ""
-    forms.main(["--show", str(path)])
-    assert capsys.readouterr().out == printed
-
-
-def test_forms_of_attention_in_paddle(
-    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forms, path = script("attention_forms_paddle"), tmp_path / "forms.json"
-    monkeypatch.setattr(forms, "SHAPES", [(1, 2, 5), (2, 1, 9)])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(
-        sys, "argv", ["forms.py", "--rounds", "3", "--threads", "1", "--json", str(path)]
-    )
-    forms.main()
-    found = json.loads(path.read_text())
-    assert [one["shape"] for one in found["shapes"]] == [[1, 2, 5], [2, 1, 9]]
-    assert all(one["mask"] > 0 and one["column"] > 0 for one in found["shapes"])
-    assert found["threads"] == 1
-    assert "processor" in found["machine"]
-    assert capsys.readouterr().out.count("\n") == 3

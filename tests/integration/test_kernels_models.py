@@ -11,6 +11,7 @@ import torch
 from kernel_models import Paddle, Torch, Used, images, in_float32, of_timm, same
 
 import tomecore.adapters.torch
+from tomecore.adapters import _torch_attention
 from tomecore.backends import _fused
 
 
@@ -47,6 +48,24 @@ def test_a_model_with_and_without(fw, settings, used):
     assert expected[1][-1] < expected[1][0]
     np.testing.assert_array_equal(got[2], expected[2])
     np.testing.assert_array_equal(got[3], expected[3])
+
+
+def test_sizes_in_a_column(used, monkeypatch):
+    """The kernels' bias goes the way that was asked for, in each block behind the first merge."""
+    model = tomecore.adapters.torch.apply_patch(of_timm(), r=2)
+    expected = Torch.run(model)
+    assert used.take() == [True] * 12
+    columns, by_column = [], _torch_attention.attention_by_column
+
+    def counted(*args, **kwargs):
+        columns.append(1)
+        return by_column(*args, **kwargs)
+
+    monkeypatch.setattr(_torch_attention, "attention_by_column", counted)
+    tomecore.adapters.torch.apply_patch(model, prop_attn="column")
+    same(Torch.run(model), expected)
+    assert used.take() == [True] * 12
+    assert len(columns) == 11
 
 
 def test_intermediate_layers(used):

@@ -153,8 +153,10 @@ def test_dropped_proportional_attention() -> None:
     assert model_a.r == 0
 
 
-def test_dropped_proportional_attention_that_the_settings_do_not_show() -> None:
+@pytest.mark.parametrize("form", [True, "column"])
+def test_dropped_proportional_attention_that_the_settings_do_not_show(form: bool | str) -> None:
     model_a, model_b = patched_pair(depth=4)
+    config_of(model_a).prop_attn = form
     config, spec = config_of(model_b), config_of(model_b).spec
 
     def attend(host: Any, block: Any, x: Any, bias: Any, given: Any) -> Any:
@@ -163,7 +165,9 @@ def test_dropped_proportional_attention_that_the_settings_do_not_show() -> None:
     config.spec = dataclasses.replace(spec, attend=attend)
     text = message(model_a, model_b)
     assert "They diverge at the merged tokens of layer 1" in text
-    assert "dropped proportional attention: prop_attn is True in a and True in b, but one" in text
+    assert (
+        f"dropped proportional attention: prop_attn is {form} in a and True in b, but one" in text
+    )
 
 
 @pytest.fixture

@@ -129,14 +129,14 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
     if run.sizes is None or (run.valid is None and not config.prop_attn):
         return None
     if run.bias is not None and config.prop_attn and run.bias.dtype == x.dtype:
-        return config.host.formed(run.bias, x)
+        return config.host.formed(run.bias, x, config.prop_attn)
     sizes = run.sizes
     if not config.prop_attn:
         xp = config.host.backend().xp
         sizes = xp.astype(sizes > 0, xp.float32)
     bias = config.host.log_sizes(sizes, x)
     # A sample that is all padding is zeros to the fused kernel, and no number to a softmax.
-    return bias if run.valid is not None else config.host.formed(bias, x)
+    return bias if run.valid is not None else config.host.formed(bias, x, config.prop_attn)
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tomecore._plan import MergePlan
 from tomecore._wishes import clamped
-from tomecore.adapters._host import Host
+from tomecore.adapters._host import Host, PropAttn
 from tomecore.adapters._spec import Spec, attribute
 from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, amounts, chain
 from tomecore.adapters._trim import changed_since
@@ -53,7 +53,7 @@ class Config:
         self.protected = spec.prefix(tower)
         #: the axis of tokens in what enters and leaves a block; the batch is the other of 0 and 1
         self.token_axis = int(spec.batch_first is None or spec.batch_first(tower))
-        self.prop_attn = spec.prop_attn(tower)
+        self.prop_attn: PropAttn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
         self.trim_last = False

@@ -11,6 +11,7 @@ from tomecore._checks import rank, whole_number
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
 from tomecore.adapters._count import count
+from tomecore.adapters._host import PropAttn
 from tomecore.adapters._state import Run
 from tomecore.arithmetic import Arithmetic
 from tomecore.backends import Array, backend_of
@@ -56,8 +57,8 @@ class Handle:
         return self._config.protected
 
     @property
-    def prop_attn(self) -> bool:
-        """Whether attention counts each token as often as its size says."""
+    def prop_attn(self) -> PropAttn:
+        """Whether attention counts each token as often as its size says; "column": in that form."""
         return self._config.prop_attn
 
     @property

@@ -6,13 +6,16 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start, ThreadSlot
 from tomecore.backends import Array, Backend
 
-__all__ = ["Host", "Projection"]
+__all__ = ["Host", "Projection", "PropAttn"]
+
+#: whether attention counts sizes; by name: in this form
+PropAttn = bool | Literal["column"]
 
 #: weight and bias of a linear layer
 Projection = tuple[Array, Array | None]
@@ -26,10 +29,18 @@ class Host(ABC):
         module_class: base class of the framework's modules.
         wrappers: class names, as in ``Spec.blocks``, of modules that only wrap another -> the
             attribute that holds the inner one.
+        forms: of proportional attention, that can be asked for by name.
     """
 
-    def __init__(self, module: str, module_class: type, wrappers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        module: str,
+        module_class: type,
+        wrappers: dict[str, str],
+        forms: tuple[str, ...] = (),
+    ) -> None:
         self.module = module
+        self.forms = forms
         self.module_class = module_class
         self.wrappers = wrappers
         #: while a block attends and its keys are wanted: the list that the hook of :meth:`tap` fills
@@ -100,8 +111,8 @@ class Host(ABC):
     def log_sizes(self, sizes: Array, x: Array) -> Array:
         """Bias (B, 1, 1, n) of proportional attention for the activations ``x``, in their dtype."""
 
-    def formed(self, bias: Array, x: Array) -> Array:
-        """The bias, if need be so that the attention of ``x`` takes the form that is fastest here."""
+    def formed(self, bias: Array, x: Array, prop_attn: PropAttn = True) -> Array:
+        """The bias, if need be so that the attention of ``x`` takes the form asked for, or fastest here."""
         return bias
 
     @abstractmethod

@@ -8,13 +8,14 @@ from tomecore.adapters._block import Merging
 from tomecore.adapters._config import Config
 from tomecore.adapters._find import find_tower
 from tomecore.adapters._handle import Handle
-from tomecore.adapters._host import Host
+from tomecore.adapters._host import Host, PropAttn
 from tomecore.adapters._reduce import merge_tokens
 from tomecore.adapters._spec import Spec, attributes, matches
 from tomecore.adapters._swap import Swapped, original_class, swap, unswap
 from tomecore.adapters._trim import class_trimmed, why_not_trimmed
 from tomecore.errors import (
     ArgumentTypeError,
+    ArgumentValueError,
     NotPatchedError,
     UnsupportedModelError,
 )
@@ -55,19 +56,19 @@ def patch(
     model: Any,
     *,
     r: R | None,
-    prop_attn: bool | None,
+    prop_attn: PropAttn | None,
     trace_source: bool,
     restore: bool,
     trim_last: bool,
 ) -> Any:
     """Patch ``model`` in place; see ``apply_patch`` of the adapters."""
+    check_prop_attn(host, prop_attn)
     for value, name in (
-        (prop_attn, "prop_attn"),
         (trace_source, "trace_source"),
         (restore, "restore"),
         (trim_last, "trim_last"),
     ):
-        if not isinstance(value, bool) and not (name == "prop_attn" and value is None):
+        if not isinstance(value, bool):
             raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
     check_model(host, model)
     old = config_of(model)
@@ -126,6 +127,19 @@ def patch(
             swap(module, *added)
     host.changed(model)
     return model
+
+
+def check_prop_attn(host: Host, prop_attn: Any) -> None:
+    """Raise unless proportional attention is on, off, left to the family or a form of this framework."""
+    if prop_attn is None or isinstance(prop_attn, bool) or prop_attn in host.forms:
+        return
+    named = "".join(f" or {form!r}" for form in host.forms)
+    message = f"`prop_attn` must be True, False{named}, or None for the family's default; got {prop_attn!r}"
+    if not isinstance(prop_attn, str):
+        raise ArgumentTypeError(message)
+    if not host.forms:
+        message += ". Forms have names in PyTorch; in this framework True takes the fastest one"
+    raise ArgumentValueError(message)
 
 
 def why_read(host: Host, spec: Spec, model: Any) -> str | None:

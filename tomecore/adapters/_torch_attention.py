@@ -1,4 +1,4 @@
-"""Attention with a bias of keys in PyTorch: by the fused kernel, or by two products and a softmax.
+"""Attention with a bias of keys in PyTorch, in the forms that are not the fused kernel with a mask.
 
 A library's own attention is called as it is, so the form travels with the bias: a :class:`KeyBias` answers
 the call of ``scaled_dot_product_attention`` that it is handed to.
@@ -10,11 +10,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array
 from tomecore.backends._torch import tracing
 
-__all__ = ["KeyBias", "attention_by_products", "by_products"]
+__all__ = [
+    "KeyBias",
+    "KeyColumn",
+    "attention_by_column",
+    "attention_by_products",
+    "by_products",
+    "rides",
+    "widened",
+]
 
 #: batch x heads x tokens^2 from which on the products are faster
 _MANY_SCORES = 100_000
@@ -36,12 +45,21 @@ def by_products(x: torch.Tensor) -> bool:
     return x.shape[0] * x.shape[1] ** 2 * x.shape[2] >= _MANY_SCORES * _USUAL_WIDTH
 
 
+def rides() -> bool:
+    """Whether a bias can bring its form along: Dynamo follows it, other tracers and fake tensors do not."""
+    return torch.compiler.is_dynamo_compiling() or _get_current_dispatch_mode() is None
+
+
 class KeyBias(torch.Tensor):
-    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it.
+    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it: by products.
 
     A library hands it to ``scaled_dot_product_attention``, which asks it; nothing global is switched, so
     other threads and blocks without a bias keep the fused kernel.
     """
+
+    @staticmethod
+    def attend(*args: Any, **kwargs: Any) -> Array:
+        return attention_by_products(*args, **kwargs)
 
     @classmethod
     def __torch_function__(
@@ -50,9 +68,17 @@ class KeyBias(torch.Tensor):
         # What is computed with it is a plain tensor.
         with torch._C.DisableTorchFunctionSubclass():
             if func is F.scaled_dot_product_attention:
-                return attention_by_products(*args, **(kwargs or {}))
+                return cls.attend(*args, **(kwargs or {}))
             found = func(*args, **(kwargs or {}))
         return found.as_subclass(cls) if func in _KEPT else found
+
+
+class KeyColumn(KeyBias):
+    """The same, as a column of the keys."""
+
+    @staticmethod
+    def attend(*args: Any, **kwargs: Any) -> Array:
+        return attention_by_column(*args, **kwargs)
 
 
 def attention_by_products(
@@ -84,3 +110,43 @@ def attention_by_products(
     scale = width**-0.5 if scale is None else scale
     scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, -1)
+
+
+def attention_by_column(
+    q: Array,
+    k: Array,
+    v: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """By the fused kernel without a mask: [q, 1 / scale] [k, bias]^T = q k^T + bias / scale.
+
+    Flash kernels of GPUs take no mask. Queries and values are as wide as the keys, in multiples of eight, as
+    these kernels want it.
+    """
+    usual = q.ndim == 4 and q.shape[1] == k.shape[1] and not (is_causal or enable_gqa)
+    if not usual or attn_mask is None or attn_mask.shape != (k.shape[0], 1, 1, k.shape[2]):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    width = v.shape[-1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    column = attn_mask.to(k.dtype).transpose(2, 3)
+    q, k, v = (
+        widened(q, q.new_full((), 1 / scale)),
+        widened(k, column),
+        widened(v, v.new_zeros(())),
+    )
+    return F.scaled_dot_product_attention(q, k, v, None, dropout_p, scale=scale)[..., :width]
+
+
+def widened(x: Array, column: Array) -> Array:
+    """(B, H, N, d) -> (B, H, N, d + 8 at most): a column (B, 1, N, 1) and zeros up to a multiple of eight."""
+    parts, spare = [x, column.expand(*x.shape[:-1], 1)], 7 - x.shape[-1] % 8
+    if spare:
+        parts.append(x.new_zeros(()).expand(*x.shape[:-1], spare))
+    return torch.cat(parts, -1)

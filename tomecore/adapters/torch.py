@@ -22,10 +22,10 @@ from torch import nn
 
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
-from tomecore.adapters._host import Host, Projection
+from tomecore.adapters._host import Host, Projection, PropAttn
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Rider, Run, Start, ridden
-from tomecore.adapters._torch_attention import KeyBias, by_products
+from tomecore.adapters._torch_attention import KeyBias, KeyColumn, by_products, rides
 from tomecore.adapters.families import known
 from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.backends import Array, Backend
@@ -51,7 +51,7 @@ def apply_patch(
     model: Model,
     *,
     r: R | None = None,
-    prop_attn: bool | None = None,
+    prop_attn: PropAttn | None = None,
     trace_source: bool = False,
     restore: bool = True,
     trim_last: bool = False,
@@ -65,7 +65,10 @@ def apply_patch(
         r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
             :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
         prop_attn: proportional attention, in which a token counts as often as the tokens it stands
-            for (ToMe, eq. 1). None: the family's default.
+            for (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be fastest
+            here, on a GPU a mask. "column": by a column of the keys, the same function to rounding, where the
+            attention calls ``scaled_dot_product_attention``; it needs no mask, which GPUs' flash kernels do
+            not take. What ``torch.export`` traces keeps the mask.
         trace_source: keep the map from original tokens to slots in ``model.tome.source``.
         restore: the last block hands back all N tokens, each original position with its merged
             token, so that everything behind it works as before. False: the shorter sequence.
@@ -187,7 +190,9 @@ class TorchHost(Host):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
 
-    def formed(self, bias: Array, x: torch.Tensor) -> Array:
+    def formed(self, bias: Array, x: torch.Tensor, prop_attn: PropAttn = True) -> Array:
+        if prop_attn == "column":
+            return bias.as_subclass(KeyColumn) if rides() else bias
         return bias.as_subclass(KeyBias) if by_products(x) else bias
 
     def attention(
@@ -243,5 +248,5 @@ def _storage(x: torch.Tensor) -> Any:
         return None
 
 
-HOST = TorchHost(__name__, nn.Module, _WRAPPERS)
+HOST = TorchHost(__name__, nn.Module, _WRAPPERS, forms=("column",))
 HOST.fallback = PRE_NORM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ class Measurement:
         peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
         rounds: how many.
         trim_last: whether the last block made the tokens at the front alone.
+        prop_attn: whether attention counted sizes, or in which form.
         ahead: speed over that of each further form, the median of the rounds.
     """
 
@@ -75,6 +77,7 @@ class Measurement:
     peak_bytes: dict[str, int | None]
     rounds: int
     trim_last: bool = False
+    prop_attn: bool | str = True
     ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,6 +99,7 @@ def measure(
     rounds: int = 9,
     repeat: int = 1,
     trim_last: bool = False,
+    prop_attn: bool | str | None = None,
     others: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Measurement:
     """Time a model unpatched, merging and dropping tokens, in turn.
@@ -111,6 +115,7 @@ def measure(
         rounds: interleaved timing rounds, after a warm-up.
         repeat: calls in a row for one look at the clock; more where a call is short.
         trim_last: patch with ``trim_last=True``; the forms that merge and drop, and the limit.
+        prop_attn: of the forms that merge, as for ``apply_patch``.
         others: further forms to time, by name: each makes a callable model of a copy of the unpatched.
 
     Raises:
@@ -118,12 +123,14 @@ def measure(
         UnsupportedModelError: the model cannot be patched.
     """
     place = place_of(loaded.model, device, dtype)
-    patch = adapter_of(place.framework).apply_patch
+    patch = functools.partial(
+        adapter_of(place.framework).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
+    )
     unpatched = place.put(copy.deepcopy(loaded.model))
     models = {
         "unpatched": unpatched,
-        "merging": patch(copy.deepcopy(unpatched), r=r, trim_last=trim_last),
-        "dropping": free_drop(patch(copy.deepcopy(unpatched), r=r, trim_last=trim_last)),
+        "merging": patch(copy.deepcopy(unpatched)),
+        "dropping": free_drop(patch(copy.deepcopy(unpatched))),
     }
     for name, make in (others or {}).items():
         models[name] = make(copy.deepcopy(unpatched))
@@ -171,6 +178,7 @@ def measure(
         peak_bytes={name: peak_bytes(place, call) for name, call in calls.items()},
         rounds=rounds,
         trim_last=trim_last,
+        prop_attn=tome.prop_attn,
         ahead={name: median_ratio(timed, name, "merging") for name in others or {}},
     )
 

@@ -58,6 +58,7 @@ def profile(
     device: str = "cpu",
     rounds: int = 9,
     trim_last: bool = False,
+    prop_attn: bool | str | None = None,
 ) -> Profile:
     """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
 
@@ -69,7 +70,7 @@ def profile(
     patch = adapter_of(place.framework).apply_patch
     unpatched = place.put(copy.deepcopy(loaded.model))
     settings: dict[str, Any] = {"r": r, "trim_last": trim_last}
-    merging = patch(copy.deepcopy(unpatched), **settings)
+    merging = patch(copy.deepcopy(unpatched), **settings, prop_attn=prop_attn)
     unbiased = patch(copy.deepcopy(unpatched), **settings, prop_attn=False)
     dropping = free_drop(patch(copy.deepcopy(unpatched), **settings))
     x = place.images(batch, loaded.input_shape)

@@ -8,14 +8,14 @@ import platform
 from enum import Enum
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 import tomecore
 from tomecore.backends._fused import unavailable
+from tomecore.cli._bench_tables import parts_of, table_of
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     PICTURES,
@@ -26,14 +26,10 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
-    plain_table,
     progress_bar,
     read_r,
     write_numbers,
 )
-
-if TYPE_CHECKING:
-    from tomecore.benchmark import Measurement, Profile
 
 
 class Dtype(str, Enum):
@@ -42,6 +38,18 @@ class Dtype(str, Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class PropAttn(str, Enum):
+    """How sizes enter attention."""
+
+    auto = "auto"
+    off = "off"
+    column = "column"
+
+
+#: -> the argument of apply_patch
+_PROP_ATTN = {PropAttn.auto: None, PropAttn.off: False, PropAttn.column: "column"}
 
 
 class Mode(str, Enum):
@@ -82,6 +90,13 @@ def bench(
         bool,
         typer.Option("--trim-last", help="The last block makes the tokens at the front alone."),
     ] = False,
+    prop_attn: Annotated[
+        PropAttn,
+        typer.Option(
+            help="Proportional attention: the default form, none, or without a mask, for flash "
+            "kernels (torch)."
+        ),
+    ] = PropAttn.auto,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where the gap to free-drop is.")
     ] = False,
@@ -117,6 +132,7 @@ def bench(
 
         torch.set_num_threads(threads)
     found, profiles = [], []
+    how: dict[str, Any] = {"trim_last": trim_last, "prop_attn": _PROP_ATTN[prop_attn]}
     cells = list(product(batches, schedules))
     with progress_bar() as bar:
         task = bar.add_task("", total=len(cells) * (1 + profile))
@@ -132,18 +148,16 @@ def bench(
                     train=train,
                     rounds=rounds,
                     repeat=repeat,
-                    trim_last=trim_last,
+                    **how,
                 )
             )
             bar.advance(task)
             if profile:
-                profiles.append(
-                    benchmark.profile(loaded, schedule, **place, rounds=rounds, trim_last=trim_last)
-                )
+                profiles.append(benchmark.profile(loaded, schedule, **place, rounds=rounds, **how))
                 bar.advance(task)
-    console.print(_table(found, latency))
+    console.print(table_of(found, latency))
     for cell, split in zip(found, profiles):  # noqa: B905 (there may be none)
-        console.print(_split(cell, split))
+        console.print(parts_of(cell, split))
     if json_file is not None:
         cells_of = [cell.as_dict() for cell in found]
         for cell_of, split in zip(cells_of, profiles):  # noqa: B905
@@ -193,59 +207,3 @@ def _processor() -> str:
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def _table(cells: list[Measurement], latency: bool) -> Table:
-    first = cells[0]
-    how = "forward and backward" if first.train else "forward"
-    how += ", the last block trimmed" if first.trim_last else ""
-    memory = any(value for cell in cells for value in cell.peak_bytes.values())
-    table = plain_table(
-        title=f"{first.model} at {first.image[0]}x{first.image[1]}, {first.tokens} tokens, "
-        f"{first.dtype} on {first.device}, {first.mode}, {how}",
-        caption="limit: what the arithmetic allows; free-drop: tokens dropped by a slice, what the machine "
-        "gives; spread: quartiles of the rounds; random weights unless --pretrained",
-    )
-    unit = "ms per\nimage" if latency else "images\nper s"
-    headings = [
-        "batch",
-        "r",
-        "tokens\nleft",
-        f"{unit}\nbefore",
-        f"{unit}\nafter",
-        "speed-up",
-        "spread",
-    ]
-    headings += ["limit", "% of\nlimit", "free-\ndrop", "% of\nfree-drop", "merge\nshare"]
-    for heading in headings + (["peak MiB\nbefore", "peak MiB\nafter"] if memory else []):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for cell in cells:
-        speed = [cell.images_per_second[name] for name in ("unpatched", "merging")]
-        shown = [f"{1e3 / s:.2f}" if latency else f"{s:.1f}" for s in speed]
-        low, high = cell.speedup_quartiles
-        row = [str(cell.batch), str(cell.r), str(cell.tokens_left), *shown]
-        row += [
-            f"[green]{cell.speedup:.2f}x[/green]",
-            f"{low:.2f}-{high:.2f}",
-            f"{cell.limit:.2f}x",
-        ]
-        row += [f"{cell.limit_share:.0%}", f"{cell.drop_speedup:.2f}x", f"{cell.drop_share:.1%}"]
-        row += ["-" if cell.merge_share is None else f"{cell.merge_share:.1%}"]
-        if memory:
-            peaks = [cell.peak_bytes[name] for name in ("unpatched", "merging")]
-            row += ["-" if peak is None else f"{peak / 2**20:.0f}" for peak in peaks]
-        table.add_row(*row)
-    return table
-
-
-def _split(cell: Measurement, split: Profile) -> Table:
-    table = plain_table(
-        title=f"batch {cell.batch}, r={cell.r}: {split.merging * 1e3:.2f} ms merging, "
-        f"{split.dropping * 1e3:.2f} ms dropping; the difference:"
-    )
-    table.add_column("part")
-    for heading in ("ms", "of the forward"):
-        table.add_column(heading, justify="right")
-    for name, seconds in sorted(split.parts.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{seconds * 1e3:.2f}", f"{seconds / split.merging:+.1%}")
-    return table

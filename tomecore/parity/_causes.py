@@ -133,7 +133,7 @@ def _of_attention(
         if located(compare(model_a, model_b, images), tolerance, model_a) is not None:
             return []
     settings = f"prop_attn is {a.prop_attn} in a and {b.prop_attn} in b"
-    if a.prop_attn == b.prop_attn:
+    if bool(a.prop_attn) == bool(b.prop_attn):
         settings += ", but one of them does not add log(size) to its attention scores"
     return [
         f"dropped proportional attention: {settings}; layer {place.layer} is the first to show it after "

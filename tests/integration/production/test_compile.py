@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.testing import CompileCounter
 
@@ -142,3 +143,25 @@ def test_threads_that_share_compiled_blocks(vit):
         assert len(got[place]) == (10 if place == 0 else 5)
         for output in got[place]:
             close(output, alone)
+
+
+def test_sizes_in_a_column(vit):
+    """Compiled, too, the kernel gets no mask behind the first merge; outputs and gradients are eager's."""
+    given = []
+
+    def backend(graph, inputs):
+        calls = [
+            node for node in graph.graph.nodes if node.target is F.scaled_dot_product_attention
+        ]
+        given.extend(node.kwargs.get("attn_mask", (*node.args[3:], None)[0]) for node in calls)
+        return graph
+
+    model, x = vit.patched(r=8, depth=3, prop_attn="column"), images()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    close(compiled(x).detach(), model(x).detach())
+    close(gradients(model, compiled(x).sum()), gradients(model, model(x).sum()))
+    assert given == [None] * 3
+    given.clear()
+    by_mask = vit.patched(r=8, depth=3)
+    close(torch.compile(by_mask, fullgraph=True, backend=backend)(x).detach(), model(x).detach())
+    assert [mask is None for mask in given] == [True, False, False]
