@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(RUN)/python -m pytest tests
 
-# What must pass with numpy, torch, paddlepaddle, array-api-compat and pytest alone; on another torch than the rest.
+# What must pass with numpy, torch, paddlepaddle, array-api-compat and pytest alone; on the oldest that are supported.
 test-bare: $(VENV)-bare/.installed
 	$(VENV)-bare/bin/python -m pytest tests --ignore tests/integration
 
@@ -43,7 +43,8 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml tools/install_browser.py $(wildc
 
 $(VENV)-bare/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-bare
-	$(VENV)-bare/bin/pip install -q "torch==2.13.0" paddlepaddle pytest
+	$(VENV)-bare/bin/pip install -q "torch==2.8.0" "numpy==1.24.4; python_version < '3.12'" "array-api-compat==1.11" \
+	    paddlepaddle pytest
 	$(VENV)-bare/bin/pip install -q -e .
 	touch $@
 

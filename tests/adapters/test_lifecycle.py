@@ -105,7 +105,7 @@ def test_a_bad_second_call_leaves_the_first_in_place(plain):
     with pytest.raises(TypeError):
         plain.fw.tome.apply_patch(model, r="4")
     with pytest.raises(TypeError):
-        plain.fw.tome.apply_patch(model, r=4, prop_attn="yes")
+        plain.fw.tome.apply_patch(model, r=4, prop_attn=1)
     assert plain.fw.fingerprint(model) == before
     assert (model.r, model.tome.prop_attn) == (8, False)
 

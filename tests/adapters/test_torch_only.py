@@ -103,6 +103,18 @@ def test_a_mask_over_all_tokens_is_refused_while_merging(model, images, give):
     assert torch.equal(masked, model.blocks[0](x, *args, **kwargs))
 
 
+@pytest.mark.parametrize(
+    "settings", [{"trim_last": True}, {"prop_attn": "column"}, {"restore": False}], ids=str
+)
+def test_compiled_with_other_settings(images, settings):
+    model = PLAIN.patched(depth=3, r=8, **settings)
+    with torch.no_grad():
+        expected = model(images)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(images), expected)
+    torch.compiler.reset()
+
+
 def test_compiled_whole(images):
     """One graph without breaks; it keeps no results, and says so."""
     model = PLAIN.patched(depth=2, r=8)

@@ -134,7 +134,7 @@ def test_a_spec_made_of_another_with_its_own_attention_has_no_such_form(plain):
     assert dataclasses.replace(spec, attend=lambda *given: spec.attend(*given)).trim is None
 
 
-def test_the_forms_that_exist_are_few_and_named():
+def test_the_forms_that_exist_are_named():
     for fw in (TORCH, PADDLE):
         for spec in fw.tome.SPECS:
             assert spec.trim is None or isinstance(spec.trim, Trim)
@@ -144,6 +144,10 @@ def test_the_forms_that_exist_are_few_and_named():
         "torchvision VisionTransformer",
         "transformers ViT",
         "transformers DINOv2",
+        "transformers DINOv3",
+        "transformers CLIP / SigLIP",
+        "open_clip VisionTransformer",
+        "OpenAI CLIP VisionTransformer",
         "PLSC / PaddleClas / ppim VisionTransformer",
     }
     assert TORCH.tome.HOST.fallback.trim is None

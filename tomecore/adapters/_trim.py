@@ -113,7 +113,7 @@ def changed_since(host: Host, spec: Spec, block: Any, expected: type | None) -> 
     attention = attribute(block, trim.attention)
     if type(attention) is not expected:
         return f"the last block's {trim.attention} is another than when the model was patched"
-    if "forward" in vars(attention):
+    if "forward" in attention.__dict__:  # vars() is more than Dynamo of torch 2.8 follows
         return f"the last block's {trim.attention} has a forward of its own instance, which is not called"
     if trim.hooked(host, attention):
         return (

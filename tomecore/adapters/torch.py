@@ -223,7 +223,7 @@ class TorchHost(Host):
             yield
 
     def queries_apart(self, module: nn.Module) -> tuple[Projection, Projection] | None:
-        if type(module) is not nn.Linear or "forward" in vars(module) or self.hooked(module):
+        if type(module) is not nn.Linear or "forward" in module.__dict__ or self.hooked(module):
             return None
         if type(module.weight) not in (torch.Tensor, nn.Parameter):
             return None

@@ -62,11 +62,18 @@ def matmul(a: Array, b: Array, /) -> Array:
     Batches of matrices go straight to their product: matmul looks around first.
     """
     product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
-    kind = a.device.type  # that autocast may not know, as "meta"
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    kind = a.device.type
+    if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
         with torch.autocast(kind, enabled=False):
             return product(a, b)
     return product(a, b)
+
+
+def _knows_autocast(kind: str) -> bool:
+    """False for "meta", and for other devices that :func:`torch.is_autocast_enabled` does not know."""
+    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot follow that question
+        return kind != "meta"
+    return torch.amp.is_autocast_available(kind)
 
 
 def take(x: Array, indices: Array, /, *, axis: int) -> Array:

@@ -8,7 +8,7 @@ given whatever keyword arguments the user gave the model, flags of the outputs a
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from tomecore.adapters._spec import qualified_name
 from tomecore.adapters._swap import original_class
@@ -21,6 +21,7 @@ __all__ = [
     "MASKED",
     "READERS",
     "SEPARATE",
+    "Names",
     "attentions_wanted",
     "hidden_states_wanted",
     "hooked_by_others",
@@ -49,6 +50,21 @@ MASKED = ("attention_mask", *FLAGS)
 
 #: children of attention with a projection for each of queries, keys and values
 SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+#: rotary cos and sin
+Tables = tuple[Array, Array]
+
+
+class Names(NamedTuple):
+    """Attributes of an attention."""
+
+    heads: str
+    dropout: str
+    scale: str
+    project: str
+
+
+_NAMES = Names("num_attention_heads", "attention_dropout", "scaling", "o_proj")
 
 #: kernels that add a bias of one number for each key to the attention scores
 _WITH_BIAS = ("sdpa", "eager")
@@ -141,14 +157,38 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
     return False
 
 
-def rows_attended(host: Any, attention: Any, x: Array, bias: Array | None, rows: int) -> Array:
-    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel."""
+def rows_attended(
+    host: Any,
+    attention: Any,
+    x: Array,
+    bias: Array | None,
+    rows: int,
+    *,
+    names: Names = _NAMES,
+    tables: Tables | None = None,
+) -> Array:
+    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel.
+
+    Args:
+        host: the framework.
+        attention: with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
+        x: (B, N, C).
+        bias: (B, 1, 1, N) or None.
+        rows: tokens at the front; with tables none that these rotate.
+        names: what the attention calls the rest.
+        tables: rotary cos and sin of the tokens at the end, shape (... , N - P, D), for ``attention``'s own
+            ``apply_rotary_pos_emb``.
+    """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    heads, width = attention.num_attention_heads, attention.head_dim
-    dropout = attention.attention_dropout if attention.training else 0.0
-    qkv = of_separate(projections, x, rows, heads, width)
-    y = attended(host, qkv, bias, dropout=dropout, scale=attention.scaling)
-    out: Array = attention.o_proj(y)
+    dropout = getattr(attention, names.dropout) if attention.training else 0.0
+    heads = getattr(attention, names.heads)
+    q, k, v = of_separate(projections, x, rows, heads, attention.head_dim)
+    if tables is not None:
+        k = k.transpose(1, 2)
+        rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
+        k = rotate(k[:, :1], k, *tables)[1].transpose(1, 2)
+    y = attended(host, (q, k, v), bias, dropout=dropout, scale=getattr(attention, names.scale))
+    out: Array = getattr(attention, names.project)(y)
     return out
 
 

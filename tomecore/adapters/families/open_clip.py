@@ -11,8 +11,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
-from tomecore.adapters.families._multihead import MULTIHEAD, attention, why_not
+from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters.families._multihead import (
+    MULTIHEAD,
+    PARTS,
+    attention,
+    attention_of_rows,
+    why_not,
+)
 from tomecore.adapters.families._timm import Dense
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
@@ -41,6 +47,13 @@ def attend(
     return x + block.ls_1(y), key
 
 
+def attend_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = attention_of_rows(host, block.attn, block.ln_1(x), bias, rows)
+    return x[:, :rows] + block.ls_1(y)
+
+
 def feed(block: Any, x: Array) -> Array:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -57,6 +70,13 @@ def attend_openai(
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.attn, block.ln_1(x), bias)
     return x + y, key
+
+
+def attend_openai_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = attention_of_rows(host, block.attn, block.ln_1(x), bias, rows)
+    return x[:, :rows] + y
 
 
 def feed_openai(block: Any, x: Array) -> Array:
@@ -123,6 +143,17 @@ def why_restore(tower: Any) -> str | None:
     )
 
 
+def why_not_rows(tower: Any) -> str | None:
+    """Why more than the class token is read, or None."""
+    if tower.attn_pool is not None:
+        return "the model pools over all tokens (an attentional pooler)"
+    if tower.pool_type != "tok":
+        return f"the model pools over all tokens, or hands them out (pool_type={tower.pool_type!r})"
+    if tower.output_tokens:
+        return "the model hands out all tokens (output_tokens=True)"
+    return None
+
+
 RESIDUAL = Spec(
     family="open_clip VisionTransformer",
     blocks=("open_clip.transformer.ResidualAttentionBlock",),
@@ -145,6 +176,17 @@ RESIDUAL = Spec(
     bypasses=("attn",),
     refuse=refuse,
     tower_mixin=Dense,
+    trim=Trim(
+        of=attend,
+        attend=attend_rows,
+        attention="attn",
+        classes=dict.fromkeys(MULTIHEAD, PARTS),
+        towers=tuple(_TOWERS),
+        around=("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"),
+        keys={"attn.in_proj_weight": 2 / 3},
+        why_not=why_not_rows,
+        refuse=why_not,
+    ),
     notes=(
         "the vision tower of a CLIP or CoCa; text towers stay as they are; timm trunks are "
         "found too"
@@ -188,6 +230,16 @@ OPENAI = Spec(
     batch_first=sequence_first,
     bypasses=("attn",),
     refuse=refuse_openai,
+    trim=Trim(
+        of=attend_openai,
+        attend=attend_openai_rows,
+        attention="attn",
+        classes=dict.fromkeys(MULTIHEAD, PARTS),
+        towers=("clip.model.VisionTransformer",),
+        around=("clip.model.CLIP",),
+        keys={"attn.in_proj_weight": 2 / 3},
+        refuse=why_not,
+    ),
     notes="the vision tower of a CLIP",
 )
 

@@ -11,14 +11,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters._spec import Spec
+from tomecore.adapters._spec import Spec, Trim
 from tomecore.adapters.families._transformers import (
     MASKED,
     READERS,
+    Names,
+    attentions_wanted,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
+    rows_attended,
     where_pooled,
+    why_not_rows,
     with_bias,
 )
 from tomecore.backends import Array
@@ -27,6 +32,7 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
+_NAMES = Names("num_heads", "dropout", "scale", "out_proj")
 _NORM = ("torch.nn.modules.normalization.LayerNorm",)
 
 #: module -> name of the tower, layer, attention, MLP
@@ -89,6 +95,13 @@ def attend_clip(
     return x + y
 
 
+def attend_clip_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.self_attn, block.layer_norm1(x), bias, rows, names=_NAMES)
+    return x[:, :rows] + y
+
+
 def feed_clip(block: Any, x: Array) -> Array:
     return x + block.mlp(block.layer_norm2(x))
 
@@ -112,6 +125,10 @@ def real_tokens(mask: Array) -> Array:
     return row == 0 if row.dtype.is_floating_point else row != 0
 
 
+#: those whose pooler reads the class token, and whose models read the pooler
+_POOLED_IN_FRONT = ("clip", "metaclip_2", "altclip", "chinese_clip")
+_IN_FRONT = {name: _CLIPS[name] for name in _POOLED_IN_FRONT}
+
 CLIP = Spec(
     family="transformers CLIP / SigLIP",
     blocks=_nth(_CLIPS, 1),
@@ -133,6 +150,23 @@ CLIP = Spec(
     dense=hidden_states_wanted,
     readers=READERS,
     why_restore=where_pooled,
+    trim=Trim(
+        of=attend_clip,
+        attend=attend_clip_rows,
+        attention="self_attn",
+        classes=dict.fromkeys(_nth(_IN_FRONT, 2), ("q_proj", "k_proj", "v_proj", "out_proj")),
+        towers=_nth(_IN_FRONT, 0),
+        around=(
+            *of("clip", "CLIPModel", "CLIPVisionModelWithProjection"),
+            *of("metaclip_2", "MetaClip2Model", "MetaClip2VisionModelWithProjection"),
+            *of("altclip", "AltCLIPModel"),
+            *of("chinese_clip", "ChineseCLIPModel"),
+        ),
+        keys={"self_attn.k_proj": 1, "self_attn.v_proj": 1},
+        refuse=why_not_rows,
+        hooked=hooked_by_others,
+        watched=attentions_wanted,
+    ),
     notes="also inside LLaVA, PaliGemma, Gemma 3 ...; flash attention needs prop_attn=False",
 )
 
@@ -144,6 +178,7 @@ PADDED = replace(
     children={**CLIP.children, "self_attn": _nth(_PADDED, 2), "mlp": _nth(_PADDED, 3)},
     mask="attention_mask",
     real_tokens=real_tokens,
+    trim=None,
     notes="padding merges first and weighs nothing; needs sdpa or eager attention where there is padding",
 )
 

@@ -10,15 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters._carry import merged_bias, merged_table
-from tomecore.adapters._spec import Spec
+from tomecore.adapters._spec import Spec, Trim
 from tomecore.adapters.families._transformers import (
     MASKED,
+    SEPARATE,
+    Names,
+    attentions_wanted,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
     one_in_front,
     registers_in_front,
+    rows_attended,
     where_pooled,
+    why_not_rows,
     with_bias,
 )
 from tomecore.adapters.families.transformers import attend_dino, feed_dino, heads_vit
@@ -28,6 +34,7 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
+_NAMES = Names("num_heads", "dropout", "scaling", "o_proj")
 _NORM = ("torch.nn.modules.normalization.LayerNorm",)
 _IDENTITY = ("torch.nn.modules.linear.Identity",)
 
@@ -38,6 +45,17 @@ def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict
     cos, sin = given["position_embeddings"]
     tables = (merged_table(host, cos, run), merged_table(host, sin, run))
     return {**given, "position_embeddings": tables}
+
+
+def attend_dinov3_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    """The class token and registers, which are the rows, are not rotated."""
+    tables = given["position_embeddings"]
+    y = rows_attended(
+        host, block.attention, block.norm1(x), bias, rows, names=_NAMES, tables=tables
+    )
+    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
 
 
 def heads_of_dinov3(block: Any) -> int:
@@ -110,6 +128,18 @@ DINOV3 = Spec(
     accepts={"is_causal": False},
     carry=carry_tables,
     dense=hidden_states_wanted,
+    trim=Trim(
+        of=attend_dino,
+        attend=attend_dinov3_rows,
+        attention="attention",
+        classes=dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
+        towers=of("dinov3_vit", "DINOv3ViTEncoder"),
+        around=of("dinov3_vit", "DINOv3ViTModel"),
+        keys={"attention.k_proj": 1, "attention.v_proj": 1},
+        refuse=why_not_rows,
+        hooked=hooked_by_others,
+        watched=attentions_wanted,
+    ),
     notes="rotary tables are averaged over merged patches",
 )
 

@@ -59,7 +59,7 @@ def check_bypassed(*modules: Any) -> None:
         )
     for module in modules:
         hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if any(hook.__module__ != _RECORDING for hook in hooks) or "forward" in vars(module):
+        if any(hook.__module__ != _RECORDING for hook in hooks) or "forward" in module.__dict__:
             raise UnsupportedModelError(
                 f"the {type(module).__name__} of a patched layer has a forward hook, or a forward of "
                 "its own instance, which the merging forward does not call; hook the modules inside "
