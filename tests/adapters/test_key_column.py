@@ -96,6 +96,20 @@ def test_half_precision_is_no_worse_than_the_mask():
     assert errors[1] < 0.02
 
 
+@pytest.mark.parametrize("form", [forms.KeyColumn, forms.KeyBias])
+def test_called_by_keyword(form):
+    """Names as in torch; the products are taken for many scores of bfloat16."""
+    q, k, v, sizes = operands(8, tokens=120, rows=120, dtype=torch.bfloat16)
+    bias = sizes.log().bfloat16()[:, None, None]
+    named = {"query": q, "key": k, "value": v, "dropout_p": 0.0, "is_causal": False, "scale": 0.3}
+    found = F.scaled_dot_product_attention(**named, attn_mask=bias.as_subclass(form))
+    expected = F.scaled_dot_product_attention(q, k, v, bias.as_subclass(form), scale=0.3)
+    assert torch.equal(found, expected)
+    by_mask = F.scaled_dot_product_attention(**named, attn_mask=bias)
+    assert not torch.equal(found, by_mask)
+    torch.testing.assert_close(found, by_mask, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("given", ["causal", "pairs", "no mask"])
 def test_what_it_does_not_know_goes_to_the_kernel_as_it_is(given, monkeypatch):
     q, k, v, sizes = operands(8)
@@ -147,7 +161,7 @@ def test_the_setting_is_kept_and_replaced(used):
 
 
 def test_what_does_not_follow_a_form_gets_the_mask(used):
-    """Tracers below Dynamo know no subclass of tensors."""
+    """Tracers without Dynamo know no subclass of tensors; with it, see test_compile.py."""
     model = tome.apply_patch(small_model(), r=3, prop_attn="column").requires_grad_(False)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     graph = make_fx(model)(x)

@@ -67,10 +67,24 @@ def test_a_tower_with_a_head_of_its_own(plain):
     )
 
 
+def test_a_tower_with_another_reader(plain):
+    """Its own method would get the first tokens alone, and nobody would say so."""
+    for method in (lambda self: None, classmethod(lambda cls: None), staticmethod(lambda: None)):
+        model = plain.model()
+        subclass(model, patches=method)
+        refused(plain, model, "this Own .*: Own has a patches of its own, which may read other tok")
+
+
 def test_a_tower_with_other_names_only(plain):
     model = plain.model()
-    subclass(model, something=lambda self: None, number=3)
+    subclass(model, _something=lambda self: None, number=3, kind=int)
     plain.fw.tome.apply_patch(model, r=8, trim_last=True)
+
+
+def test_another_list_of_blocks(plain):
+    model = plain.model()
+    subclass(model.blocks, forward=lambda self, x: x.mean(1))
+    refused(plain, model, "of its blocks: Own has a forward of its own, which may read other tok")
 
 
 def test_a_method_replaced_on_the_instance(plain):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import pytest
@@ -130,7 +131,7 @@ _KINDS = {
 }
 
 
-def whole_clip(kind: str) -> Any:
+def whole_clip(kind: str = "clip") -> Any:
     config, cls, vision = _KINDS[kind]
     seen = vision_config(vision, 32, 4).to_dict()
     return cls(config(text_config=dict(_WORDS), vision_config=seen, projection_dim=16))
@@ -216,6 +217,44 @@ def test_a_backbone_of_dinov3_is_refused() -> None:
 
 
 # --- both
+
+
+def reads_all(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("only its name matters")
+
+
+def subclassed(module: Any, name: str) -> None:
+    module.__class__ = type("Own", (type(module),), {name: reads_all})
+
+
+def replaced(module: Any, name: str) -> None:
+    setattr(module, name, types.MethodType(reads_all, module))
+
+
+@pytest.mark.parametrize("change", [subclassed, replaced])
+@pytest.mark.parametrize(
+    ("build", "path", "name"),
+    [
+        (whole_clip, "", "get_image_features"),
+        (whole_clip, "", "forward"),
+        (whole_clip, "vision_model", "forward"),
+        (whole_clip, "vision_model.encoder", "forward"),
+        (open_clip_model, "", "encode_image"),
+        (open_clip_model, "visual", "_pool"),
+        (open_clip_model, "visual.transformer", "forward"),
+        (dinov3, "", "forward"),
+        (dinov3, "model", "forward"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else given.__name__,
+)
+def test_methods_of_ones_own_on_the_way(build: Any, path: str, name: str, change: Any) -> None:
+    """From the whole model down to the list of blocks, anything may read the tokens behind them."""
+    model = prepared(build())
+    change(model.get_submodule(path), name)
+    text = f"Own has a {name} of its own" if change is subclassed else f"its {name} was replaced on"
+    with pytest.raises(UnsupportedModelError, match=text):
+        tome.apply_patch(model, trim_last=True)
+    assert not hasattr(model, "tome")
 
 
 @pytest.mark.parametrize(

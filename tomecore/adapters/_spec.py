@@ -55,9 +55,11 @@ class Trim:
         attention: path of the module below the block whose forward ``attend`` replaces by its own.
         classes: names of the classes it may have there -> the children and parameters it may have.
         towers: names of towers behind whose blocks the first tokens alone are read, until the logits. A
-            subclass that changes one of their methods is refused.
+            subclass with methods of its own is refused.
         around: names of classes around a tower that read its first tokens alone. Whatever else holds the
             tower is refused, unless ``apply_patch`` is given the tower itself.
+        within: names of classes between a tower and its list of blocks. Subclasses with methods of their own
+            are refused in all three places.
         why_not: ``tower -> reason`` why more than the first tokens are read, or None.
         refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
         hooked: ``(host, attention) -> bool``, whether a hook waits for its forward.
@@ -74,6 +76,7 @@ class Trim:
     towers: tuple[str, ...]
     keys: Mapping[str, float]
     around: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
     why_not: Callable[[Any], str | None] = nothing
     refuse: Callable[[Any], str | None] = nothing
     hooked: Callable[[Any, Any], bool] = has_hooks

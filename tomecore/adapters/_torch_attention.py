@@ -82,9 +82,9 @@ class KeyColumn(KeyBias):
 
 
 def attention_by_products(
-    q: Array,
-    k: Array,
-    v: Array,
+    query: Array,
+    key: Array,
+    value: Array,
     attn_mask: Array | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -92,6 +92,7 @@ def attention_by_products(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
+    q, k, v = query, key, value
     usual = (
         q.ndim == 4
         and q.shape == k.shape
@@ -113,9 +114,9 @@ def attention_by_products(
 
 
 def attention_by_column(
-    q: Array,
-    k: Array,
-    v: Array,
+    query: Array,
+    key: Array,
+    value: Array,
     attn_mask: Array | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
@@ -128,6 +129,7 @@ def attention_by_column(
     Flash kernels of GPUs take no mask. Queries and values are as wide as the keys, in multiples of eight, as
     these kernels want it.
     """
+    q, k, v = query, key, value
     usual = q.ndim == 4 and q.shape[1] == k.shape[1] and not (is_causal or enable_gqa)
     if not usual or attn_mask is None or attn_mask.shape != (k.shape[0], 1, 1, k.shape[2]):
         return F.scaled_dot_product_attention(

@@ -14,13 +14,20 @@ from tomecore.adapters._spec import (
     Spec,
     Trim,
     attribute,
-    defines_forward,
     matches,
     qualified_name,
 )
 from tomecore.adapters._swap import original_class
 
 __all__ = ["changed_since", "class_trimmed", "why_not_trimmed"]
+
+#: what lists of blocks are
+_LISTS = (
+    "torch.nn.modules.container.ModuleList",
+    "torch.nn.modules.container.Sequential",
+    "paddle.nn.layer.container.LayerList",
+    "paddle.nn.layer.container.Sequential",
+)
 
 
 def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) -> str | None:
@@ -32,6 +39,7 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
         return "it has no token at the front (class, distillation ...) that could be read alone"
     return (
         why_unknown(trim, tower)
+        or why_within(spec, trim, tower)
         or trim.why_not(tower)
         or why_around(host, trim, model, tower)
         or why_other_attention(host, trim, block)
@@ -41,25 +49,28 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
 
 def why_unknown(trim: Trim, tower: Any) -> str | None:
     """Whether ``tower`` has the methods that were read, and no others in their place."""
-    found = original_class(tower)
-    for cls in found.__mro__:
-        if matches(cls, trim.towers):
-            break
-    else:
+    if known(tower, trim.towers) is None:
         return (
-            f"which tokens are read behind the blocks is not known of {qualified_name(found)} (known: "
+            "which tokens are read behind the blocks is not known of "
+            f"{qualified_name(original_class(tower))} (known: "
             f"{', '.join(name.rpartition('.')[2] for name in trim.towers)})"
         )
-    for between in found.__mro__[: found.__mro__.index(cls)]:
-        for name in vars(between):
-            if not name.startswith("__") and callable(getattr(cls, name, None)):
-                return (
-                    f"{between.__qualname__} has a {name} of its own, which may read other tokens than "
-                    f"{cls.__qualname__} does"
-                )
-    for name, value in vars(tower).items():
-        if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
-            return f"its {name} was replaced on this instance, and may read other tokens"
+    return why_changed(tower, trim.towers)
+
+
+def why_within(spec: Spec, trim: Trim, tower: Any) -> str | None:
+    """Whether what lies between the tower and its blocks, down to their list, is what was read."""
+    parts = spec.layers(tower).split(".")  # type: ignore[union-attr]
+    for depth in range(1, len(parts) + 1):
+        path = ".".join(parts[:depth])
+        module = attribute(tower, path)
+        names = trim.within if depth < len(parts) else _LISTS
+        reason = why_changed(module, names)
+        if known(module, names) is None:
+            found = qualified_name(original_class(module))
+            return f"which tokens its {path}, a {found}, reads behind the blocks is not known"
+        if reason is not None:
+            return f"of its {path}: {reason}"
     return None
 
 
@@ -70,13 +81,44 @@ def why_around(host: Host, trim: Trim, model: Any, tower: Any) -> str | None:
     path = inside
     while path:
         path = path.rpartition(".")[0]
-        cls = original_class(named[path])
-        if not matches(defines_forward(cls), trim.around):
+        module = named[path]
+        reason = why_changed(module, trim.around)
+        if known(module, trim.around) is None:
+            found = qualified_name(original_class(module))
+            reason = f"which tokens {found} reads of model.{inside} is not known"
+        if reason is not None:
             return (
-                f"which tokens {qualified_name(cls)} reads of model.{inside} is not known. Where you "
-                "know that it reads the first tokens alone, call "
+                f"{reason}. Where you know that it reads the first tokens alone, call "
                 f"apply_patch(model.{inside}, trim_last=True)"
             )
+    return None
+
+
+def known(module: Any, names: tuple[str, ...]) -> type | None:
+    """The class among ``names`` that ``module`` is one of."""
+    for cls in original_class(module).__mro__:
+        if matches(cls, names):
+            return cls
+    return None
+
+
+def why_changed(module: Any, names: tuple[str, ...]) -> str | None:
+    """Whether a subclass, or this very object, has methods that the known class has not."""
+    found, cls = original_class(module), known(module, names)
+    if cls is None:
+        return None
+    for between in found.__mro__[: found.__mro__.index(cls)]:
+        for name, value in vars(between).items():
+            method = callable(value) or isinstance(value, classmethod)
+            public = not name.startswith("_") or hasattr(cls, name)
+            if method and public and not name.startswith("__") and not isinstance(value, type):
+                return (
+                    f"{between.__qualname__} has a {name} of its own, which may read other tokens than "
+                    f"{cls.__qualname__} does"
+                )
+    for name, value in vars(module).items():
+        if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
+            return f"its {name} was replaced on this instance, and may read other tokens"
     return None
 
 

@@ -68,7 +68,7 @@ def apply_patch(
             for (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be fastest
             here, on a GPU a mask. "column": by a column of the keys, the same function to rounding, where the
             attention calls ``scaled_dot_product_attention``; it needs no mask, which GPUs' flash kernels do
-            not take. What ``torch.export`` traces keeps the mask.
+            not take. What is traced without Dynamo (``torch.export``, ONNX) keeps the mask.
         trace_source: keep the map from original tokens to slots in ``model.tome.source``.
         restore: the last block hands back all N tokens, each original position with its merged
             token, so that everything behind it works as before. False: the shorter sequence.

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
 from tomecore.backends._torch_memory import MEMORY
+from tomecore.errors import UnsupportedModelError
 
 
 def tracing() -> bool:
@@ -92,17 +93,31 @@ def sum(x: Array, /, *, axis: int, keepdims: bool = False) -> Array:
     return total
 
 
+def _check_sums() -> None:
+    """The old exporter of ONNX keeps but one of several tokens that are added to the same one."""
+    if torch.compiler.is_dynamo_compiling() or not torch.jit.is_tracing():
+        return
+    if torch.onnx.is_in_onnx_export():
+        raise UnsupportedModelError(
+            "torch.onnx.export(dynamo=False) exports sums wrongly in which several tokens merge into one. "
+            "Export with dynamo=True, or set model.r = 0."
+        )
+
+
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
+    _check_sums()
     rows = flat_rows(index, base.shape[1])
     updates = updates.reshape(-1, base.shape[2])
     return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
 
 
 def accumulate(base: Array, rows: Array, updates: Array) -> Array:
+    _check_sums()
     return base.index_add_(0, rows, updates)
 
 
 def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
+    _check_sums()
     return base.scatter_add_(1, index, updates)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import tomecore as tc
 from production.models import close, images, kind_named
+from tomecore.errors import UnsupportedModelError
 
 BATCH = {0: torch.export.Dim("batch", min=1, max=64)}
 
@@ -93,3 +94,19 @@ def test_onnx_decides_ties_alike():
     keys = torch.ones(2, 25, 4)
     keys[:, 7::3] = images(2).flatten(1)[:, : 6 * 4].reshape(2, 6, 4).float()
     assert torch.equal(runs_onnx(Slots(), keys[:1].repeat(3, 1, 1))(keys), Slots()(keys))
+
+
+@torch.no_grad()
+def test_the_old_exporter_of_onnx_is_refused_while_tokens_merge(vit):
+    """It would keep one of several tokens that merge into the same, and say nothing."""
+    model, x = vit.patched(r=8, depth=2).float(), images(2).float()
+    with pytest.raises(
+        UnsupportedModelError, match=r"Export with dynamo=True, or set model\.r = 0"
+    ):
+        torch.onnx.export(model, (x,), io.BytesIO(), dynamo=False)
+    model.r = 0
+    file = io.BytesIO()
+    torch.onnx.export(model, (x,), file, dynamo=False, input_names=["x"])
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x.numpy()})
+    close(torch.from_numpy(found), model(x), 1e-5)

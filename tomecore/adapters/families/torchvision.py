@@ -82,6 +82,7 @@ VIT = Spec(
         attention="self_attention",
         classes=dict.fromkeys(MULTIHEAD, PARTS),
         towers=("torchvision.models.vision_transformer.VisionTransformer",),
+        within=("torchvision.models.vision_transformer.Encoder",),
         keys={"self_attention.in_proj_weight": 2 / 3},
         refuse=why_not,
     ),

@@ -162,6 +162,12 @@ CLIP = Spec(
             *of("altclip", "AltCLIPModel"),
             *of("chinese_clip", "ChineseCLIPModel"),
         ),
+        within=(
+            *of("clip", "CLIPEncoder"),
+            *of("metaclip_2", "MetaClip2Encoder"),
+            *of("altclip", "AltCLIPEncoder"),
+            *of("chinese_clip", "ChineseCLIPVisionEncoder"),
+        ),
         keys={"self_attn.k_proj": 1, "self_attn.v_proj": 1},
         refuse=why_not_rows,
         hooked=hooked_by_others,
