@@ -6,6 +6,7 @@ the call of ``scaled_dot_product_attention`` that it is handed to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ __all__ = [
 _MANY_SCORES = 100_000
 #: of a head, where only all of them together are known
 _USUAL_WIDTH = 64
+
+#: (q, k, v, bias (B, 1, 1, N), dropout, scale) -> what attention gives, or None: not here
+Form = Callable[[Array, Array, Array, Array, float, float], Array | None]
 
 #: what libraries do with a mask before they hand it on
 _KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
@@ -81,7 +85,18 @@ class KeyColumn(KeyBias):
         return attention_by_column(*args, **kwargs)
 
 
-def attention_by_products(
+def attention_by_products(*args: Any, **kwargs: Any) -> Array:
+    """``scaled_dot_product_attention``; by two products and a softmax for many scores in bfloat16."""
+    return _attention(_products, *args, **kwargs)
+
+
+def attention_by_column(*args: Any, **kwargs: Any) -> Array:
+    """``scaled_dot_product_attention``; where its mask is a bias of keys, without one."""
+    return _attention(_column, *args, **kwargs)
+
+
+def _attention(
+    form: Form,
     query: Array,
     key: Array,
     value: Array,
@@ -92,58 +107,48 @@ def attention_by_products(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
-    q, k, v = query, key, value
-    usual = (
-        q.ndim == 4
-        and q.shape == k.shape
-        and q.dtype == torch.bfloat16
-        and q.shape[0] * q.shape[1] * q.shape[2] ** 2 >= _MANY_SCORES
-        and not (dropout_p or is_causal or enable_gqa)
-    )
-    keys = (q.shape[0], 1, 1, q.shape[2])
-    if not usual or attn_mask is None or attn_mask.shape != keys or attn_mask.dtype != q.dtype:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    """By ``form`` where the mask is a bias of keys and the form serves the rest; else by the fused kernel."""
+    found = None
+    usual = query.ndim == 4 and query.shape[1] == key.shape[1] and not (is_causal or enable_gqa)
+    if usual and attn_mask is not None and attn_mask.shape == (key.shape[0], 1, 1, key.shape[2]):
+        width = query.shape[-1]
+        found = form(
+            query, key, value, attn_mask, dropout_p, width**-0.5 if scale is None else scale
         )
-    batch, heads, tokens, width = q.shape
-    rows = attn_mask.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
+    if found is not None:
+        return found
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _products(
+    q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
+) -> Array | None:
+    if q.shape != k.shape or q.dtype != torch.bfloat16 or bias.dtype != q.dtype or dropout:
+        return None
+    batch, heads, tokens, _ = q.shape
+    if batch * heads * tokens**2 < _MANY_SCORES:
+        return None
+    rows = bias.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
     q, k, v = (t.reshape(batch * heads, tokens, -1) for t in (q, k, v))
-    scale = width**-0.5 if scale is None else scale
     scores = torch.baddbmm(rows, q, k.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(-1), v).view(batch, heads, tokens, -1)
 
 
-def attention_by_column(
-    query: Array,
-    key: Array,
-    value: Array,
-    attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Array:
+def _column(q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float) -> Array:
     """By the fused kernel without a mask: [q, 1 / scale] [k, bias]^T = q k^T + bias / scale.
 
     Flash kernels of GPUs take no mask. Queries and values are as wide as the keys, in multiples of eight, as
     these kernels want it.
     """
-    q, k, v = query, key, value
-    usual = q.ndim == 4 and q.shape[1] == k.shape[1] and not (is_causal or enable_gqa)
-    if not usual or attn_mask is None or attn_mask.shape != (k.shape[0], 1, 1, k.shape[2]):
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
     width = v.shape[-1]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    column = attn_mask.to(k.dtype).transpose(2, 3)
     q, k, v = (
         widened(q, q.new_full((), 1 / scale)),
-        widened(k, column),
+        widened(k, bias.to(k.dtype).transpose(2, 3)),
         widened(v, v.new_zeros(())),
     )
-    return F.scaled_dot_product_attention(q, k, v, None, dropout_p, scale=scale)[..., :width]
+    return F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scale)[..., :width]
 
 
 def widened(x: Array, column: Array) -> Array:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tomecore.adapters._config import Reduction
+from tomecore.adapters._host import PropAttn
 from tomecore.arithmetic import arithmetic_of
 from tomecore.benchmark._devices import Place, peak_bytes, place_of
 from tomecore.benchmark._forms import config_of_patched, free_drop
@@ -77,7 +78,7 @@ class Measurement:
     peak_bytes: dict[str, int | None]
     rounds: int
     trim_last: bool = False
-    prop_attn: bool | str = True
+    prop_attn: PropAttn = True
     ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def measure(
     rounds: int = 9,
     repeat: int = 1,
     trim_last: bool = False,
-    prop_attn: bool | str | None = None,
+    prop_attn: PropAttn | None = None,
     others: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Measurement:
     """Time a model unpatched, merging and dropping tokens, in turn.

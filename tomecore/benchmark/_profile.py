@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tomecore.adapters import _block, _reduce, _state
+from tomecore.adapters._host import PropAttn
 from tomecore.benchmark._devices import Place, place_of
 from tomecore.benchmark._forms import config_of_patched, free_drop
 from tomecore.benchmark._timing import interleave
@@ -58,7 +59,7 @@ def profile(
     device: str = "cpu",
     rounds: int = 9,
     trim_last: bool = False,
-    prop_attn: bool | str | None = None,
+    prop_attn: PropAttn | None = None,
 ) -> Profile:
     """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
 

@@ -10,6 +10,7 @@ import torch
 
 import tomecore as tc
 from production.models import close, images, kind_named
+from tomecore.backends._torch import BACKEND
 from tomecore.errors import UnsupportedModelError
 
 BATCH = {0: torch.export.Dim("batch", min=1, max=64)}
@@ -110,3 +111,22 @@ def test_the_old_exporter_of_onnx_is_refused_while_tokens_merge(vit):
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": x.numpy()})
     close(torch.from_numpy(found), model(x), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, index: BACKEND.scatter_add(x, index, x[:, :2]),
+        lambda x, index: BACKEND.accumulate(x[0] + 0, index[0], x[0, :2]),
+        lambda x, index: BACKEND.accumulate_2d(x[:, :, 0] + 0, index, x[:, :2, 0]),
+    ],
+    ids=["scatter_add", "accumulate", "accumulate_2d"],
+)
+def test_each_sum_is_refused_by_itself(add):
+    class Sum(torch.nn.Module):
+        def forward(self, x, index):
+            return add(x, index)
+
+    given = images(1)[0].float(), torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(UnsupportedModelError, match="Export with dynamo=True"):
+        torch.onnx.export(Sum(), given, io.BytesIO(), dynamo=False)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters._spec import Trim
 from tomecore.adapters.families._rows import attended
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["MULTIHEAD", "PARTS", "attention", "attention_of_rows", "why_not"]
+__all__ = ["MULTIHEAD", "attention", "attention_of_rows", "trim_of", "why_not"]
 
 MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
 #: children and parameters of a module for which :func:`why_not` has no reason
-PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
+_PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
 
 
 def attention_of_rows(host: Any, module: Any, x: Array, bias: Array | None, rows: int) -> Array:
@@ -61,3 +62,14 @@ def why_not(module: Any) -> str | None:
     if module.add_zero_attn:
         return "its MultiheadAttention adds a key of zeros to every sequence (add_zero_attn)"
     return None
+
+
+def trim_of(path: str, **known: Any) -> Trim:
+    """The trimmed form of blocks whose attention is such a module, at ``path``; see :class:`Trim`."""
+    return Trim(
+        attention=path,
+        classes=dict.fromkeys(MULTIHEAD, _PARTS),
+        keys={f"{path}.in_proj_weight": 2 / 3},
+        refuse=why_not,
+        **known,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from tomecore.adapters._spec import qualified_name
+from tomecore.adapters._spec import Trim, qualified_name
 from tomecore.adapters._swap import original_class
 from tomecore.adapters.families._rows import attended, of_separate
 from tomecore.backends import Array
@@ -22,9 +22,7 @@ __all__ = [
     "READERS",
     "SEPARATE",
     "Names",
-    "attentions_wanted",
     "hidden_states_wanted",
-    "hooked_by_others",
     "no_mask",
     "none_in_front",
     "of",
@@ -32,8 +30,8 @@ __all__ = [
     "recorded",
     "registers_in_front",
     "rows_attended",
+    "trim_of",
     "where_pooled",
-    "why_not_rows",
     "with_bias",
 ]
 
@@ -201,6 +199,19 @@ def why_not_rows(attention: Any) -> str | None:
             f"{' and '.join(map(repr, _WITH_BIAS))}: call model.set_attn_implementation('sdpa')"
         )
     return None
+
+
+def trim_of(path: str, classes: dict[str, tuple[str, ...]], **known: Any) -> Trim:
+    """The trimmed form of layers that attend by :func:`rows_attended`, at ``path``; see :class:`Trim`."""
+    return Trim(
+        attention=path,
+        classes=classes,
+        keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
+        refuse=why_not_rows,
+        hooked=hooked_by_others,
+        watched=attentions_wanted,
+        **known,
+    )
 
 
 def recorded(what: str) -> bool:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._multihead import (
     MULTIHEAD,
-    PARTS,
     attention,
     attention_of_rows,
+    trim_of,
     why_not,
 )
 from tomecore.adapters.families._timm import Dense
@@ -176,17 +176,14 @@ RESIDUAL = Spec(
     bypasses=("attn",),
     refuse=refuse,
     tower_mixin=Dense,
-    trim=Trim(
+    trim=trim_of(
+        "attn",
         of=attend,
         attend=attend_rows,
-        attention="attn",
-        classes=dict.fromkeys(MULTIHEAD, PARTS),
         towers=tuple(_TOWERS),
         around=("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"),
         within=("open_clip.transformer.Transformer",),
-        keys={"attn.in_proj_weight": 2 / 3},
         why_not=why_not_rows,
-        refuse=why_not,
     ),
     notes=(
         "the vision tower of a CLIP or CoCa; text towers stay as they are; timm trunks are "
@@ -231,16 +228,13 @@ OPENAI = Spec(
     batch_first=sequence_first,
     bypasses=("attn",),
     refuse=refuse_openai,
-    trim=Trim(
+    trim=trim_of(
+        "attn",
         of=attend_openai,
         attend=attend_openai_rows,
-        attention="attn",
-        classes=dict.fromkeys(MULTIHEAD, PARTS),
         towers=("clip.model.VisionTransformer",),
         around=("clip.model.CLIP",),
         within=("clip.model.Transformer",),
-        keys={"attn.in_proj_weight": 2 / 3},
-        refuse=why_not,
     ),
     notes="the vision tower of a CLIP",
 )

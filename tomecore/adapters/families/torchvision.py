@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._multihead import (
     MULTIHEAD,
-    PARTS,
     attention,
     attention_of_rows,
+    trim_of,
     why_not,
 )
 from tomecore.backends import Array
@@ -76,15 +76,12 @@ VIT = Spec(
     prefix=prefix,
     bypasses=("self_attention",),
     refuse=refuse,
-    trim=Trim(
+    trim=trim_of(
+        "self_attention",
         of=attend,
         attend=attend_rows,
-        attention="self_attention",
-        classes=dict.fromkeys(MULTIHEAD, PARTS),
         towers=("torchvision.models.vision_transformer.VisionTransformer",),
         within=("torchvision.models.vision_transformer.Encoder",),
-        keys={"self_attention.in_proj_weight": 2 / 3},
-        refuse=why_not,
     ),
     notes="SWAG weights too; an attention half of our own around the fused kernel",
 )

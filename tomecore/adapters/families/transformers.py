@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec, Trim, qualified_name
+from tomecore.adapters._spec import Spec, qualified_name
 from tomecore.adapters._swap import original_class
 from tomecore.adapters.families._transformers import (
     MASKED,
     READERS,
     SEPARATE,
-    attentions_wanted,
     hidden_states_wanted,
-    hooked_by_others,
     no_mask,
     of,
     registers_in_front,
     rows_attended,
-    why_not_rows,
+    trim_of,
     with_bias,
 )
 from tomecore.adapters.families._transformers_refused import REFUSED
@@ -107,27 +105,6 @@ def feed_dino(block: Any, x: Array) -> Array:
     return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
 
 
-def _trim(
-    of: Any,
-    attend: Any,
-    models: dict[str, str],
-    towers: tuple[str, ...],
-    around: tuple[str, ...],
-) -> Trim:
-    return Trim(
-        of=of,
-        attend=attend,
-        attention="attention",
-        classes=dict.fromkeys(_each(models, "Attention"), SEPARATE),
-        towers=towers,
-        around=around,
-        keys={"attention.k_proj": 1, "attention.v_proj": 1},
-        refuse=why_not_rows,
-        hooked=hooked_by_others,
-        watched=attentions_wanted,
-    )
-
-
 VIT = Spec(
     family="transformers ViT",
     blocks=_each(_VITS, "Layer"),
@@ -151,12 +128,13 @@ VIT = Spec(
     dense=hidden_states_wanted,
     readers=READERS,
     refused=REFUSED,
-    trim=_trim(
-        attend_vit,
-        attend_vit_rows,
-        _VITS,
-        _each(_READ_IN_FRONT, "Model"),
-        (
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(_each(_VITS, "Attention"), SEPARATE),
+        of=attend_vit,
+        attend=attend_vit_rows,
+        towers=_each(_READ_IN_FRONT, "Model"),
+        around=(
             *_each(_IMAGES, "ForImageClassification"),
             *of("deit", "DeiTForImageClassificationWithTeacher"),
             *of("vivit", "VivitForVideoClassification"),
@@ -188,8 +166,13 @@ DINO = Spec(
     carry=no_mask,
     dense=hidden_states_wanted,
     readers=READERS,
-    trim=_trim(
-        attend_dino, attend_dino_rows, _DINOS, _each(_DINOS, "Encoder"), _each(_DINOS, "Model")
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(_each(_DINOS, "Attention"), SEPARATE),
+        of=attend_dino,
+        attend=attend_dino_rows,
+        towers=_each(_DINOS, "Encoder"),
+        around=_each(_DINOS, "Model"),
     ),
     notes="recorded hidden states and backbones keep all tokens; attentions are those of merged tokens",
 )

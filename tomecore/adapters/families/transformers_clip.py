@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._transformers import (
     MASKED,
     READERS,
     Names,
-    attentions_wanted,
     hidden_states_wanted,
-    hooked_by_others,
     no_mask,
     of,
     rows_attended,
+    trim_of,
     where_pooled,
-    why_not_rows,
     with_bias,
 )
 from tomecore.backends import Array
@@ -150,11 +148,11 @@ CLIP = Spec(
     dense=hidden_states_wanted,
     readers=READERS,
     why_restore=where_pooled,
-    trim=Trim(
+    trim=trim_of(
+        "self_attn",
+        dict.fromkeys(_nth(_IN_FRONT, 2), ("q_proj", "k_proj", "v_proj", "out_proj")),
         of=attend_clip,
         attend=attend_clip_rows,
-        attention="self_attn",
-        classes=dict.fromkeys(_nth(_IN_FRONT, 2), ("q_proj", "k_proj", "v_proj", "out_proj")),
         towers=_nth(_IN_FRONT, 0),
         around=(
             *of("clip", "CLIPModel", "CLIPVisionModelWithProjection"),
@@ -168,10 +166,6 @@ CLIP = Spec(
             *of("altclip", "AltCLIPEncoder"),
             *of("chinese_clip", "ChineseCLIPVisionEncoder"),
         ),
-        keys={"self_attn.k_proj": 1, "self_attn.v_proj": 1},
-        refuse=why_not_rows,
-        hooked=hooked_by_others,
-        watched=attentions_wanted,
     ),
     notes="also inside LLaVA, PaliGemma, Gemma 3 ...; flash attention needs prop_attn=False",
 )

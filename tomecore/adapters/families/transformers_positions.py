@@ -10,21 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters._carry import merged_bias, merged_table
-from tomecore.adapters._spec import Spec, Trim
+from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._transformers import (
     MASKED,
     SEPARATE,
     Names,
-    attentions_wanted,
     hidden_states_wanted,
-    hooked_by_others,
     no_mask,
     of,
     one_in_front,
     registers_in_front,
     rows_attended,
+    trim_of,
     where_pooled,
-    why_not_rows,
     with_bias,
 )
 from tomecore.adapters.families.transformers import attend_dino, feed_dino, heads_vit
@@ -128,17 +126,13 @@ DINOV3 = Spec(
     accepts={"is_causal": False},
     carry=carry_tables,
     dense=hidden_states_wanted,
-    trim=Trim(
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
         of=attend_dino,
         attend=attend_dinov3_rows,
-        attention="attention",
-        classes=dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
         towers=of("dinov3_vit", "DINOv3ViTEncoder"),
         around=of("dinov3_vit", "DINOv3ViTModel"),
-        keys={"attention.k_proj": 1, "attention.v_proj": 1},
-        refuse=why_not_rows,
-        hooked=hooked_by_others,
-        watched=attentions_wanted,
     ),
     notes="rotary tables are averaged over merged patches",
 )
