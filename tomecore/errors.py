@@ -11,6 +11,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "ClampWarning",
+    "InnerHookWarning",
     "LostStateError",
     "NoForwardError",
     "NotPatchedError",
@@ -49,3 +50,7 @@ class LostStateError(TomeError, RuntimeError):
 
 class ClampWarning(UserWarning):
     """``r`` asks a layer to merge more tokens than it can: at most half of those not protected."""
+
+
+class InnerHookWarning(UserWarning):
+    """A hook inside a block sees merged tokens, also within ``model.tome.all_tokens()``."""

@@ -156,21 +156,72 @@ def test_a_region_that_begins_before_the_blocks(plain):
     assert_same(fw.gradients_of(model, loss), expected)
 
 
-def test_r_changed_where_the_old_one_cannot_be_known(plain):
-    fw, model, images = plain.fw, in_training(plain, r=8), plain.tensors()
-    fw.require_gradient(images)
+@REENTRANT
+def test_r_changed_before_the_backward_pass_of_a_whole_model(plain, reentrant):
+    """The images tell the recomputation which pass it repeats; so does the model, if they are new."""
+    fw, model = plain.fw, in_training(plain, r=8)
 
-    def loss():
-        return (fw.checkpoint(model, images, reentrant=True) ** 2).sum()
+    def loss(region, r):
+        model.r, images = r, plain.tensors(seed=r)
+        fw.require_gradient(images)
+        return (fw.checkpoint(region, images, reentrant=reentrant) ** 2).sum()
 
-    expected, lost = fw.gradients(model, loss), loss()
-    model.r = 4
+    for region in (model, lambda x: model(2 * x)):
+        expected = fw.gradients(model, lambda region=region: loss(region, 8))
+        lost = loss(region, 8)
+        model.r = 4
+        assert_same(fw.gradients_of(model, lost), expected)
+
+
+@REENTRANT
+def test_two_passes_of_a_whole_model_under_two_values_of_r(plain, reentrant):
+    fw, model = plain.fw, in_training(plain)
+
+    def gradients(checkpointed):
+        total = 0
+        for r in (6, 1):
+            model.r, images = r, plain.tensors(seed=r)
+            fw.require_gradient(images)
+            y = fw.checkpoint(model, images, reentrant=reentrant) if checkpointed else model(images)
+            total = total + (y**2).sum()
+        return fw.gradients_of(model, total)
+
+    assert_same(gradients(True), gradients(False))
+
+
+def test_passes_that_cannot_be_told_apart(plain):
+    """The region begins before the model, whose input is new: no tensor knows which pass it was."""
+    fw, model = plain.fw, in_training(plain)
+    total = 0
+    for r in (6, 1):
+        model.r, images = r, plain.tensors(seed=r)
+        fw.require_gradient(images)
+        y = fw.checkpoint(lambda x: model(2 * x), images, reentrant=True)
+        total = total + (y**2).sum()
     # Paddle wraps what a reentrant recomputation raises.
-    errors = (LostStateError, OSError)
-    with pytest.raises(errors, match="r was changed between a forward pass and its backward pass"):
-        lost.backward()
-    model.r = 8
-    assert_same(fw.gradients(model, loss), expected)
+    with pytest.raises((LostStateError, OSError), match="under different values of r"):
+        total.backward()
+
+
+@REENTRANT
+def test_crops_of_several_sizes_and_a_teacher(plain, reentrant):
+    """A schedule object gives each number of tokens another r, and nobody changed r."""
+    fw, model = plain.fw, in_training(plain, r=lambda layers, tokens, protected: [tokens // 8])
+
+    def gradients(checkpointed):
+        total = 0
+        for batch, seed in ((2, 1), (3, 2)):
+            images = plain.tensors(batch, seed=seed)
+            fw.require_gradient(images)
+            y = fw.checkpoint(model, images, reentrant=reentrant) if checkpointed else model(images)
+            total = total + (y**2).sum()
+        crops = fw.tensor(fw.numpy(fw.tokens(model, plain.images()))[:, :33])
+        x = crops  # the teacher sees fewer tokens
+        for block in model.blocks:
+            x = block(x)
+        return fw.gradients_of(model, total)
+
+    assert_same(gradients(True), gradients(False))
 
 
 @REENTRANT

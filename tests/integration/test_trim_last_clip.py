@@ -89,7 +89,7 @@ def test_what_is_refused_of_open_clip() -> None:
         model(X)
     model.output_tokens = False
     hook = model.transformer.resblocks[3].attn.register_forward_hook(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="the last block's attn has a hook"):
+    with pytest.raises(UnsupportedModelError, match=r"attn .* has a forward hook"):
         model(X)
     hook.remove()
     model(X)

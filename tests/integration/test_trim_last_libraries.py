@@ -215,10 +215,10 @@ def test_a_hook_of_the_user_beside_the_recorders(kind: str) -> None:
     model = tome.apply_patch(prepared(hf_vit(attn_implementation="eager")), trim_last=True)
     model(X, output_attentions=True)
     hook = getattr(model.vit.layers[3].attention, kind)(lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="the last block's attention has a hook"):
+    with pytest.raises(UnsupportedModelError, match=r"attention .* has a forward hook"):
         model(X)
     tome.apply_patch(model)
-    with pytest.raises(UnsupportedModelError, match="the last block's attention has a hook"):
+    with pytest.raises(UnsupportedModelError, match=r"attention .* has a forward hook"):
         tome.apply_patch(model, trim_last=True)
     hook.remove()
     tome.apply_patch(model, trim_last=True)

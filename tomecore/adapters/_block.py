@@ -9,11 +9,13 @@ and with the arguments of ``super`` written out, because Paddle's takes a bare o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
-from tomecore.adapters._spec import attributes
+from tomecore.adapters._progress import begin, check_symbolic, note, reach, resume, unreached
+from tomecore.adapters._spec import attributes, reaches
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
@@ -23,25 +25,51 @@ __all__ = ["Merging"]
 
 
 class Merging(Swapped):
-    """Mixin of a patched block; ``_tome`` in its ``__dict__`` is the model's Config."""
+    """Mixin of a patched block; ``_tome`` in its ``__dict__`` is the model's Config.
+
+    Its place in the list is ``_tome_index``, which compiled code must not read: it would be compiled anew for
+    each block. ``_tome_first`` and ``_tome_last`` say what compiled code may know of it.
+    """
 
     _tome: Config
+    _tome_index: int
     _tome_first: bool
+    _tome_last: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        config = self._tome
+        config.host.run_as_is(True)
+        tracing = config.host.tracing()
+        config.passes.reached.set(False, tracing)
+        call = None if tracing else config.passes.call.get(False)
+        if call is not None:
+            call.inside = True
+        output = super(Merging, self).__call__(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        if not config.passes.reached.get(tracing):
+            unreached(config, self, (*args, *kwargs.values()), tracing)
+        if call is not None:
+            call.inside = False
+        return output
 
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         config = self._tome
         host, spec = config.host, config.spec
         host.run_as_is(True)
         tracing = host.tracing()
-        run = config.begin(x, tracing) if self._tome_first else config.resume(x, tracing)
+        reach(config, tracing)
+        if host.symbolic(x):
+            check_symbolic(config)
+            return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        index, last = -1 if tracing else self._tome_index, self._tome_last
+        run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
-        if config.trims(run):
+        if config.trims(run, last):
             return trimmed(config, self, x, args, kwargs, run, tracing)
         amount = config.clamp(run)
         if amount == 0 and run.trail is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
-            return hand_on(config, y, run.after(run.width), tracing)
+            return hand_on(config, y, run.after(run.width), tracing, last)
         backend = host.backend()
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
@@ -50,17 +78,20 @@ class Merging(Swapped):
             given, run = arguments(config, self, args, kwargs, run, x)
         if run.every and run.owners is not None:
             x = take_rows(backend, x, run.owners)
-        x, keys = attend(config, self, x, key_bias(config, run, x), given, tracing)
+        bias = key_bias(config, run, x)
+        config.check_block(self, biased=bias is not None)
+        x, keys = attend(config, self, x, bias, given, tracing)
         if amount > 0:
             x, run = config.reduce(config, self, x, keys, run, amount)
+        keys = []  # a view of all queries, keys and values, which the other half does not need
         if spec.feed is not None:
             x = spec.feed(self, x)
         run = run.after(run.width - amount)
-        if run.trail is not None and (run.every or (run.step is None and config.restore)):
+        if run.trail is not None and (run.every or (last and config.restore)):
             x = take_rows(backend, x, run.source)
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
-        x = hand_on(config, x, run, tracing)
+        x = hand_on(config, x, run, tracing, last)
         return (x,) if spec.returns_tuple else x
 
 
@@ -75,7 +106,7 @@ def trimmed(
 ) -> Any:
     """The last block where the first tokens alone are read: it makes those, and merges nothing."""
     host, spec = config.host, config.spec
-    config.check_trimmed(block)
+    config.check_block(block, biased=run.sizes is not None, trimmed=True)
     xp = host.backend().xp
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
@@ -88,7 +119,7 @@ def trimmed(
         x = spec.feed(block, x)
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
-    x = hand_on(config, x, run.after(run.width), tracing)
+    x = hand_on(config, x, run.after(run.width), tracing, True)
     return (x,) if spec.returns_tuple else x
 
 
@@ -105,13 +136,72 @@ def attend(
     if not spec.key:
         x, key = spec.attend(config.host, block, x, bias, given)
         return x, [key]
+    watched = None if bias is None else watched_bias(config, block, bias, tracing)
     tapped: list[tuple[Any, Array]] = []
     taps.set(tapped, tracing)
     try:
-        x = spec.attend(config.host, block, x, bias, given)
+        if watched is None:
+            x = spec.attend(config.host, block, x, bias, given)
+        else:
+            x = attend_otherwise(config, block, x, watched, given)
     finally:
         taps.set(None, tracing)
-    modules = attributes(block, spec.key)  # now: an adapter may have taken the place of one
+    check_keys(config, block, tapped)
+    return x, [key for _, key in tapped]
+
+
+def watched_bias(
+    config: Config, block: Any, bias: Array, tracing: bool
+) -> tuple[Array, Callable[[], bool]] | None:
+    """The bias, and whether it was used, for an attention that was changed since the patch; None for
+    others."""
+    path = config.contract().called_otherwise(block)
+    if path is None:
+        return None
+    found = None if tracing else config.host.watched_bias(bias)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{path} in {config.where(block)} has a forward that was not there at apply_patch, and while "
+            "a graph "
+            "is traced nobody sees whether it adds the sizes of merged tokens to its scores. Undo the "
+            "change, or "
+            "set model.r = 0 for tracing."
+        )
+    return found
+
+
+def attend_otherwise(
+    config: Config,
+    block: Any,
+    x: Array,
+    watched: tuple[Array, Callable[[], bool]],
+    given: dict[str, Any],
+) -> Array:
+    """The attention half by an attention that has another forward than at ``apply_patch``.
+
+    Raises:
+        UnsupportedModelError: it takes no bias, or ignores the one it got.
+    """
+    bias, used = watched
+    reason = "ignores the mask that tells it the sizes of merged tokens"
+    cause: Exception | None = None
+    try:
+        x = config.spec.attend(config.host, block, x, bias, given)
+    except TypeError as error:
+        reason, cause = f"cannot be called with the sizes of merged tokens ({error})", error
+    if cause is None and used():
+        return x
+    path = config.contract().called_otherwise(block)
+    raise UnsupportedModelError(
+        f"{path} in {config.where(block)} got another forward since apply_patch, which {reason}. Undo the "
+        "change, add the mask to the attention scores there, patch with prop_attn=False, or set model.r = 0."
+    ) from cause
+
+
+def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
+    """Raise unless the attention called the modules whose outputs are the keys, each once."""
+    spec = config.spec
+    modules = attributes(block, spec.key) if reaches(block, spec.key) else []
     same = len(tapped) == len(modules)
     for index, (module, _) in enumerate(tapped):
         same = same and module is modules[index]
@@ -121,7 +211,6 @@ def attend(
             "that tokens are matched by, as it was when the model was patched. Something replaced it, "
             "or the attention, after apply_patch: remove_patch, then apply_patch again."
         )
-    return x, [key for _, key in tapped]
 
 
 def key_bias(config: Config, run: Run, x: Array) -> Array | None:
@@ -139,13 +228,13 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
     return bias if run.valid is not None else config.host.formed(bias, x, config.prop_attn)
 
 
-def hand_on(config: Config, x: Array, run: Run, tracing: bool) -> Array:
+def hand_on(config: Config, x: Array, run: Run, tracing: bool, last: bool) -> Array:
     """Let the run ride on ``x`` to the next block, and note it for ``model.tome``.
 
     Of a tuple, which a block may return where nothing merges (with attention maps, say), on the first.
     """
-    config.note(run, tracing)
-    if run.step is not None:
+    note(config, run, tracing, last)
+    if not last:
         config.host.write(config, x[0] if isinstance(x, tuple) else x, run, tracing)
     return x
 

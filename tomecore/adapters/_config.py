@@ -2,75 +2,145 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tomecore._plan import MergePlan
 from tomecore._wishes import clamped
+from tomecore.adapters._contract import Contract
+from tomecore.adapters._find import check_block
 from tomecore.adapters._host import Host, PropAttn
+from tomecore.adapters._passes import Passes
 from tomecore.adapters._spec import Spec, attribute
-from tomecore.adapters._state import Entry, Run, Start, Step, ThreadSlot, amounts, chain
-from tomecore.adapters._trim import changed_since
+from tomecore.adapters._state import Run, Start, Step, Switch, amounts, chain
 from tomecore.backends import Array
 from tomecore.errors import ClampWarning, LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
 
-__all__ = ["Config", "Observer", "Reduction"]
+__all__ = ["CHANGED_WAY_OUT", "Config", "Observer", "Reduction"]
 
 #: (config, block, x (B, N, C), keys, run, amount) -> fewer tokens, and the run that knows of it
 Reduction = Callable[["Config", Any, Array, list[Array], Run, int], tuple[Array, Run]]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
 
-_numbers = itertools.count(1)
+#: schedules that ask for more than layers can merge are reported this many times, for one model
+_MOST_WARNINGS = 8
 
-#: what a tensor keeps that entered the first block in several ways
-MIXED = Start(None, every=False)
+#: what to do about a block that was changed
+CHANGED_WAY_OUT = (
+    "Undo the change, or set model.r = 0 (without trim_last). To keep it: remove_patch first, then "
+    "apply_patch, "
+    "which says whether the changed model can merge."
+)
 
 
 class Config:
-    """Settings of one patched tower, and its last runs.
+    """Settings of one patched tower, and its last passes.
+
+    The modules hold it; it holds them weakly, so that a model is freed as soon as nobody uses it, and a block
+    is copied or pickled without the others.
 
     Args:
         host: the framework.
         spec: the family of its blocks.
+        model: what ``apply_patch`` was given.
         tower: the module that owns the list of blocks.
         blocks: the blocks, in order.
         reduce: how tokens become fewer; merging, except in benchmarks.
     """
 
     def __init__(
-        self, host: Host, spec: Spec, tower: Any, blocks: list[Any], reduce: Reduction
+        self,
+        host: Host,
+        spec: Spec,
+        model: Any,
+        tower: Any,
+        blocks: list[Any],
+        reduce: Reduction,
     ) -> None:
         self.host = host
         self.spec = spec
-        self.tower = tower
-        self.blocks = blocks
+        self._root: Callable[[], Any] = weakref.ref(model)
+        self._tower: Callable[[], Any] = weakref.ref(tower)
+        self._blocks: dict[int, Callable[[], Any]] = {
+            index: weakref.ref(block) for index, block in enumerate(blocks)
+        }
+        self.num_layers = len(blocks)
         self.layers = spec.layers(tower) or ""
         self.reduce = reduce
-        self.protected = spec.prefix(tower)
+        #: prefix tokens that the family knows
+        self.prefix: int = spec.prefix(tower)
+        #: as the user gave them; None for those that the family knows
+        self.announced: int | None = None
         #: the axis of tokens in what enters and leaves a block; the batch is the other of 0 and 1
         self.token_axis = int(spec.batch_first is None or spec.batch_first(tower))
         self.prop_attn: PropAttn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
         self.trim_last = False
-        #: what the attention of the last block was when the model was patched; see check_trimmed
-        self.trimmed_class: type | None = None
-        self.handles: list[Any] = []
-        self.dense = ThreadSlot()
-        self.last_run = ThreadSlot()
-        self.ran_traced = False
+        #: all tokens of every layer are wanted; for hidden states; by ``model.tome.all_tokens()``
+        self.dense, self.recording, self.dense_by_user = Switch(), Switch(), Switch()
         self.observer: Observer | None = None
         self.traced_run: Run | None = None
+        self._contract: Contract | None = None
         self._r: R = 0
         self._first: Step | None = chain([0] * len(blocks))
-        self._begun: Start | None = None
-        #: the schedule and the number of tokens that were last looked at, and the schedules warned of
+        #: what has run, and runs
+        self.passes = Passes()
+        #: the schedule and the number of tokens last checked for clamping; schedules already warned about
         self._looked: tuple[Step | None, int] = None, 0
         self._warned: set[tuple[int, ...]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the modules, which meet the copy again by ``adopt``, and without what has run."""
+        state = dict(vars(self))
+        for name in ("_root", "_tower", "_looked", "_warned"):
+            del state[name]
+        state.update(_blocks={}, traced_run=None, observer=None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._root = self._tower = _nothing
+        self._looked, self._warned = (None, 0), set()
+
+    def adopt(self, module: Any) -> None:
+        """Take a module of a copied or loaded model for the one it is a copy of."""
+        place = vars(module)
+        index = place.get("_tome_index")
+        if index is not None and self._block(index) is None:
+            self._blocks[index] = weakref.ref(module)
+        if place.get("_tome_tower") and self._tower() is None:
+            self._tower = weakref.ref(module)
+        if place.get("_tome_root") and self._root() is None:
+            self._root = weakref.ref(module)
+
+    @property
+    def root(self) -> Any:
+        """What ``apply_patch`` was given; None where that is gone."""
+        return self._root()
+
+    @property
+    def tower(self) -> Any:
+        """The module that owns the blocks; None where that is gone."""
+        return self._tower()
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The blocks in order, None for those that are gone."""
+        return [self._block(index) for index in range(self.num_layers)]
+
+    def _block(self, index: int) -> Any:
+        reference = self._blocks.get(index)
+        return None if reference is None else reference()
+
+    @property
+    def protected(self) -> int:
+        """Tokens in front that never merge."""
+        return self.prefix if self.announced is None else self.announced
 
     @property
     def r(self) -> R:
@@ -81,87 +151,64 @@ class Config:
         if callable(value):
             self._first, self._r = None, value
             return
-        self._first = chain(parse_r(len(self.blocks), value))
+        self._first = chain(parse_r(self.num_layers, value))
         listed = isinstance(value, Sequence) and not isinstance(value, tuple)
         self._r = list(value) if listed else value  # type: ignore[arg-type]
 
     def schedule(self, num_tokens: int | None) -> list[int]:
         """Tokens to merge per layer, not yet clamped."""
-        return parse_r(len(self.blocks), self._r, num_tokens=num_tokens, protected=self.protected)
+        return parse_r(self.num_layers, self._r, num_tokens=num_tokens, protected=self.protected)
 
     def start(self, num_tokens: int, tracing: bool) -> Start:
         """How a forward pass of ``num_tokens`` tokens begins now."""
         step = self._first if self._first is not None else chain(self.schedule(num_tokens))
-        every = bool(self.dense.get(tracing)) or self.spec.dense(self.tower)
+        recorded = self.recording.on(tracing) or bool(self.spec.dense(self.tower))
+        every = recorded or self.dense.on(tracing)
+        if recorded and not self.restore and not self.dense_by_user.on(tracing):
+            self.refuse_recording(step)
         if self.trim_last and not every:
             every = self.spec.trim.watched(self.tower)  # type: ignore[union-attr]
         return Start(step, every=every)
 
-    def begin(self, x: Array, tracing: bool) -> Run:
-        """The first block starts a run: nothing outside the blocks has to know that one begins."""
-        number, tokens = 0, int(x.shape[self.token_axis])
-        self.check_intact()
-        if tracing:
-            start = self.start(tokens, tracing)
-        else:
-            again = self.host.recomputing()
-            kept = self.host.kept_start(self, x)
-            start = self.restart(tokens, kept) if again else self.start(tokens, tracing)
-            self.host.keep_start(self, x, start if again else self.remember(kept, start))
-            number = -1 if again else next(_numbers)
-            if start.step is not self._looked[0] or tokens != self._looked[1]:
-                self.look(start.step, tokens)
-        entry = Entry(
-            num_tokens=tokens,
-            batch=x.shape[1 - self.token_axis],
-            device=None if tracing else self.host.backend().device(x),
-            number=number,
-            every=start.every,
-        )
-        return Run(entry, start.step, tokens)
-
-    def remember(self, kept: Start | None, start: Start) -> Start:
-        """What the first input of a forward pass keeps, having kept ``kept`` so far."""
-        self._begun = start
-        same = kept is None or (kept is not MIXED and kept.same(start))
-        return start if same else MIXED
-
-    def restart(self, num_tokens: int, kept: Start | None) -> Start:
-        """How a recomputed pass of ``num_tokens`` tokens began, whose first input kept ``kept``.
-
-        It kept nothing where the checkpointed region begins before the first block. The schedule
-        cannot be had there, so it must not have changed.
-        """
-        if kept is MIXED:
-            raise LostStateError(
-                "the same tensor entered the first block under different values of r, and a "
-                "checkpointed region cannot tell which one its backward pass belongs to. Give each "
-                "forward pass a tensor of its own, for example a clone."
+    def refuse_recording(self, step: Step | None) -> None:
+        """Raise if hidden states are recorded, which have all tokens, while fewer were asked for."""
+        if any(amounts(step)):
+            raise UnsupportedModelError(
+                "restore=False has no effect while hidden states are recorded (output_hidden_states=True, as "
+                "LLaVA and other models around a vision tower ask for): every layer hands on all tokens "
+                "then. "
+                "Use restore=True, or call the model without recording them."
             )
-        if kept is not None:
-            return kept
-        start = self.start(num_tokens, False)
-        if self._begun is not None and not self._begun.same(start):
-            raise LostStateError(
-                "r was changed between a forward pass and its backward pass, and the checkpointed "
-                "region begins before the first block, so the old r is not known there. Change r "
-                "after backward(), or checkpoint the blocks only."
-            )
-        return start
 
-    def trims(self, run: Run) -> bool:
-        """Whether the next block is the last, and makes the tokens at the front alone."""
-        last = run.step is not None and run.step.next is None
+    def trims(self, run: Run, last: bool) -> bool:
+        """Whether the block computes the prefix tokens only; ``last``: it is the last of the list."""
         return self.trim_last and last and not run.every
 
-    def check_trimmed(self, block: Any) -> None:
-        """Raise if the trimmed form of the last block would not be what the block computes by now."""
-        reason = changed_since(self.host, self.spec, block, self.trimmed_class)
+    def contract(self) -> Contract:
+        """What the halves of the blocks stand for; of a loaded model, looked at anew."""
+        if self._contract is None:
+            blocks = [block for block in self.blocks if block is not None]
+            for block in blocks:
+                check_block(self.host, self.spec, block, self.where(block))
+            self._contract = Contract(self.host, self.spec, blocks, self.trim_last)
+        return self._contract
+
+    def note_contract(self) -> None:
+        """Note what the halves stand for: the blocks were looked at just now."""
+        self._contract = Contract(self.host, self.spec, self.blocks, self.trim_last)
+
+    def check_block(self, block: Any, *, biased: bool, trimmed: bool = False) -> None:
+        """Raise if the halves of ``block`` are not what it computes by now."""
+        reason = self.contract().why_changed(block, biased=biased, trimmed=trimmed)
         if reason is not None:
+            start = "trim_last=True would give wrong results: " if trimmed else ""
             raise UnsupportedModelError(
-                f"trim_last=True would give wrong results: {reason}. The model was changed after "
-                "apply_patch(trim_last=True); undo that, or call apply_patch(model) again without it."
+                f"{start}{self.where(block)} changed since apply_patch: {reason}. {CHANGED_WAY_OUT}"
             )
+
+    def where(self, block: Any) -> str:
+        """A block's place and family, for messages."""
+        return f"{self.layers}[{vars(block)['_tome_index']}] of {self.spec.family}"
 
     def clamp(self, run: Run) -> int:
         """Tokens the next block merges: no more than half of what is not protected."""
@@ -171,43 +218,55 @@ class Config:
 
     def look(self, step: Step | None, num_tokens: int) -> None:
         """Warn, once for each schedule, if layers are asked to merge more tokens than they can."""
+        if step is self._looked[0] and num_tokens == self._looked[1]:
+            return
         self._looked = step, num_tokens
         asked = amounts(step)
         if self.trim_last:
             asked[-1] = 0  # nothing merges there
         merged = clamped(asked, num_tokens, self.protected)
         layers = [i for i, (a, m) in enumerate(zip(asked, merged, strict=True)) if m < a]
-        if not layers or tuple(asked) in self._warned:
+        if not layers or tuple(asked) in self._warned or len(self._warned) >= _MOST_WARNINGS:
             return
         self._warned.add(tuple(asked))
         first = layers[0]
         there = num_tokens - sum(merged[:first])
         others = f", and so on in {len(layers) - 1} more layers" if len(layers) > 1 else ""
+        rest = ""
+        if len(self._warned) == _MOST_WARNINGS:
+            rest = f" Other schedules of this model will not be reported: this is number {_MOST_WARNINGS}."
         warnings.warn(
             f"r asks for more than a layer can merge, which is half of its unprotected tokens: layer "
             f"{first} (of 0 to {len(asked) - 1}) was asked to merge {asked[first]} of {there} tokens, "
             f"{self.protected} of them protected, and merges {merged[first]}{others}. Of {num_tokens} "
             f"tokens {num_tokens - sum(merged)} are left at the end. model.r = {merged} does the same "
             "without this warning; so does "
-            "warnings.simplefilter('ignore', tomecore.errors.ClampWarning).",
+            f"warnings.simplefilter('ignore', tomecore.errors.ClampWarning).{rest}",
             ClampWarning,
             stacklevel=2,
         )
 
     def check_intact(self) -> None:
         """Raise if the tower changed since it was patched in a way that merging would break."""
-        blocks = list(attribute(self.tower, self.layers))
+        tower = self.tower
+        if tower is None:
+            raise LostStateError(
+                f"a patched block of {self.spec.family} runs without the model that it was patched in (it "
+                "was "
+                "copied or loaded by itself); call apply_patch on the model it belongs to now"
+            )
+        blocks = list(attribute(tower, self.layers))
         if blocks != self.blocks:
             self.check_blocks(blocks)
         if not self.restore:
-            reason = self.spec.why_restore(self.tower)
+            reason = self.spec.why_restore(tower)
             if reason is not None:
                 raise UnsupportedModelError(
                     f"restore=False would give wrong results: {reason}. The model was changed after "
                     "apply_patch(restore=False); call apply_patch(model) again."
                 )
         if self.trim_last:
-            reason = self.spec.trim.why_not(self.tower)  # type: ignore[union-attr]
+            reason = self.spec.trim.why_not(tower)  # type: ignore[union-attr]
             if reason is not None:
                 raise UnsupportedModelError(
                     f"trim_last=True would give wrong results: {reason}. The model was changed after "
@@ -216,9 +275,9 @@ class Config:
 
     def check_blocks(self, blocks: list[Any]) -> None:
         """Raise unless each block is the patched one, or a wrapper around it (compiled, FSDP)."""
-        if len(blocks) != len(self.blocks):
+        if len(blocks) != self.num_layers:
             raise LostStateError(
-                f"the model has {len(blocks)} blocks and had {len(self.blocks)} when it was patched; "
+                f"the model has {len(blocks)} blocks and had {self.num_layers} when it was patched; "
                 "call apply_patch on it again"
             )
         for index, (now, patched) in enumerate(zip(blocks, self.blocks, strict=True)):
@@ -228,30 +287,15 @@ class Config:
                     "patched; call apply_patch on it again"
                 )
 
-    def resume(self, x: Array, tracing: bool) -> Run | None:
-        """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
-        run = self.host.read(self, x, tracing)
-        axis = self.token_axis
-        if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
-            return run
-        merged = run is not None and run.trail is not None
-        nothing = not merged and not callable(self._r) and not any(self.schedule(None))
-        if nothing and not self.trim_last:
-            return None
-        way_out = "apply_patch(model) again without trim_last" if nothing else "set model.r = 0"
-        raise LostStateError(
-            f"a patched block of {self.spec.family} got tokens of shape {tuple(x.shape)} without "
-            "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
-            "tensor on (a copy, a slice, a cast, or a hook that returns a new tensor loses them), "
-            f"call the whole model instead of single blocks, or {way_out}."
-        )
+    def last_run(self) -> Run | None:
+        """The last run of this thread, however it ended."""
+        outcome = self.passes.outcome.get(False)
+        return None if outcome is None else outcome.run
 
-    def note(self, run: Run, tracing: bool) -> None:
-        """Keep ``run`` for ``model.tome``; a recomputation is not a forward pass of its own."""
-        if tracing:
-            self.ran_traced = True
-            return
-        last = self.last_run.get(False)
-        if run.progress >= ((0, 0) if last is None else last.progress):
-            self.ran_traced = False
-            self.last_run.set(run, False)
+    def merges_nothing(self) -> bool:
+        """Whether r is 0 in every layer."""
+        return not callable(self._r) and not any(self.schedule(None))
+
+
+def _nothing() -> None:
+    """A reference to a module that is gone."""

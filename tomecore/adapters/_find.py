@@ -7,12 +7,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from tomecore.adapters._host import Host
-from tomecore.adapters._spec import Spec, attributes, matches, qualified_name, reaches
+from tomecore.adapters._spec import (
+    Spec,
+    attributes,
+    defines_forward,
+    helper_methods,
+    matches,
+    qualified_name,
+    reaches,
+)
 from tomecore.adapters._swap import original_class
 from tomecore.adapters._verify import why_not
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["find_tower"]
+__all__ = ["check_block", "find_tower"]
 
 
 def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, Any, list[Any]]:
@@ -47,10 +55,22 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
     where = f"{path}.{spec.layers(tower)}"
     if not blocks:
         raise UnsupportedModelError(f"{where} is empty: there is no block to merge in")
+    _check_distinct(where, blocks)
     for index, block in enumerate(blocks):
-        _check_forward(spec, candidates, block, f"{where}[{index}]")
-        _check_block(host, spec, block, f"{where}[{index}]")
+        _check_forward(host, spec, candidates, block, f"{where}[{index}]")
+        check_block(host, spec, block, f"{where}[{index}]")
     return spec, tower, blocks
+
+
+def _check_distinct(where: str, blocks: list[Any]) -> None:
+    """Raise UnsupportedModelError if one block stands in the list twice."""
+    first: dict[int, int] = {}
+    for index, block in enumerate(blocks):
+        if first.setdefault(id(block), index) != index:
+            raise UnsupportedModelError(
+                f"{where}[{index}] is the same block object as {where}[{first[id(block)]}], and each layer "
+                "merges tokens of its own; put a copy there (copy.deepcopy)"
+            )
 
 
 def _resembles(spec: Spec, module: Any) -> bool:
@@ -73,10 +93,11 @@ def _resembles(spec: Spec, module: Any) -> bool:
 def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any) -> list[Any]:
     """The blocks of a tower that no spec knows, each tried out; or UnsupportedModelError."""
     blocks = spec.listed(tower)
+    _check_distinct(f"{path}.{spec.layers(tower)}", blocks)
     for index, block in enumerate(blocks):
         where = f"{path}.{spec.layers(tower)}[{index}]"
-        _check_forward(spec, candidates, block, where)
-        _check_block(host, spec, block, where)
+        _check_forward(host, spec, candidates, block, where)
+        check_block(host, spec, block, where)
         width = int(next(iter(block.norm1.parameters())).shape[-1])
         reason = why_not(host, spec, block, width)
         if reason is not None:
@@ -88,8 +109,18 @@ def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any
     return blocks
 
 
-def _check_forward(spec: Spec, candidates: list[Spec], block: Any, where: str) -> None:
+def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, where: str) -> None:
+    """Raise UnsupportedModelError unless the forward of ``block`` is one that the halves stand for."""
     known = spec.is_block(block)
+    replaced = _overridden(host, spec, block) if known else None
+    if replaced is not None:
+        raise UnsupportedModelError(
+            f"{where}: {replaced} replaces a method of "
+            f"{qualified_name(defines_forward(original_class(block)))}, "
+            "which the merging forward does not call; use the class as it is, or describe yours by "
+            "register() "
+            "(examples/custom_block.py)"
+        )
     for path in ("", *spec.bypasses) if known else ("",):
         if any("forward" in vars(module) for module in attributes(block, path)):
             raise UnsupportedModelError(
@@ -112,7 +143,23 @@ def _check_forward(spec: Spec, candidates: list[Spec], block: Any, where: str) -
         )
 
 
-def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
+def _overridden(host: Host, spec: Spec, block: Any) -> str | None:
+    """A method of the known block class that a subclass, or the instance, has in another form."""
+    cls = original_class(block)
+    owner = defines_forward(cls)
+    if cls is not owner and spec.blocks != ("*",):
+        for name in helper_methods(cls, host.module_class):
+            if getattr(cls, name) is not getattr(owner, name):
+                return f"{cls.__qualname__}.{name}"
+    for name in helper_methods(cls, host.module_class):
+        if name in vars(block):
+            return f"{name} of the instance"
+    return None
+
+
+def check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
+    """Raise UnsupportedModelError if ``block`` holds anything that the halves of ``spec`` do not account
+    for."""
     for name, child in host.named_children(block):
         allowed = spec.children.get(name)
         if allowed is None:
@@ -138,7 +185,7 @@ def _check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
             f"{where}.{spec.key} is no module, and tomecore takes the keys from its output"
         )
     for path in spec.bypasses:
-        if any(host.hooked(module) for module in attributes(block, path)):
+        if any(spec.hooked(host, module) for module in attributes(block, path)):
             raise UnsupportedModelError(
                 f"{where}.{path} has forward hooks, which the merging forward of {spec.family} would "
                 "not call; remove them, or hook the modules inside it"

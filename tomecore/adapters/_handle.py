@@ -25,7 +25,10 @@ class Handle:
     """Settings and results of a patched model.
 
     Results are those of the last forward pass of the calling thread, without gradients. Asking for
-    them when there is none raises :class:`tomecore.errors.NoForwardError`.
+    them when there is none raises :class:`tomecore.errors.NoForwardError`, which says why: nothing has
+    run, the
+    last pass raised or ran as a compiled graph, it did not reach the patched blocks, or blocks that were
+    called one by one stopped before the last.
     """
 
     def __init__(self, config: Config, model: Any) -> None:
@@ -53,7 +56,8 @@ class Handle:
 
     @property
     def protected(self) -> int:
-        """Tokens at the front that never merge: class, distillation and register tokens."""
+        """Prefix tokens, which never merge: class, distillation and register tokens, or as many as you
+        said."""
         return self._config.protected
 
     @property
@@ -132,17 +136,21 @@ class Handle:
     def all_tokens(self) -> Iterator[None]:
         """Within this context every block hands on all N tokens, each at its original position.
 
-        For hooks and other readers of intermediate layers. Merging goes on, and so does its speed, less
-        two gathers per block; the output is the same. It holds for the calling thread.
+        For hooks on blocks and other readers of intermediate layers. Merging goes on, and so does its speed,
+        less two gathers per block; the output is the same. It holds for the calling thread.
+
+        Modules *inside* a block get the merged tokens here too: a hook on ``blocks[-1].norm1``, as Grad-CAM
+        puts it there, sees fewer of them, and :class:`tomecore.errors.InnerHookWarning` says so. Hook the
+        block itself, or set ``model.r = 0`` for such a pass.
         """
         config = self._config
         tracing = config.host.tracing()
-        before = config.dense.get(tracing)
-        config.dense.set(True, tracing)
+        every, user = config.dense.enter(tracing), config.dense_by_user.enter(tracing)
         try:
             yield
         finally:
-            config.dense.set(before, tracing)
+            config.dense.leave(every, tracing)
+            config.dense_by_user.leave(user, tracing)
 
     def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
         """Lay tokens out as the image they came from, for dense prediction.
@@ -205,14 +213,19 @@ class Handle:
 
     def _run(self) -> Run:
         config = self._config
-        run: Run | None = config.last_run.get(False)
-        if config.ran_traced:
-            raise NoForwardError(
-                "the last forward pass ran as a compiled or exported graph, which keeps no results; "
-                "call the model without compiling to inspect it"
-            )
-        if run is None:
+        outcome = config.passes.outcome.get(False)
+        if outcome is None:
             raise NoForwardError(
                 "this model has no forward pass in this thread since it was patched; run it first"
+            )
+        run: Run | None = outcome.run
+        if run is None:
+            raise NoForwardError(outcome.problem)
+        if run.blocks < config.num_layers and not outcome.returned:
+            raise NoForwardError(
+                "the last forward pass, of blocks called one by one, stopped after block "
+                f"{run.blocks - 1} (of 0 "
+                f"to {config.num_layers - 1}) with {run.width} of {run.num_tokens} tokens; results are there "
+                "when the last block has run"
             )
         return run

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, Literal
 
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Run, Start, ThreadSlot
+from tomecore.adapters._state import Run, ThreadSlot
 from tomecore.backends import Array, Backend
 
 __all__ = ["Host", "Projection", "PropAttn"]
@@ -27,6 +29,7 @@ class Host(ABC):
     Args:
         module: the adapter module that holds it; it pickles as that name.
         module_class: base class of the framework's modules.
+        array_class: class of the framework's arrays.
         wrappers: class names, as in ``Spec.blocks``, of modules that only wrap another -> the
             attribute that holds the inner one.
         forms: of proportional attention, that can be asked for by name.
@@ -36,12 +39,14 @@ class Host(ABC):
         self,
         module: str,
         module_class: type,
+        array_class: type,
         wrappers: dict[str, str],
         forms: tuple[str, ...] = (),
     ) -> None:
         self.module = module
         self.forms = forms
         self.module_class = module_class
+        self.array_class = array_class
         self.wrappers = wrappers
         #: while a block attends and its keys are wanted: the list that the hook of :meth:`tap` fills
         self.taps = ThreadSlot()
@@ -68,6 +73,10 @@ class Host(ABC):
         """Direct submodules by name."""
 
     @abstractmethod
+    def child_names(self, module: Any) -> tuple[str, ...]:
+        """Names of the direct submodules, those that are None too."""
+
+    @abstractmethod
     def named_modules(self, module: Any) -> Iterator[tuple[str, Any]]:
         """All submodules by path, itself first under ""."""
 
@@ -80,8 +89,20 @@ class Host(ABC):
         """Whether a hook waits for the module's own forward, or for its backward."""
 
     @abstractmethod
+    def hooked_by_user(self, module: Any) -> bool:
+        """Whether somebody else than tomecore, or the library itself, hooked the module."""
+
+    @abstractmethod
     def tap(self, module: Any) -> Any:
         """Have the module's output put into ``taps``; returns a handle with ``remove()``."""
+
+    @abstractmethod
+    def watch_output(self, module: Any, note: Callable[[Array], None]) -> None:
+        """Call ``note`` with each output of the module."""
+
+    @abstractmethod
+    def unhook(self, module: Any) -> None:
+        """Remove the hooks of :meth:`tap` and :meth:`watch_output` from the module."""
 
     @abstractmethod
     def tracing(self) -> bool:
@@ -96,12 +117,31 @@ class Host(ABC):
         """The run that rides on ``x``."""
 
     @abstractmethod
-    def keep_start(self, config: Any, x: Array, start: Start) -> None:
-        """Let ``x``, which enters the first block, keep how its run began."""
+    def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
+        """Let ``x``, which enters a forward pass, keep ``value`` under ``name`` for its recomputation."""
 
     @abstractmethod
-    def kept_start(self, config: Any, x: Array) -> Start | None:
-        """What ``x``, or the tensor that a checkpoint made it from, kept."""
+    def kept(self, config: Any, x: Array, name: str) -> Any:
+        """What ``x``, or the tensor that a checkpoint made it from, kept under ``name``; None if nothing."""
+
+    def in_checkpoint(self) -> bool:
+        """Whether this thread runs a region whose forward pass will be computed again, read from the
+        stack."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            name = str(frame.f_globals.get("__name__"))
+            if "checkpoint" in name or "recompute" in name:
+                return True
+            frame = frame.f_back
+        return False
+
+    def symbolic(self, x: Any) -> bool:
+        """Whether ``x`` is no array but a stand-in of a tracer that cannot follow a merging block."""
+        return False
+
+    def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
+        """The bias, and whether it was computed with by now; None where that cannot be seen."""
+        return None
 
     @abstractmethod
     def recomputing(self) -> bool:

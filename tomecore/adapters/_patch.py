@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from tomecore._checks import whole_number
 from tomecore.adapters._block import Merging
+from tomecore.adapters._calls import Watched
 from tomecore.adapters._config import Config
+from tomecore.adapters._count import around
 from tomecore.adapters._find import find_tower
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, PropAttn
+from tomecore.adapters._prefix import embedded
 from tomecore.adapters._reduce import merge_tokens
-from tomecore.adapters._spec import Spec, attributes, matches
-from tomecore.adapters._swap import Swapped, original_class, swap, unswap
-from tomecore.adapters._trim import class_trimmed, why_not_trimmed
+from tomecore.adapters._spec import Spec, attribute, attributes, matches, reaches
+from tomecore.adapters._swap import original_class, swap, unswap
+from tomecore.adapters._trim import why_not_trimmed
 from tomecore.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -24,7 +29,7 @@ from tomecore.schedule import R, parse_r
 __all__ = ["Root", "handle", "patch", "register", "unpatch"]
 
 
-class Root(Swapped):
+class Root(Watched):
     """Mixin of the model that was given to ``apply_patch``: adds ``r`` and ``tome``."""
 
     _tome: Config
@@ -56,6 +61,7 @@ def patch(
     model: Any,
     *,
     r: R | None,
+    protected: int | str | None,
     prop_attn: PropAttn | None,
     trace_source: bool,
     restore: bool,
@@ -71,17 +77,20 @@ def patch(
         if not isinstance(value, bool):
             raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
     check_model(host, model)
-    old = config_of(model)
+    announced = check_protected(protected)
+    old = owner(host, model)
     if old is not None:
         check_unchanged(old, model)
     spec, tower, blocks = find_tower(host, specs, model)
-    for path, module in host.named_modules(model):
-        other = vars(module).get("_tome")
-        if other is not None and other is not old:
-            raise UnsupportedModelError(
-                f"`model` contains {path!r}, which is already patched by itself. Use that module's r, "
-                f"or call remove_patch(model.{path}) first."
-            )
+    keep = protected is None and old is not None
+    announced = old.announced if keep else announced  # type: ignore[union-attr]
+    known = spec.prefix(tower)
+    if announced is not None and announced < known:
+        raise ArgumentValueError(
+            f"`protected` must be at least {known}, the prefix tokens that {spec.family} has by itself "
+            "(class, "
+            f"distillation and register tokens); got {announced}. Count them too, or give 'auto'."
+        )
     reason = None if restore else spec.why_restore(tower) or why_read(host, spec, model)
     if reason:
         raise UnsupportedModelError(
@@ -95,7 +104,7 @@ def patch(
                 f"trim_last=True cannot be had for this {original_class(model).__name__} "
                 f"({spec.family}): {reason}. Leave trim_last=False, which is right for every model."
             )
-    if old is None:
+    if config_of(model) is None:
         for name in ("r", "tome"):
             if hasattr(model, name):
                 raise UnsupportedModelError(
@@ -106,27 +115,63 @@ def patch(
     if not callable(wanted):
         parse_r(len(blocks), wanted)
 
-    config = Config(host, spec, tower, blocks, merge_tokens)
+    config = Config(host, spec, model, tower, blocks, merge_tokens)
     config.r = wanted
+    config.announced = announced
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
-    config.trace_source, config.restore = trace_source, restore
-    if trim_last:
-        config.trim_last, config.trimmed_class = True, class_trimmed(spec, blocks[-1])
+    config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
+    config.note_contract()
     if old is not None:  # but not released: a program that to_static made of the model stays one
         undo(old, model)
-    for index, block in enumerate(blocks):
-        vars(block)["_tome"] = config
-        vars(block)["_tome_first"] = index == 0
-        swap(block, Merging)
-        if spec.key:
-            config.handles += [host.tap(module) for module in attributes(block, spec.key)]
-    mixins = spec.mixins_of(tower)
-    for module, added in ((tower, mixins), (model, (Root, *(mixins if tower is model else ())))):
-        if added:
-            vars(module)["_tome"] = config
-            swap(module, *added)
+    install(config, model)
     host.changed(model)
     return model
+
+
+def install(config: Config, model: Any) -> None:
+    """Swap the classes of the blocks, the tower and the model, and hook what is listened to."""
+    host, spec, tower, blocks = config.host, config.spec, config.tower, config.blocks
+    tapped: set[int] = set()
+    for index, block in enumerate(blocks):
+        place = vars(block)
+        place.update(_tome=config, _tome_index=index)
+        place.update(_tome_first=index == 0, _tome_last=index == len(blocks) - 1)
+        swap(block, Merging)
+        for module in attributes(block, spec.key) if spec.key else ():
+            if id(module) not in tapped:  # blocks may share one
+                tapped.add(id(module))
+                host.tap(module)
+    mixins = spec.mixins_of(tower)
+    vars(tower).update(_tome=config, _tome_tower=True)
+    vars(model).update(_tome=config, _tome_root=True)
+    if tower is not model:
+        swap(tower, Watched, *mixins)
+    swap(model, Root, *(mixins if tower is model else ()))
+    embedding = patch_embedding(host, spec, tower, model)
+    if embedding is not None:
+        host.watch_output(embedding, functools.partial(embedded, config))
+
+
+def patch_embedding(host: Host, spec: Spec, tower: Any, model: Any) -> Any:
+    """The module that computes the patches, below the tower or what holds it; None if it is not there."""
+    if not spec.patches:
+        return None
+    for module in around(host, tower, model):
+        if reaches(module, spec.patches):
+            found = attribute(module, spec.patches)
+            return found if isinstance(found, host.module_class) else None
+    return None
+
+
+def check_protected(protected: Any) -> int | None:
+    """The number of tokens in front that a user gave; None for what the family knows."""
+    if protected is None or (isinstance(protected, str) and protected == "auto"):
+        return None
+    if isinstance(protected, str):
+        raise ArgumentValueError(
+            f"`protected` must be a number of tokens, 'auto' or None; got {protected!r}"
+        )
+    return whole_number(protected, "protected", unit="tokens in front that never merge")
 
 
 def check_prop_attn(host: Host, prop_attn: Any) -> None:
@@ -165,24 +210,87 @@ def register(host: Host, spec: Spec) -> None:
 
 def unpatch(host: Host, model: Any) -> Any:
     """Undo :func:`patch`; returns the model."""
-    config = config_of(model)
+    holds = config_of(model) is None and any(
+        config_of(module) is not None and module is config.root
+        for module, config in patched_modules(host, model)
+    )
+    config = None if holds else owner(host, model)
     if config is None:
         raise not_patched(host, model)
     check_unchanged(config, model)
-    undo(config, model)
-    for module in (model, config.tower, *config.blocks):  # what a graph left, the outermost first
+    modules = undo(config, model)
+    for module in modules:  # what a graph left, the outermost first
         host.released(module)
     return model
 
 
-def undo(config: Config, model: Any) -> None:
-    """Take hooks, classes and attributes off again."""
-    for hook in config.handles:
-        hook.remove()
-    for module in (*config.blocks, config.tower, model):
+def undo(config: Config, model: Any) -> list[Any]:
+    """Take hooks, classes and attributes off again; returns the modules, the outermost first."""
+    modules = [module for module, found in patched_modules(config.host, model) if found is config]
+    modules += [m for m in (config.root, config.tower, *config.blocks) if m is not None]
+    modules = list({id(module): module for module in modules}.values())
+    for outer in (model, *modules):
+        for _, module in config.host.named_modules(outer):
+            config.host.unhook(module)
+    for module in modules:
         unswap(module)
-        vars(module).pop("_tome", None)
-        vars(module).pop("_tome_first", None)
+        for name in [name for name in vars(module) if name.startswith("_tome")]:
+            del vars(module)[name]
+    return modules
+
+
+def patched_modules(host: Host, model: Any) -> list[tuple[Any, Config]]:
+    """Modules in ``model`` that are patched, it included, and the config of each."""
+    found = []
+    for _, module in host.named_modules(model):
+        config = vars(module).get("_tome")
+        if config is not None:
+            found.append((module, config))
+    return found
+
+
+def owner(host: Host, model: Any) -> Config | None:
+    """The config that ``model`` is patched by, or was as a part of a model that is gone; None if by none.
+
+    Raises:
+        UnsupportedModelError: it is a part of a model that was patched as a whole, or holds one.
+    """
+    config = config_of(model)
+    paths = {id(module): path for path, module in host.named_modules(model)}
+    for module, other in patched_modules(host, model):
+        if other is config:
+            continue
+        root, path = other.root, paths[id(module)]
+        if (
+            root is not None
+            and id(root) in paths
+            and root is not model
+            and config_of(root) is other
+        ):
+            raise UnsupportedModelError(
+                f"`model` contains {paths[id(root)]!r}, which is already patched by itself. Use that "
+                "module's "
+                f"r, or call remove_patch(model.{paths[id(root)]}) first."
+            )
+        if root is not None and any(part is module for _, part in host.named_modules(root)):
+            what = f"model.{path}" if path else "`model`"
+            raise UnsupportedModelError(
+                f"{what} ({type(module).__name__}) is part of a {type(root).__name__} that was patched as a "
+                f"whole. Set r on that {type(root).__name__}, or call remove_patch on it first."
+            )
+        if config is not None:
+            raise UnsupportedModelError(
+                f"`model` holds {path!r} ({type(module).__name__}), which was patched in another model; call "
+                f"remove_patch(model.{path}) first"
+            )
+    if config is not None:
+        return config
+    others = {id(other): other for _, other in patched_modules(host, model)}
+    if len(others) > 1:
+        raise UnsupportedModelError(
+            "`model` holds parts of several patched models; call remove_patch on each of them first"
+        )
+    return next(iter(others.values()), None)
 
 
 def handle(host: Host, model: Any) -> Handle:
@@ -228,11 +336,8 @@ def check_model(host: Host, model: Any) -> None:
 
 def check_unchanged(config: Config, model: Any) -> None:
     """Raise if something else changed the class of a patched module since."""
-    swapped = [*config.blocks, model]
-    if config.spec.mixins_of(config.tower):
-        swapped.append(config.tower)
-    for module in swapped:
-        if "_tome_original" not in vars(type(module)):
+    for module, found in patched_modules(config.host, model):
+        if found is config and "_tome_original" not in vars(type(module)):
             raise UnsupportedModelError(
                 f"the class of a patched {original_class(module).__name__} was changed after "
                 "apply_patch (FSDP2 and torch.nn.utils.parametrize do that); undo that first, or "

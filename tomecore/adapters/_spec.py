@@ -8,6 +8,7 @@ wrongly.
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "attribute",
     "attributes",
     "defines_forward",
+    "helper_methods",
     "nothing",
     "qualified_name",
 ]
@@ -62,7 +64,6 @@ class Trim:
             are refused in all three places.
         why_not: ``tower -> reason`` why more than the first tokens are read, or None.
         refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
-        hooked: ``(host, attention) -> bool``, whether a hook waits for its forward.
         watched: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants what
             ``attend`` does not compute (attention maps); that pass is not trimmed.
         keys: paths below the block of weights that see all tokens -> how much of each; for the count of
@@ -79,7 +80,6 @@ class Trim:
     within: tuple[str, ...] = ()
     why_not: Callable[[Any], str | None] = nothing
     refuse: Callable[[Any], str | None] = nothing
-    hooked: Callable[[Any, Any], bool] = has_hooks
     watched: Callable[[Any], bool] = never
 
 
@@ -131,6 +131,12 @@ class Spec:
         readers: names of classes around the tower that pool its tokens or lay them out -> why
             ``restore=False`` would give wrong results there.
         bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
+        bypasses_biased: the same, where it does so only when it is given a bias.
+        hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
+            library may put hooks there that do nothing unless it is told to.
+        patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
+            (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
+            prefix are tokens that nobody announced, see ``apply_patch(protected=)``.
         refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
         refused: names of the library's classes that merging would break -> why; only for the message,
             where no tower is found.
@@ -163,6 +169,9 @@ class Spec:
     why_restore: Callable[[Any], str | None] = nothing
     readers: Mapping[str, str] = field(default_factory=dict)
     bypasses: tuple[str, ...] = ()
+    bypasses_biased: tuple[str, ...] = ()
+    hooked: Callable[[Any, Any], bool] = has_hooks
+    patches: str = ""
     refuse: Callable[[Any], str | None] = nothing
     refused: Mapping[str, str] = field(default_factory=dict)
     tower_mixin: type | None = None
@@ -177,6 +186,11 @@ class Spec:
         self.children = {
             child: tuple(map(as_name, classes)) for child, classes in self.children.items()
         }
+
+    @property
+    def attention(self) -> str:
+        """Path of the module that ``attend`` calls with the bias; "" where the block itself is that."""
+        return self.key.rpartition(".")[0]
 
     def is_block(self, module: Any) -> bool:
         return matches(defines_forward(original_class(module)), self.blocks)
@@ -258,3 +272,18 @@ def defines_forward(cls: type) -> type:
         if wrapped is None or wrapped is not vars(inherited)["forward"]:
             return owner
     return owners[-1] if owners else cls
+
+
+def helper_methods(cls: type, base: type) -> tuple[str, ...]:
+    """Names of the methods that the class which defines the forward of ``cls`` has beside it.
+
+    Methods that ``base``, the framework's module, has too do not count: they take no part in a forward.
+    """
+    owner, found = defines_forward(cls), []
+    for parent in owner.__mro__:
+        if parent in base.__mro__:
+            continue
+        for name, value in vars(parent).items():
+            if isinstance(value, types.FunctionType) and not hasattr(base, name):
+                found.append(name)
+    return tuple(dict.fromkeys(found))

@@ -19,6 +19,7 @@ __all__ = [
     "Run",
     "Start",
     "Step",
+    "Switch",
     "ThreadSlot",
     "Trail",
     "amounts",
@@ -30,12 +31,14 @@ __all__ = [
 class Step:
     """One layer of a schedule: merge ``r`` tokens here, and go on with ``next``.
 
-    Linked instead of indexed, so that a compiled block depends on its own r and not on its number.
+    Linked instead of indexed, so that a compiled block depends on its own r and not on its number, which is
+    ``index`` and read in eager mode only.
     """
 
-    def __init__(self, r: int, next: Step | None) -> None:
+    def __init__(self, r: int, next: Step | None, index: int) -> None:
         self.r = r
         self.next = next
+        self.index = index
 
 
 def amounts(step: Step | None) -> list[int]:
@@ -50,8 +53,8 @@ def amounts(step: Step | None) -> list[int]:
 def chain(listed: list[int]) -> Step | None:
     """Link the amounts of all layers."""
     step = None
-    for r in reversed(listed):
-        step = Step(r, step)
+    for index in reversed(range(len(listed))):
+        step = Step(listed[index], step, index)
     return step
 
 
@@ -199,9 +202,40 @@ class Run:
         return tuple(reversed(found))
 
     @property
+    def blocks(self) -> int:
+        """Blocks that are behind the run."""
+        return 0 if self.count is None else self.count.blocks
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its tokens are merged ones, and blocks are to come that would restore them."""
+        return self.trail is not None and not self.every and self.step is not None
+
+    @property
     def progress(self) -> tuple[int, int]:
         """Later runs and later blocks compare greater."""
-        return self.entry.number, 0 if self.count is None else self.count.blocks
+        return self.entry.number, self.blocks
+
+    def at(self, index: int) -> Run | None:
+        """The same run before block ``index``, the blocks in between left out; None if it is past that."""
+        step, count = self.step, self.count
+        while step is not None and step.index < index:
+            step, count = step.next, Count(self.width, count)
+        if step is None or step.index != index:
+            return None
+        if step is self.step:
+            return self
+        return Run(
+            self.entry,
+            step,
+            self.width,
+            count,
+            sizes=self.sizes,
+            trail=self.trail,
+            owners=self.owners,
+            valid=self.valid,
+            bias=self.bias,
+        )
 
     def fits(self, samples: Any, tokens: Any, tracing: bool) -> bool:
         """Whether that many are all of the run's samples and tokens, and not a part of them."""
@@ -284,6 +318,13 @@ class ThreadSlot:
         self._local = threading.local()
         self._traced: Any = None
 
+    def mark(self, value: Any) -> None:
+        """Set the value of this thread also while a graph is traced, so that running the graph sets it.
+
+        ``value`` is a constant of a module, or a number.
+        """
+        self._local.value = value
+
     def get(self, tracing: bool) -> Any:
         return self._traced if tracing else getattr(self._local, "value", None)
 
@@ -293,10 +334,43 @@ class ThreadSlot:
         else:
             self._local.value = value
 
-    def take(self, tracing: bool) -> Any:
-        value = self.get(tracing)
-        self.set(None, tracing)
-        return value
-
     def __reduce__(self) -> tuple[type[ThreadSlot], tuple[()]]:
         return ThreadSlot, ()
+
+
+class Switch:
+    """Whether something is on in this thread: on while anybody who switched it on has not left.
+
+    Counted by who entered, and not put back to what was before, because asynchronous tasks and generators
+    leave in any order, and a generator that is thrown away leaves in whatever thread collects it. While a
+    graph is traced it is a plain attribute, as in :class:`ThreadSlot`.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._traced = False
+
+    def on(self, tracing: bool) -> bool:
+        return self._traced if tracing else bool(getattr(self._local, "entered", None))
+
+    def enter(self, tracing: bool) -> Any:
+        """Switch on; returns what :meth:`leave` takes."""
+        if tracing:
+            before, self._traced = self._traced, True
+            return before
+        entered = getattr(self._local, "entered", None)
+        if entered is None:
+            entered = self._local.entered = {}
+        token = object()
+        entered[token] = None
+        return entered, token
+
+    def leave(self, token: Any, tracing: bool) -> None:
+        if tracing:
+            self._traced = token
+            return
+        entered, key = token
+        entered.pop(key, None)
+
+    def __reduce__(self) -> tuple[type[Switch], tuple[()]]:
+        return Switch, ()

@@ -8,9 +8,16 @@ where they are. It is cached, so two patched blocks of one class still share a c
 from __future__ import annotations
 
 import functools
+import types
 from typing import Any
 
+from tomecore.errors import UnsupportedModelError
+
 __all__ = ["Swapped", "original_class", "swap", "swapped_class", "unswap"]
+
+
+#: where the frameworks define what every module has
+_FRAMEWORKS = ("torch.nn.modules.module", "paddle.nn.layer.layers", "builtins")
 
 
 class Swapped:
@@ -18,6 +25,27 @@ class Swapped:
 
     _tome_original: type
     _tome_mixins: tuple[type, ...]
+    #: whether the public methods of the class are wrapped, see :func:`watch_methods`
+    watches_methods = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a loaded pickle: the config meets the copies of its modules again."""
+        inherited = getattr(super(), "__setstate__", None)
+        if inherited is None:
+            vars(self).update(state)
+        else:
+            inherited(state)
+        config = vars(self).get("_tome")
+        if config is not None:
+            config.adopt(self)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` calls first."""
+        raise UnsupportedModelError(
+            f"torch.jit.script cannot compile a patched {type(self).__name__}: call remove_patch first, "
+            "or use "
+            "torch.compile, torch.export or ONNX, which follow merging"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         cls = type(self)
@@ -34,7 +62,7 @@ def rebuild(original: type, mixins: tuple[type, ...]) -> Any:
 @functools.cache
 def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
     """The class of ``original`` behind ``mixins``, under the original's name."""
-    return type(
+    cls = type(
         original.__name__,
         (*mixins, original),
         {
@@ -45,6 +73,33 @@ def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
             "_tome_mixins": mixins,
         },
     )
+    if any(getattr(mixin, "watches_methods", False) for mixin in mixins):
+        watch_methods(cls, original)
+    return cls
+
+
+def watch_methods(cls: type, original: type) -> None:
+    """Have the public methods of ``original`` run within a call of the model, as its ``__call__`` does.
+
+    ``forward`` is not among them: static graphs convert its source, and modules are called, not forwarded.
+    """
+    for parent in original.__mro__:
+        if parent.__module__ in _FRAMEWORKS:
+            continue
+        for name, function in vars(parent).items():
+            public = isinstance(function, types.FunctionType) and not name.startswith("_")
+            if public and name != "forward" and name not in vars(cls):
+                setattr(cls, name, watched(cls, name, getattr(original, name)))
+
+
+def watched(cls: type, name: str, function: Any) -> Any:
+    """The method ``name`` of ``cls``, run within a call of the model."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._tome_within(getattr(super(cls, self), name), args, kwargs)
+
+    return method
 
 
 def original_class(obj: Any) -> type:

@@ -23,6 +23,7 @@ __all__ = [
     "attention_by_products",
     "by_products",
     "rides",
+    "watched",
     "widened",
 ]
 
@@ -36,6 +37,22 @@ Form = Callable[[Array, Array, Array, Array, float, float], Array | None]
 
 #: what libraries do with a mask before they hand it on
 _KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
+#: what leaves it a mask, or makes it part of one
+_RESHAPED = (
+    *_KEPT,
+    torch.Tensor.expand,
+    torch.Tensor.view,
+    torch.Tensor.reshape,
+    torch.Tensor.unsqueeze,
+    torch.Tensor.squeeze,
+    torch.Tensor.contiguous,
+    torch.Tensor.float,
+    torch.Tensor.type_as,
+    torch.Tensor.add,
+    torch.Tensor.__add__,
+    torch.Tensor.__radd__,
+    torch.add,
+)
 
 
 def by_products(x: torch.Tensor) -> bool:
@@ -83,6 +100,36 @@ class KeyColumn(KeyBias):
     @staticmethod
     def attend(*args: Any, **kwargs: Any) -> Array:
         return attention_by_column(*args, **kwargs)
+
+
+class WatchedBias(torch.Tensor):
+    """A bias that notes whether anything is computed with it, for an attention that may ignore it."""
+
+    _tome_used: list[bool]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        watching = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls)]
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "__get__":  # of shape, dtype, device
+            return found
+        for bias in watching:
+            if func in _RESHAPED and isinstance(found, torch.Tensor):
+                found = found.as_subclass(cls)
+                found._tome_used = bias._tome_used
+            else:
+                bias._tome_used.append(True)
+        return found
+
+
+def watched(bias: Array) -> tuple[Array, Callable[[], bool]]:
+    """``bias``, and a function that says whether anything was computed with it."""
+    seen = bias.as_subclass(torch.Tensor).as_subclass(WatchedBias)
+    seen._tome_used = []
+    return seen, lambda: bool(seen._tome_used)
 
 
 def attention_by_products(*args: Any, **kwargs: Any) -> Array:

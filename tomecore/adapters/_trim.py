@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from typing import Any
 
+from tomecore.adapters._contract import Contract
 from tomecore.adapters._host import Host
 from tomecore.adapters._spec import (
     Spec,
@@ -19,7 +20,7 @@ from tomecore.adapters._spec import (
 )
 from tomecore.adapters._swap import original_class
 
-__all__ = ["changed_since", "class_trimmed", "why_not_trimmed"]
+__all__ = ["why_changed", "why_not_trimmed"]
 
 #: what lists of blocks are
 _LISTS = (
@@ -43,7 +44,7 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
         or trim.why_not(tower)
         or why_around(host, trim, model, tower)
         or why_other_attention(host, trim, block)
-        or changed_since(host, spec, block, class_trimmed(spec, block))
+        or Contract(host, spec, [block], True).why_changed(block, biased=False, trimmed=True)
     )
 
 
@@ -102,12 +103,15 @@ def known(module: Any, names: tuple[str, ...]) -> type | None:
     return None
 
 
-def why_changed(module: Any, names: tuple[str, ...]) -> str | None:
-    """Whether a subclass, or this very object, has methods that the known class has not."""
+def why_changed(module: Any, names: tuple[str, ...], subclasses: bool = True) -> str | None:
+    """A method that a subclass, or this very object, has and the known class has not, in words; or None.
+
+    ``subclasses``: False looks at the object only.
+    """
     found, cls = original_class(module), known(module, names)
     if cls is None:
         return None
-    for between in found.__mro__[: found.__mro__.index(cls)]:
+    for between in found.__mro__[: found.__mro__.index(cls)] if subclasses else ():
         for name, value in vars(between).items():
             method = callable(value) or isinstance(value, classmethod)
             public = not name.startswith("_") or hasattr(cls, name)
@@ -141,26 +145,3 @@ def why_other_attention(host: Host, trim: Trim, block: Any) -> str | None:
         f"its attention is a {qualified_name(cls)}, and the form for single tokens is written for "
         f"{', '.join(trim.classes)}"
     )
-
-
-def class_trimmed(spec: Spec, block: Any) -> type:
-    """The class of what the trimmed form bypasses."""
-    cls: type = type(attribute(block, spec.trim.attention))  # type: ignore[union-attr]
-    return cls
-
-
-def changed_since(host: Host, spec: Spec, block: Any, expected: type | None) -> str | None:
-    """Why the trimmed form would bypass something; asked in each forward pass, also while tracing."""
-    trim: Any = spec.trim
-    attention = attribute(block, trim.attention)
-    if type(attention) is not expected:
-        return f"the last block's {trim.attention} is another than when the model was patched"
-    if "forward" in attention.__dict__:  # vars() is more than Dynamo of torch 2.8 follows
-        return f"the last block's {trim.attention} has a forward of its own instance, which is not called"
-    if trim.hooked(host, attention):
-        return (
-            f"the last block's {trim.attention} has a hook, which is not called; hook the modules "
-            "inside it, or remove it"
-        )
-    reason: str | None = trim.refuse(attention)
-    return reason

@@ -14,7 +14,7 @@ attention, ``_paddle_runs.py`` how a run rides on an activation. The mechanism i
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,13 +22,13 @@ import paddle
 from paddle import nn
 from paddle.jit.sot import psdb
 
-from tomecore.adapters import _patch
+from tomecore.adapters import _calls, _config, _contract, _patch, _prefix, _progress, _recompute
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
 from tomecore.adapters._paddle_attention import FORMS, by_column
 from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Run, Start
+from tomecore.adapters._state import Run
 from tomecore.adapters.families import known
 from tomecore.backends import Array, Backend
 from tomecore.backends._paddle import BACKEND
@@ -48,6 +48,7 @@ def apply_patch(
     model: Model,
     *,
     r: R | None = None,
+    protected: int | str | None = None,
     prop_attn: bool | None = None,
     trace_source: bool = False,
     restore: bool = True,
@@ -55,12 +56,17 @@ def apply_patch(
 ) -> Model:
     """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
-    Patching again changes the settings: the last call's arguments win, an omitted ``r`` is kept.
+    Patching again changes the settings: the last call's arguments win, omitted ``r`` and ``protected`` are
+    kept.
 
     Args:
         model: a supported model, or a layer that contains exactly one.
         r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
             :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
+        protected: tokens in front that never merge. None or "auto" the first time: the class, distillation
+            and
+            register tokens that the family knows. A number for models in which more stand there (prompts,
+            registers of your own, several class tokens); kept when patched again, until "auto".
         prop_attn: proportional attention, in which a token counts as often as the tokens it stands
             for (ToMe, eq. 1). None: the family's default.
         trace_source: keep the map from original tokens to slots in ``model.tome.source``.
@@ -85,6 +91,7 @@ def apply_patch(
         SPECS,
         model,
         r=r,
+        protected=protected,
         prop_attn=prop_attn,
         trace_source=trace_source,
         restore=restore,
@@ -135,8 +142,10 @@ class PaddleHost(Host):
     are, and compiles what is around them.
     """
 
-    def __init__(self, module: str, module_class: type, wrappers: dict[str, str]) -> None:
-        super().__init__(module, module_class, wrappers)
+    def __init__(
+        self, module: str, module_class: type, array_class: type, wrappers: dict[str, str]
+    ) -> None:
+        super().__init__(module, module_class, array_class, wrappers)
         self.run_as_is = psdb.fallback  # not public; tests pin what it does
 
     def backend(self) -> Backend:
@@ -144,6 +153,9 @@ class PaddleHost(Host):
 
     def named_children(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
         return iter(module.named_children())
+
+    def child_names(self, module: nn.Layer) -> tuple[str, ...]:
+        return tuple(module._sub_layers)
 
     def named_modules(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
         return iter(module.named_sublayers(include_self=True))
@@ -154,8 +166,20 @@ class PaddleHost(Host):
     def hooked(self, module: nn.Layer) -> bool:
         return bool(module._forward_post_hooks or module._forward_pre_hooks)
 
+    def hooked_by_user(self, module: nn.Layer) -> bool:
+        hooks = (*module._forward_post_hooks.values(), *module._forward_pre_hooks.values())
+        return any(not _is_ours(hook) for hook in hooks)
+
     def tap(self, module: nn.Layer) -> Any:
         return module.register_forward_post_hook(_tap)
+
+    def unhook(self, module: nn.Layer) -> None:
+        hooks = module._forward_post_hooks
+        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+            del hooks[key]
+
+    def watch_output(self, module: nn.Layer, note: Callable[[Array], None]) -> None:
+        module.register_forward_post_hook(_Noting(note))  # type: ignore[arg-type]
 
     def tracing(self) -> bool:
         return not paddle.in_dynamic_mode()
@@ -186,12 +210,11 @@ class PaddleHost(Host):
             ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
         return run
 
-    def keep_start(self, config: Any, x: Array, start: Start) -> None:
-        ride(x, "_tome_start", config, start)
+    def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
+        ride(x, name, config, value)
 
-    def kept_start(self, config: Any, x: Array) -> Start | None:
-        start: Start | None = ridden_on(x, "_tome_start", config)
-        return start
+    def kept(self, config: Any, x: Array, name: str) -> Any:
+        return ridden_on(x, name, config)
 
     def log_sizes(self, sizes: Array, x: Array) -> Array:
         wide = paddle.float64 if x.dtype == paddle.float64 else paddle.float32
@@ -258,9 +281,27 @@ class PaddleHost(Host):
             del vars(module)["forward"]
 
 
+class _Noting:
+    """A hook that hands the output of a layer to a function."""
+
+    def __init__(self, note: Callable[[Array], None]) -> None:
+        self.note = note
+
+    def __call__(self, module: nn.Layer, inputs: Any, output: Any) -> None:
+        psdb.fallback(True)  # SOT takes an attribute that is a method for a method of this class
+        self.note(output)
+
+
+def _is_ours(hook: Any) -> bool:
+    return hook is _tap or isinstance(hook, _Noting)
+
+
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
     HOST.tapped(module, output, HOST.tracing())
     return output
 
 
-HOST = PaddleHost(__name__, nn.Layer, _WRAPPERS)
+#: what static graphs need not convert: it looks at Python objects only
+paddle.jit.ignore_module([_calls, _config, _contract, _prefix, _progress, _recompute])
+
+HOST = PaddleHost(__name__, nn.Layer, paddle.Tensor, _WRAPPERS)

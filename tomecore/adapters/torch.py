@@ -12,7 +12,7 @@ attention. The mechanism is in ``_patch.py`` and ``_block.py``, the model famili
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -24,8 +24,8 @@ from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection, PropAttn
 from tomecore.adapters._spec import Spec
-from tomecore.adapters._state import Rider, Run, Start, ridden
-from tomecore.adapters._torch_attention import KeyBias, KeyColumn, by_products, rides
+from tomecore.adapters._state import Rider, Run, ridden
+from tomecore.adapters._torch_attention import KeyBias, KeyColumn, by_products, rides, watched
 from tomecore.adapters.families import known
 from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.backends import Array, Backend
@@ -51,6 +51,7 @@ def apply_patch(
     model: Model,
     *,
     r: R | None = None,
+    protected: int | str | None = None,
     prop_attn: PropAttn | None = None,
     trace_source: bool = False,
     restore: bool = True,
@@ -58,12 +59,17 @@ def apply_patch(
 ) -> Model:
     """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
-    Patching again changes the settings: the last call's arguments win, an omitted ``r`` is kept.
+    Patching again changes the settings: the last call's arguments win, omitted ``r`` and ``protected`` are
+    kept.
 
     Args:
         model: a supported model, or a module that contains exactly one.
         r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
             :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
+        protected: tokens in front that never merge. None or "auto" the first time: the class, distillation
+            and
+            register tokens that the family knows. A number for models in which more stand there (prompts,
+            registers of your own, several class tokens); kept when patched again, until "auto".
         prop_attn: proportional attention, in which a token counts as often as the tokens it stands
             for (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be fastest
             here, on a GPU a mask. "column": by a column of the keys, the same function to rounding, where the
@@ -91,6 +97,7 @@ def apply_patch(
         SPECS,
         model,
         r=r,
+        protected=protected,
         prop_attn=prop_attn,
         trace_source=trace_source,
         restore=restore,
@@ -144,6 +151,9 @@ class TorchHost(Host):
     def named_children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         return module.named_children()
 
+    def child_names(self, module: nn.Module) -> tuple[str, ...]:
+        return tuple(module._modules)
+
     def named_modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         return module.named_modules()
 
@@ -155,8 +165,25 @@ class TorchHost(Host):
         forward = module._forward_hooks or module._forward_pre_hooks
         return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
+    def hooked_by_user(self, module: nn.Module) -> bool:
+        hooks = (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *module._backward_hooks.values(),
+            *module._backward_pre_hooks.values(),
+        )
+        return any(not _is_passive(hook) for hook in hooks)
+
     def tap(self, module: nn.Module) -> Any:
         return module.register_forward_hook(_tap)
+
+    def unhook(self, module: nn.Module) -> None:
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+            del hooks[key]
+
+    def watch_output(self, module: nn.Module, note: Callable[[Array], None]) -> None:
+        module.register_forward_hook(_Noting(note))
 
     def tracing(self) -> bool:
         return tracing()
@@ -177,14 +204,21 @@ class TorchHost(Host):
             run = ridden(getattr(_storage(x), "_tome_run", None), config)
         return run
 
-    def keep_start(self, config: Any, x: torch.Tensor, start: Start) -> None:
+    def keep(self, config: Any, x: torch.Tensor, name: str, value: Any) -> None:
         storage = _storage(x)
         if storage is not None:
-            storage._tome_start = Rider(config, start)
+            setattr(storage, name, Rider(config, value))
 
-    def kept_start(self, config: Any, x: torch.Tensor) -> Start | None:
-        start: Start | None = ridden(getattr(_storage(x), "_tome_start", None), config)
-        return start
+    def kept(self, config: Any, x: torch.Tensor, name: str) -> Any:
+        return ridden(getattr(_storage(x), name, None), config)
+
+    def symbolic(self, x: Any) -> bool:
+        return isinstance(x, torch.fx.Proxy)
+
+    def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
+        if tracing() or not rides():
+            return None
+        return watched(bias)
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -236,6 +270,27 @@ class TorchHost(Host):
         return torch.ones(shape, device=device)
 
 
+class _Noting:
+    """A hook that hands the output of a module to a function."""
+
+    def __init__(self, note: Callable[[Array], None]) -> None:
+        self.note = note
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.note(output)
+
+
+def _is_ours(hook: Any) -> bool:
+    return hook is _tap or isinstance(hook, _Noting)
+
+
+def _is_passive(hook: Any) -> bool:
+    """Whether a hook is tomecore's, or the recorder that transformers puts on its layers."""
+    return (
+        _is_ours(hook) or getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+    )
+
+
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
     HOST.tapped(module, output, tracing())
 
@@ -248,5 +303,5 @@ def _storage(x: torch.Tensor) -> Any:
         return None
 
 
-HOST = TorchHost(__name__, nn.Module, _WRAPPERS, forms=("column",))
+HOST = TorchHost(__name__, nn.Module, torch.Tensor, _WRAPPERS, forms=("column",))
 HOST.fallback = PRE_NORM

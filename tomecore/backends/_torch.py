@@ -25,7 +25,7 @@ def tracing() -> bool:
     ``torch.compiler.is_compiling`` alone is also true while another thread does; what is traced without
     Dynamo runs under a dispatch mode, and these belong to a thread.
     """
-    if torch.compiler.is_dynamo_compiling():
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
         return True
     return _get_current_dispatch_mode() is not None and torch.compiler.is_compiling()
 
@@ -178,7 +178,11 @@ def arange(
 
 def _anew(device: torch.device) -> bool:
     """Whether a constant must be made here, and not shared."""
-    watched = torch.compiler.is_dynamo_compiling() or _get_current_dispatch_mode() is not None
+    watched = (
+        torch.compiler.is_dynamo_compiling()
+        or torch.jit.is_tracing()
+        or _get_current_dispatch_mode() is not None
+    )
     return watched or (device.type == "cuda" and _capturing())
 
 

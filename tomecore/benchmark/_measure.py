@@ -140,7 +140,7 @@ def measure(
         models["merging"](x)
     tome = models["merging"].tome
     tokens, left = (
-        config_of_patched(models["merging"]).last_run.get(False).num_tokens,
+        config_of_patched(models["merging"]).last_run().num_tokens,  # type: ignore[union-attr]
         tome.tokens[-1],
     )
     calls = {

@@ -2,7 +2,7 @@
 
 That module projects with bare weights and hands out no keys, so a merging block does not call it: the
 half here projects once, attends on the framework's fused kernel and projects back with the same
-weights, to rounding what the module computes. Hooks on the module would not run, and are refused.
+weights, to rounding what the module computes. The module itself is bypassed (``Spec.bypasses``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 from tomecore.adapters._spec import Trim
 from tomecore.adapters.families._rows import attended
 from tomecore.backends import Array
-from tomecore.errors import UnsupportedModelError
 
 __all__ = ["MULTIHEAD", "attention", "attention_of_rows", "trim_of", "why_not"]
 
@@ -38,11 +37,6 @@ def attention_of_rows(host: Any, module: Any, x: Array, bias: Array | None, rows
 
 def attention(host: Any, module: Any, x: Array, bias: Array | None) -> tuple[Array, Array]:
     """What ``module`` makes of ``x`` (B, N, C) attending to itself, and the keys (B, N, H, D)."""
-    if host.hooked(module):
-        raise UnsupportedModelError(
-            "a forward hook was put on the MultiheadAttention of a patched block, which the merging "
-            "forward does not call; remove the hook, or call remove_patch first"
-        )
     tokens, heads, width = x.shape[1], module.num_heads, module.head_dim
     qkv = host.linear(x, module.in_proj_weight, module.in_proj_bias)
     qkv = qkv.reshape([-1, tokens, 3, heads, width])

@@ -8,7 +8,6 @@ from tomecore.adapters._carry import merged_bias
 from tomecore.adapters._config import Config
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
-from tomecore.errors import UnsupportedModelError
 
 __all__ = [
     "IDENTITY",
@@ -17,7 +16,6 @@ __all__ = [
     "HiddenStates",
     "attend_by_parts",
     "attend_projected",
-    "called_by_parts",
     "carry_bias",
     "one_in_front",
     "position_bias",
@@ -33,16 +31,6 @@ _MERGED = "merged bias"
 def one_in_front(tower: Any) -> int:
     """The class token."""
     return 1
-
-
-def called_by_parts(host: Any, attn: Any) -> Any:
-    """``attn``, unless a hook waits for a call that will not come."""
-    if host.hooked(attn):
-        raise UnsupportedModelError(
-            "a forward hook was put on a patched block's attention, which the merging forward does "
-            "not call; hook the modules inside it (the projections), or remove_patch first"
-        )
-    return attn
 
 
 def attend_by_parts(
@@ -108,12 +96,11 @@ class Dense(Swapped):
 
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         dense, tracing = self._tome.dense, self._tome.host.tracing()
-        before = dense.get(tracing)
-        dense.set(True, tracing)
+        entered = dense.enter(tracing)
         try:
             return super(Dense, self).get_intermediate_layers(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
         finally:
-            dense.set(before, tracing)
+            dense.leave(entered, tracing)
 
 
 class HiddenStates(Swapped):
@@ -135,12 +122,12 @@ class HiddenStates(Swapped):
         wanted = output_hidden_states
         if wanted is None:
             wanted = self.config.output_hidden_states
-        dense, tracing = self._tome.dense, self._tome.host.tracing()
-        before = dense.get(tracing)
-        dense.set(True if wanted else before, tracing)
+        recording, tracing = self._tome.recording, self._tome.host.tracing()
+        entered = recording.enter(tracing) if wanted else None
         try:
             return super(HiddenStates, self).forward(  # type: ignore[misc] # noqa: UP008
                 pixel_values, output_attentions, output_hidden_states, return_dict
             )
         finally:
-            dense.set(before, tracing)
+            if wanted:
+                recording.leave(entered, tracing)

@@ -124,9 +124,8 @@ class Dense(Swapped):
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
         config = self._tome
         tracing = config.host.tracing()
-        before = config.dense.get(tracing)
-        config.dense.set(True, tracing)
+        entered = config.dense.enter(tracing)
         try:
             return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]
         finally:
-            config.dense.set(before, tracing)
+            config.dense.leave(entered, tracing)

@@ -23,6 +23,7 @@ __all__ = [
     "SEPARATE",
     "Names",
     "hidden_states_wanted",
+    "hooked_by_others",
     "no_mask",
     "none_in_front",
     "of",
@@ -208,7 +209,6 @@ def trim_of(path: str, classes: dict[str, tuple[str, ...]], **known: Any) -> Tri
         classes=classes,
         keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
         refuse=why_not_rows,
-        hooked=hooked_by_others,
         watched=attentions_wanted,
         **known,
     )

@@ -33,11 +33,6 @@ def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
     attn = block.attn
-    if host.hooked(attn):
-        raise UnsupportedModelError(
-            "a forward hook was put on a patched block's attention, which the merging forward does "
-            "not call; hook the modules inside it (qkv, proj), or remove_patch first"
-        )
     tokens, heads = x.shape[1], attn.num_heads
     qkv = attn.qkv(block.norm1(x))
     qkv = qkv.reshape([-1, tokens, 3, heads, qkv.shape[2] // (3 * heads)])
@@ -91,12 +86,11 @@ class Tower(Swapped):
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
         config = self._tome
         tracing = config.host.tracing()
-        before = config.dense.get(tracing)
-        config.dense.set(True, tracing)
+        entered = config.dense.enter(tracing)
         try:
             return super().get_intermediate_layers(*args, **kwargs)  # type: ignore[misc]
         finally:
-            config.dense.set(before, tracing)
+            config.dense.leave(entered, tracing)
 
 
 VIT = Spec(
@@ -125,6 +119,7 @@ VIT = Spec(
     feed=feed,
     key_heads=2,
     prefix=prefix,
+    patches="patch_embed",
     bypasses=("attn",),
     refuse=refuse,
     tower_mixin=Tower,

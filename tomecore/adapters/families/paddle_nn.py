@@ -16,7 +16,6 @@ from tomecore.adapters.families._paddle import (
     NORMS,
     HiddenStates,
     attend_projected,
-    called_by_parts,
     one_in_front,
 )
 from tomecore.backends import Array
@@ -35,7 +34,7 @@ _CLIP = ".paddlenlp.transformers.clip.modeling"
 def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.self_attn)
+    attn = block.self_attn
     y = block.norm1(x) if block.normalize_before else x
     y, k = attend_projected(host, attn, y, bias, attn.head_dim**-0.5)
     x = x + block.dropout1(y)
@@ -77,6 +76,7 @@ CLIP = replace(
     ENCODER_LAYER,
     family="PaddleNLP CLIP",
     towers={f"{_CLIP}.CLIPVisionTransformer": "transformer.layers"},
+    patches="conv1",
     tower_mixin=HiddenStates,
     refused={
         "paddlenlp.transformers.blip.modeling.BlipVisionModel": _UNREAD,

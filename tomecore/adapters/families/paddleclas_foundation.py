@@ -14,7 +14,6 @@ from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._paddle import (
     NORMS,
     attend_by_parts,
-    called_by_parts,
     carry_bias,
     position_bias,
     with_bias,
@@ -32,7 +31,7 @@ _MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
 def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     qkv = attn.qkv(block.norm1(x))
     scale = attn.scale
     if attn.use_fused_attn:  # that branch of the library leaves attn.scale out
@@ -86,6 +85,7 @@ VIT = Spec(
     feed=feed,
     key_heads=2,
     prefix=prefix,
+    patches="patch_embed",
     prop_attn=not_mae,
     carry=carry_bias,
     why_restore=why_restore,

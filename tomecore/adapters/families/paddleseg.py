@@ -14,7 +14,6 @@ from tomecore.adapters._spec import Spec
 from tomecore.adapters.families._paddle import (
     NORMS,
     attend_by_parts,
-    called_by_parts,
     carry_bias,
     one_in_front,
     position_bias,
@@ -39,7 +38,7 @@ _DROP_PATHS = (
 def attend_cae(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     y = block.norm1(x)
     projected = None
     if attn.q_bias is not None:
@@ -84,6 +83,7 @@ VIT = Spec(
     feed=feed_plain,
     key_heads=2,
     prefix=one_in_front,
+    patches="patch_embed",
     dense=always,
     why_restore=lays_out,
     bypasses=("attn",),

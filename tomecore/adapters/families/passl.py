@@ -16,7 +16,6 @@ from tomecore.adapters.families._paddle import (
     NORMS,
     Dense,
     attend_by_parts,
-    called_by_parts,
     one_in_front,
 )
 from tomecore.adapters.families.plsc import feed as feed_plain
@@ -37,7 +36,7 @@ _SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
 def attend_dino(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     qkv = attn.qkv(block.norm1(x))
     y, k = attend_by_parts(host, attn, qkv, bias, attn.scales, attn.attn_dropout)
     return x + block.drop_path(attn.proj_dropout(attn.proj(y))), k
@@ -46,7 +45,7 @@ def attend_dino(
 def attend_dinov2(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     qkv = attn.qkv(block.norm1(x))
     y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
     return x + drop_path(block, block.ls1(attn.proj_drop(attn.proj(y)))), k
@@ -83,6 +82,7 @@ DINO = Spec(
     feed=feed_plain,
     key_heads=2,
     prefix=one_in_front,
+    patches="patch_embed",
     arguments=("return_attention",),
     accepts={"return_attention": False},
     bypasses=("attn",),
@@ -113,6 +113,7 @@ DINOV2 = Spec(
     feed=feed_dinov2,
     key_heads=2,
     prefix=one_in_front,
+    patches="patch_embed",
     bypasses=("attn",),
     tower_mixin=Dense,
     notes="LayerScale and SwiGLU; no block chunks; as above, its own class by benchmarks/plsc_sources.py",

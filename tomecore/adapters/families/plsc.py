@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters._spec import Spec, Trim
-from tomecore.adapters.families._paddle import NORMS, attend_by_parts, called_by_parts
+from tomecore.adapters.families._paddle import NORMS, attend_by_parts
 from tomecore.adapters.families._rows import attended, of_fused
 from tomecore.backends import Array
 
@@ -51,7 +51,7 @@ _DROP_PATHS = (
 def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     y, k = attend_by_parts(host, attn, attn.qkv(block.norm1(x)), bias, attn.scale, attn.attn_drop)
     return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
 
@@ -117,6 +117,7 @@ VIT = Spec(
     feed=feed,
     key_heads=2,
     prefix=prefix,
+    patches="patch_embed",
     why_restore=why_restore,
     bypasses=("attn",),
     trim=Trim(

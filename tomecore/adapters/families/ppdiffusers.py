@@ -13,7 +13,6 @@ from tomecore.adapters.families._paddle import (
     NORMS,
     HiddenStates,
     attend_projected,
-    called_by_parts,
     one_in_front,
 )
 from tomecore.backends import Array
@@ -28,7 +27,7 @@ _CLIP = ".ppdiffusers.transformers.clip.modeling"
 def attend(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.self_attn)
+    attn = block.self_attn
     y, k = attend_projected(host, attn, block.layer_norm1(x), bias, attn.scale)
     return x + y, k
 
@@ -51,6 +50,7 @@ CLIP = Spec(
     feed=feed,
     key_heads=2,
     prefix=one_in_front,
+    patches="embeddings.patch_embedding",
     arguments=("attention_mask", "causal_attention_mask", "output_attentions"),
     accepts={"output_attentions": False},
     returns_tuple=True,

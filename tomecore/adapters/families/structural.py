@@ -54,6 +54,7 @@ PRE_NORM = Spec(
     feed=feed,
     key="attn.k_norm",
     prefix=timm.prefix,
+    patches="patch_embed",
     why_restore=why_restore,
     notes=(
         "children named as in timm, and each block proves on a copy that its halves are its forward"

@@ -92,6 +92,7 @@ VIT = Spec(
     feed=feed,
     key="attn.k_norm",
     prefix=prefix,
+    patches="patch_embed",
     arguments=ARGUMENTS,
     accepts={"is_causal": False},
     mask="attn_mask",

@@ -25,7 +25,6 @@ from tomecore.adapters.families._timm import (
 )
 from tomecore.adapters.families.timm_variants import feed_post_norm
 from tomecore.backends import Array
-from tomecore.errors import UnsupportedModelError
 
 __all__ = ["BEIT", "FRAMEWORK", "REL_POS", "REL_POS_POST_NORM", "SPECS"]
 
@@ -37,7 +36,7 @@ _MERGED = "merged bias"
 def attend_beit(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     y = block.norm1(x)
     qkv = beit_qkv(host, attn, y)
     qkv = qkv.reshape([y.shape[0], y.shape[1], 3, attn.num_heads, -1])
@@ -104,7 +103,7 @@ def attend_rel_pos_post_norm(
 def rel_pos_attention(
     host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
-    attn = called_by_parts(host, block.attn)
+    attn = block.attn
     qkv = attn.qkv(y).reshape([y.shape[0], y.shape[1], 3, attn.num_heads, attn.head_dim])
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     # transposed as timm has them, so that strides and last bits agree
@@ -125,16 +124,6 @@ def rel_pos_bias(attn: Any, given: dict[str, Any]) -> Array | None:
     if attn.rel_pos is not None:
         return attn.rel_pos.get_bias()
     return given.get("shared_rel_pos")
-
-
-def called_by_parts(host: Any, attn: Any) -> Any:
-    """``attn``, unless a hook waits for a call that will not come."""
-    if host.hooked(attn):
-        raise UnsupportedModelError(
-            "a forward hook was put on a patched block's attention, which the merging forward does "
-            "not call; hook the modules inside it (qkv, proj), or remove_patch first"
-        )
-    return attn
 
 
 def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
@@ -169,6 +158,7 @@ BEIT = Spec(
     feed=feed_beit,
     key_heads=2,
     prefix=prefix,
+    patches="patch_embed",
     arguments=("shared_rel_pos_bias",),
     carry=carry_beit,
     why_restore=pools_over_tokens,
@@ -195,6 +185,7 @@ REL_POS = Spec(
     feed=feed_rel_pos,
     key_heads=2,
     prefix=prefix,
+    patches="patch_embed",
     arguments=("shared_rel_pos",),
     carry=carry_rel_pos,
     why_restore=pools_over_tokens,

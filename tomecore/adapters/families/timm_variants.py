@@ -22,7 +22,6 @@ from tomecore.adapters.families._timm import (
 )
 from tomecore.adapters.families.timm import VIT
 from tomecore.backends import Array
-from tomecore.errors import UnsupportedModelError
 
 __all__ = ["DIFF_PARALLEL", "FRAMEWORK", "PARALLEL", "RES_POST", "SPECS", "THINGS"]
 
@@ -48,11 +47,6 @@ def attend_branches(
 ) -> Array:
     if bias is None:
         return x + total([branch(x) for branch in block.attns])
-    if any(host.hooked(branch) for branch in block.attns):
-        raise UnsupportedModelError(
-            "a forward hook was put on a branch (attns) of a patched ParallelThingsBlock, which is "
-            "not called while its attention is given a bias; hook the modules inside it"
-        )
     outputs = []
     for branch in block.attns:
         y = branch.attn(branch.norm(x), attn_mask=bias)
@@ -123,6 +117,7 @@ THINGS = replace(
     attend=attend_branches,
     feed=feed_branches,
     key="attns.*.attn.k_norm",
+    bypasses_biased=("attns.*",),
     refuse=unknown_branch,
 )
 

@@ -74,6 +74,7 @@ VIT = Spec(
     feed=feed,
     key_heads=2,
     prefix=prefix,
+    patches="conv_proj",
     bypasses=("self_attention",),
     refuse=refuse,
     trim=trim_of(

@@ -17,6 +17,7 @@ from tomecore.adapters.families._transformers import (
     READERS,
     SEPARATE,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
     registers_in_front,
@@ -128,6 +129,8 @@ VIT = Spec(
     dense=hidden_states_wanted,
     readers=READERS,
     refused=REFUSED,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
     trim=trim_of(
         "attention",
         dict.fromkeys(_each(_VITS, "Attention"), SEPARATE),
@@ -166,6 +169,8 @@ DINO = Spec(
     carry=no_mask,
     dense=hidden_states_wanted,
     readers=READERS,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
     trim=trim_of(
         "attention",
         dict.fromkeys(_each(_DINOS, "Attention"), SEPARATE),

@@ -17,6 +17,7 @@ from tomecore.adapters.families._transformers import (
     READERS,
     Names,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
     rows_attended,
@@ -147,6 +148,8 @@ CLIP = Spec(
     carry=no_mask,
     dense=hidden_states_wanted,
     readers=READERS,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embedding",
     why_restore=where_pooled,
     trim=trim_of(
         "self_attn",

@@ -16,6 +16,7 @@ from tomecore.adapters.families._transformers import (
     SEPARATE,
     Names,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     of,
     one_in_front,
@@ -126,6 +127,8 @@ DINOV3 = Spec(
     accepts={"is_causal": False},
     carry=carry_tables,
     dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
     trim=trim_of(
         "attention",
         dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
@@ -160,6 +163,8 @@ BEIT = Spec(
     accepts={"is_causal": False},
     carry=carry_bias,
     dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
     why_restore=where_pooled,
     notes="position biases are averaged over merged tokens, as large as the attention scores",
 )

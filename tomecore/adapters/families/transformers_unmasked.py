@@ -16,6 +16,7 @@ from tomecore.adapters._spec import Spec, never
 from tomecore.adapters.families._transformers import (
     FLAGS,
     hidden_states_wanted,
+    hooked_by_others,
     no_mask,
     none_in_front,
     of,
@@ -34,9 +35,6 @@ FRAMEWORK = "torch"
 
 _NORM = ("torch.nn.modules.normalization.LayerNorm",)
 
-#: where the hooks come from that transformers puts on what it may record
-_RECORDING = "transformers.utils.output_capturing"
-
 #: module -> start of its names
 _BLIPS = {
     "blip": "Blip",
@@ -46,25 +44,21 @@ _BLIPS = {
 }
 
 
+#: the attention that takes no mask, and what is in it
+_INNER = ("attention", "attention.attention")
+
+
 def _blip(ending: str) -> tuple[str, ...]:
     return tuple(name for module, start in _BLIPS.items() for name in of(module, start + ending))
 
 
-def check_bypassed(*modules: Any) -> None:
-    """Refuse what would not be called: hooks, but for those that record nothing in this pass."""
+def check_not_recorded() -> None:
+    """Raise if attentions are recorded in this pass, which the half that stands in does not compute."""
     if recorded("attentions"):
         raise UnsupportedModelError(
             "the attention of this model takes no bias, so that merging attends by a kernel that gives "
             "no attentions to record. Call it without output_attentions, or set model.r = 0."
         )
-    for module in modules:
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        if any(hook.__module__ != _RECORDING for hook in hooks) or "forward" in module.__dict__:
-            raise UnsupportedModelError(
-                f"the {type(module).__name__} of a patched layer has a forward hook, or a forward of "
-                "its own instance, which the merging forward does not call; hook the modules inside "
-                "it, or remove_patch first"
-            )
 
 
 def attended(host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]) -> Array:
@@ -72,7 +66,7 @@ def attended(host: Any, block: Any, y: Array, bias: Array | None, given: dict[st
     if bias is None:
         return block.attention(y, **given)
     inner = block.attention.attention
-    check_bypassed(block.attention, inner)
+    check_not_recorded()
     heads, width = inner.num_attention_heads, inner.attention_head_size
     shape = (-1, y.shape[1], heads, width)
     out = host.attention(
@@ -109,7 +103,7 @@ def attend_blip(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> tuple[Array, Array]:
     attention = block.self_attn
-    check_bypassed(attention)
+    check_not_recorded()
     y = block.layer_norm1(x)
     heads, tokens, width = attention.num_heads, y.shape[1], y.shape[2]
     qkv = attention.qkv(y).reshape(-1, tokens, 3, heads, width // heads)
@@ -164,6 +158,9 @@ def _two(family: str, module: str, start: str, tower: str, **known: Any) -> Spec
         arguments=FLAGS,
         carry=no_mask,
         dense=hidden_states_wanted,
+        bypasses_biased=_INNER,
+        hooked=hooked_by_others,
+        patches="embeddings.patch_embeddings",
         **known,
     )
 
@@ -187,6 +184,7 @@ OLD_DINO = replace(
     heads=heads_two,
     arguments=(),
     carry=None,
+    bypasses_biased=_INNER,
     notes="attentions cannot be recorded while merging with prop_attn=True",
 )
 
@@ -216,6 +214,9 @@ BLIP = Spec(
     arguments=FLAGS,
     carry=no_mask,
     dense=hidden_states_wanted,
+    bypasses=("self_attn",),
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embedding",
     notes="attentions cannot be recorded while merging",
 )
 
@@ -237,6 +238,8 @@ INTERNVL = Spec(
     heads=heads_internvl,
     prefix=one_in_front,
     dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
     notes="restore=True for its pixel shuffle",
 )
 
