@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import types
 
 from tomecore.adapters._config import Config
 from tomecore.adapters._state import Start, amounts
-from tomecore.adapters._trim import why_changed
+from tomecore.adapters._swap import original_class
+from tomecore.adapters._trim import known
 from tomecore.backends import Array
 from tomecore.errors import ArgumentValueError, UnsupportedModelError
 
@@ -15,9 +17,9 @@ __all__ = ["check_prefix", "embedded"]
 
 def embedded(config: Config, output: Array) -> None:
     """The patch embedding of the tower has run."""
-    if not isinstance(output, config.host.array_class):
+    if not hasattr(output, "shape"):
         return
-    tracing, shape = config.host.tracing(), tuple(output.shape)  # type: ignore[attr-defined]
+    tracing, shape = config.host.tracing(), tuple(output.shape)
     before = config.passes.patches.get(tracing) or ()
     if config.passes.call.get(tracing) is None:  # called by hand, for who knows what
         before = ()
@@ -69,18 +71,35 @@ def check_prefix(
 
 def check_tokens_made(config: Config, tokens: int) -> None:
     """Raise if the tower computes its tokens otherwise than its family does, by methods of its own."""
-    tower = config.tower
-    inside = config.passes.call.get(config.host.tracing()) is not None
-    reason = None if tower is None else why_changed(tower, tuple(config.spec.towers), inside)
-    if reason is None:
+    replaced = _replaced_method(config)
+    if replaced is None:
         return
     raise UnsupportedModelError(
-        f"the patch embedding of {config.spec.family} ({config.spec.patches}) did not run, and {reason}: "
-        "how many "
-        f"of the {tokens} tokens stand in front of the patches is unknown. Call apply_patch(model, "
-        "protected=N) with their number (class, distillation and register tokens, prompts), or set "
-        "model.r = 0."
+        f"the patch embedding of {config.spec.family} ({config.spec.patches}) did not run, and the tower "
+        f"has another {replaced}() than its family: how many of the {tokens} tokens stand in front of the "
+        "patches is unknown. Call apply_patch(model, protected=N) with their number (class, distillation "
+        "and register tokens, prompts), or set model.r = 0."
     )
+
+
+def _replaced_method(config: Config) -> str | None:
+    """A method of the tower's family that its subclass or this very tower has in another form."""
+    tower = config.tower
+    cls = None if tower is None else known(tower, tuple(config.spec.towers))
+    if cls is None:
+        return None
+    for name, value in vars(tower).items():
+        if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
+            return name
+    if config.passes.call.get(config.host.tracing()) is None:  # blocks called by hand
+        return None
+    found = original_class(tower).__mro__
+    for between in found[: found.index(cls)]:
+        for name, value in vars(between).items():
+            ours = isinstance(value, types.FunctionType) and not name.startswith("__")
+            if ours and hasattr(cls, name) and not hasattr(config.host.module_class, name):
+                return name
+    return None
 
 
 def _patches(shape: tuple[int, ...], width: int) -> int | None:

@@ -20,7 +20,7 @@ from tomecore.adapters._spec import (
 )
 from tomecore.adapters._swap import original_class
 
-__all__ = ["why_changed", "why_not_trimmed"]
+__all__ = ["known", "why_not_trimmed"]
 
 #: what lists of blocks are
 _LISTS = (
@@ -103,15 +103,12 @@ def known(module: Any, names: tuple[str, ...]) -> type | None:
     return None
 
 
-def why_changed(module: Any, names: tuple[str, ...], subclasses: bool = True) -> str | None:
-    """A method that a subclass, or this very object, has and the known class has not, in words; or None.
-
-    ``subclasses``: False looks at the object only.
-    """
+def why_changed(module: Any, names: tuple[str, ...]) -> str | None:
+    """Whether a subclass, or this very object, has methods that the known class has not."""
     found, cls = original_class(module), known(module, names)
     if cls is None:
         return None
-    for between in found.__mro__[: found.__mro__.index(cls)] if subclasses else ():
+    for between in found.__mro__[: found.__mro__.index(cls)]:
         for name, value in vars(between).items():
             method = callable(value) or isinstance(value, classmethod)
             public = not name.startswith("_") or hasattr(cls, name)

@@ -44,7 +44,7 @@ def test_hooks_on_what_is_bypassed(case):
         hook.remove()
     tome.apply_patch(model, r=8)
     PADDLE.pre_hook(attributes(case.blocks(model)[1], spec.bypasses[0])[0], lambda *_: None)
-    with pytest.raises(UnsupportedModelError, match="a forward hook was put on a patched block's"):
+    with pytest.raises(UnsupportedModelError, match=r"\[1\] .* has a forward hook"):
         model(case.tensors())
 
 

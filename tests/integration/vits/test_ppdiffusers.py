@@ -51,7 +51,8 @@ def test_attention_maps_are_for_r_zero(case):
     output = model(images, output_attentions=True)
     assert [weights.shape for weights in output[2]] == [[3, 4, 65, 65]] * 4
     assert np.array_equal(output[1].numpy(), expected.numpy())
-    block = case.patched(r=8).model.encoder.layers[0]
+    merging = case.patched(r=8)
+    block = merging.model.encoder.layers[0]
     x, zeros = case.entering(case.model(), case.images()), paddle.zeros([3, 1, 65, 65])
     for args, text in (
         ((None, None, True), "output_attentions="),

@@ -130,7 +130,9 @@ def test_hooks_on_a_replaced_attention_are_refused():
     case = case_named("timm-beit")
     model = case.patched(r=8)
     model.blocks[1].attn.register_forward_hook(lambda m, a, y: None)
-    with pytest.raises(UnsupportedModelError, match="does not call; hook the modules"):
+    with pytest.raises(
+        UnsupportedModelError, match="does not call; remove the hook, or hook the modules"
+    ):
         model(case.tensors())
 
 

@@ -119,7 +119,8 @@ def test_hidden_states_are_those_of_all_tokens(case):
 
 @pytest.mark.parametrize("case", [c for c in CASES.values() if not c.pooled], ids=lambda c: c.name)
 @torch.no_grad()
-def test_without_restore_only_the_recorded_states_are_whole(case):
+def test_without_restore_recorded_states_are_refused(case):
+    """They have all tokens, so fewer could not come out, and nobody would notice."""
     model, images = case.patched(r=8, trace_source=True), case.tensors(2)
     _, whole = ask(model, images)
     tome.apply_patch(model, restore=False)
@@ -127,6 +128,9 @@ def test_without_restore_only_the_recorded_states_are_whole(case):
     if "last_hidden_state" in short:
         assert short.last_hidden_state.shape[1] == case.num_tokens() - 32
         close(model.tome.unmerge(short.last_hidden_state), whole.last_hidden_state)
+    with pytest.raises(UnsupportedModelError, match="restore=False has no effect while hidden"):
+        ask(model, images, output_hidden_states=True)
+    model.r = 0
     _, recording = ask(model, images, output_hidden_states=True)
     lengths = [state.shape[1] for state in recording.hidden_states]
     assert lengths == [case.num_tokens()] * 5

@@ -1,0 +1,172 @@
+"""Tokens in front of the patches: those that nobody announced never merge in silence."""
+
+from __future__ import annotations
+
+import copy
+import types
+
+import numpy as np
+import pytest
+
+from adapters.frameworks import PADDLE
+from tomecore.adapters._find import find_tower
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedModelError
+
+MORE = 7
+
+
+def with_more_in_front(case, model):
+    """Seven more tokens reach the first block, as from a subclass or a prompt."""
+    fw = case.fw
+    drawn = fw.tensor(np.random.default_rng(5).standard_normal((1, MORE, 32)))
+
+    def hook(module, args):
+        x, *rest = args
+        first = case.blocks(model)[0] is module
+        assert first
+        axis = 1 if x.shape[0] == 3 else 0
+        more = (
+            drawn.expand([3, MORE, 32])
+            if axis == 1
+            else drawn.expand([3, MORE, 32]).transpose(0, 1)
+        )
+        parts = [more, x]
+        return (joined(fw, parts, axis), *rest)
+
+    return hook
+
+
+def joined(fw, parts, axis):
+    if fw is PADDLE:
+        import paddle
+
+        return paddle.concat(parts, axis=axis)
+    import torch
+
+    return torch.cat(parts, axis)
+
+
+def alone(source, front):
+    """Whether the first ``front`` tokens share their slots with no other."""
+    return all((source == source[:, i : i + 1]).sum() == len(source) for i in range(front))
+
+
+def test_tokens_that_nobody_announced(case):
+    """Refused with the number to give, wherever the family knows its patches; r=0 goes on."""
+    fw, model = case.fw, case.model()
+    spec, _, _ = find_tower(fw.tome.HOST, fw.tome.SPECS, model)
+    if not spec.patches or case.given is not None or case.dense or not knows(case, model, spec):
+        return
+    fw.tome.apply_patch(model, r=4, trace_source=True)
+    hook = fw.pre_hook(case.blocks(model)[0], with_more_in_front(case, model))
+    count = case.prefix + MORE
+    with pytest.raises(UnsupportedModelError, match=rf"apply_patch\(model, protected={count}\)"):
+        fw.forward(model, case.images())
+    hook.remove()
+    fw.forward(model, case.images())
+
+
+@pytest.mark.parametrize("where", ["subclass", "instance", "instance without the embedding"])
+def test_who_announces_them(plain, where):
+    """The way out of the message: the tokens in front share their slots with no other."""
+    fw, model = plain.fw, plain.model()
+    front = plain.prefix + MORE
+    drawn = fw.tensor(np.random.default_rng(5).standard_normal((1, MORE, 32)))
+    embedding = fw.numpy(model.patch_embed(plain.tensors()))
+
+    def forward_features(self, x):
+        patches = fw.tensor(embedding) if "without" in where else self.patch_embed(x)
+        token = self.cls_token.expand([3, 1, 32])
+        x = joined(fw, [token, drawn.expand([3, MORE, 32]), patches], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    if where == "subclass":
+        model.__class__ = type("More", (type(model),), {"forward_features": forward_features})
+    else:
+        model.forward_features = types.MethodType(forward_features, model)
+    expected = fw.forward(model, plain.images())
+    fw.tome.apply_patch(model, r=8, trace_source=True)
+    text = r"protected=N\)" if "without" in where else rf"protected={front}\)"
+    for call in (model, model.forward_features):
+        with pytest.raises(UnsupportedModelError, match=text):
+            call(plain.tensors())
+    model.r = 0
+    assert np.array_equal(fw.forward(model, plain.images()), expected)
+    fw.tome.apply_patch(model, r=8, protected=front, trace_source=True)
+    assert model.tome.protected == front
+    model(plain.tensors())
+    assert alone(fw.numpy(model.tome.source), front)
+    assert model.tome.tokens == [64, 56, 48, 40]
+
+
+def test_it_is_kept_when_patched_again_until_auto(plain):
+    fw, model = plain.fw, plain.patched(r=4, protected=5)
+    assert model.tome.protected == 5
+    fw.tome.apply_patch(model, r=2)
+    assert model.tome.protected == 5
+    fw.tome.apply_patch(model, protected=None)
+    assert model.tome.protected == 5
+    fw.tome.apply_patch(model, protected="auto")
+    assert model.tome.protected == plain.prefix
+    assert model.r == 2
+
+
+def test_a_copy_keeps_it(plain):
+    model = copy.deepcopy(plain.patched(r=4, protected=5))
+    model(plain.tensors())
+    assert model.tome.protected == 5
+
+
+BAD = {
+    "a bool": (True, ArgumentTypeError, r"`protected` must be an integer .* got True \(bool\)"),
+    "negative": (-1, ArgumentValueError, "`protected` must be an integer of at least 0"),
+    "fractional": (1.5, ArgumentTypeError, "`protected` must be an integer"),
+    "a float": (8.0, ArgumentTypeError, "`protected` must be an integer"),
+    "a word": (
+        "all",
+        ArgumentValueError,
+        "`protected` must be a number of tokens, 'auto' or None; got 'all'",
+    ),
+    "fewer than the family knows": (
+        0,
+        ArgumentValueError,
+        "`protected` must be at least 1, the prefix tokens that .* has by itself .*got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "error", "text"), BAD.values(), ids=BAD)
+def test_what_is_refused(plain, value, error, text):
+    fw, model = plain.fw, plain.model()
+    before = fw.fingerprint(model)
+    with pytest.raises(error, match=text):
+        fw.tome.apply_patch(model, protected=value)
+    assert fw.fingerprint(model) == before
+    fw.tome.apply_patch(model, protected=3)
+    with pytest.raises(error, match=text):
+        fw.tome.apply_patch(model, protected=value)
+    assert model.tome.protected == 3
+
+
+def test_fewer_or_more_than_there_are(plain):
+    fw, model = plain.fw, plain.patched(r=4, protected=66)
+    with pytest.raises(
+        ArgumentValueError, match="`protected` is 66, and the first block got 65 tokens"
+    ):
+        fw.forward(model, plain.images())
+    fw.tome.apply_patch(model, protected=4)
+    hook = fw.pre_hook(model.blocks[0], with_more_in_front(plain, model))
+    with pytest.raises(UnsupportedModelError, match=r"8 others are there; 4 .* \(protected=4\)"):
+        fw.forward(model, plain.images())
+    hook.remove()
+    fw.forward(model, plain.images())
+
+
+def knows(case, model, spec):
+    """Whether the patch embedding of the family runs in this model."""
+    from tomecore.adapters._patch import patch_embedding
+
+    _, tower, _ = find_tower(case.fw.tome.HOST, case.fw.tome.SPECS, model)
+    return patch_embedding(case.fw.tome.HOST, spec, tower, model) is not None
