@@ -75,7 +75,7 @@ def bipartite_soft_matching(
 
     if valid is not None:
         rank(valid, "valid", "(B, N)")
-        same_batch(valid, "valid", keys)
+        same_batch(valid, "valid", keys, "`keys`")
         if valid.shape[1] != tokens or not backend.xp.isdtype(valid.dtype, "bool"):
             raise ArgumentValueError(
                 f"`valid` must be bool with {tokens} tokens on axis 1, as `keys` has; "

@@ -1,7 +1,7 @@
 """Does a spec do what a block does, and may tokens merge in it? The block itself answers, with numbers.
 
 For blocks that tomecore has never read: before tokens merge in one, all that merging relies on is tried on a
-copy of it, in float64, at several numbers of tokens. Specs that users register are not tried: they are trusted.
+copy of it, in float64, at several numbers of tokens. Specs that users register are trusted, and not tried.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def mean(x: Array, axis: int, keepdims: bool = False) -> Array:
     return paddle.mean(x, axis=axis, keepdim=keepdims)
 
 
-def clip(x: Array, min: float) -> Array:
-    return paddle.clip(x, min=min)
+def clip(x: Array, min: float | None = None, max: float | None = None) -> Array:
+    return paddle.clip(x, min=min, max=max)
 
 
 def max(x: Array, axis: int, keepdims: bool = False) -> Array:

@@ -53,8 +53,8 @@ def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) ->
     return x.to(device=device, dtype=dtype, copy=copy)
 
 
-def clip(x: Array, /, min: float) -> Array:
-    return torch.clamp(x, min=min)
+def clip(x: Array, /, min: float | None = None, max: float | None = None) -> Array:
+    return torch.clamp(x, min=min, max=max)
 
 
 def matmul(a: Array, b: Array, /) -> Array:
