@@ -36,6 +36,7 @@ from paddle import (
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
 from tomecore.backends._paddle_memory import MEMORY
+from tomecore.backends._paddle_products import off_cpu, products
 
 __all__ = [
     "arange",
@@ -152,9 +153,10 @@ def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
     """``keepdims``, which Paddle spells ``keepdim``.
 
-    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster.
+    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster on a CPU. On a GPU it
+    would round them to TF32.
     """
-    if len(x.shape) == 4 and axis == 2:
+    if len(x.shape) == 4 and axis == 2 and not off_cpu(x):
         ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
         found = paddle.matmul(ones, x)
         return found if keepdims else found[:, :, 0]
@@ -285,5 +287,6 @@ BACKEND = Backend(
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
     max_rows=max_rows,
+    products=products,
     fused=functools.partial(match_and_merge, MEMORY),
 )

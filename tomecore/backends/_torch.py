@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
-from tomecore.backends._torch_memory import MEMORY
+from tomecore.backends._torch_memory import memory
+from tomecore.backends._torch_products import products, reduced
 from tomecore.errors import UnsupportedModelError
 
 
@@ -55,26 +56,6 @@ def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) ->
 
 def clip(x: Array, /, min: float | None = None, max: float | None = None) -> Array:
     return torch.clamp(x, min=min, max=max)
-
-
-def matmul(a: Array, b: Array, /) -> Array:
-    """In the dtype of its arguments, under autocast too.
-
-    Batches of matrices go straight to their product: matmul looks around first.
-    """
-    product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
-    kind = a.device.type
-    if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return product(a, b)
-    return product(a, b)
-
-
-def _knows_autocast(kind: str) -> bool:
-    """False for "meta", and for other devices that :func:`torch.is_autocast_enabled` does not know."""
-    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot follow that question
-        return kind != "meta"
-    return torch.amp.is_autocast_available(kind)
 
 
 def take(x: Array, indices: Array, /, *, axis: int) -> Array:
@@ -254,5 +235,6 @@ BACKEND = Backend(
     numbers=numbers,
     flat_rows=flat_rows,
     every_second=every_second,
-    fused=functools.partial(match_and_merge, MEMORY),
+    products=products,
+    fused=functools.partial(match_and_merge, memory(products, reduced)),
 )
