@@ -61,8 +61,8 @@ def merged_mean(
         start = xp.clip(start, min=-limit, max=limit)
         if padded:
             gone = _without(xp, gone, weight, start)
-        half = xp.reshape(0.5 * xp.astype(weight, wide, copy=False) / total, (-1, 1))
-        step = gone * half - start * half
+        share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
+        step = (0.5 * gone - 0.5 * start) * share
         for _ in range(2):
             out = backend.add_rows(out, plan.into, step, into, plan.num_slots)
     out = xp.reshape(out, (-1, plan.num_slots, width))

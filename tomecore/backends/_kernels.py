@@ -144,7 +144,7 @@ def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
         slot = into[j]
         gone, own = start + tokens[slots + j] * by_token, start + tokens[slot] * by_token
         source, base = x[gone : gone + width], x[own : own + width]
-        half = _HALF * weights[j] / max(sizes[slot], _NOTHING)
+        share = weights[j] / max(sizes[slot], _NOTHING)
         if place[slot] < 0:
             place[slot] = used
             used += 1
@@ -154,7 +154,7 @@ def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
         row = moved[place[slot]]
         for c in range(width):
             origin = min(max(wide(base[c]), -_LARGEST), _LARGEST)
-            step = wide(source[c]) * half - origin * half
+            step = (_HALF * wide(source[c]) - _HALF * origin) * share
             row[c] = (row[c] + step) + step
     for slot in range(slots):
         if place[slot] >= 0:
