@@ -29,10 +29,11 @@ ROOT = Path(tomecore.__file__).parents[1]
 MAY_IMPORT = {
     "errors": set(),
     "fallback": set(),
+    "shelf": set(),
     "kernels": {"kernels"},
-    "fused": {"kernels"},
+    "fused": {"kernels", "shelf"},
     "backends": {"errors", "fallback", "fused"},
-    "backend": {"errors", "backends", "fused"},
+    "backend": {"errors", "backends", "fused", "shelf"},
     "core": {"errors", "backends", "core"},
     "engine": {"errors", "backends", "core", "engine"},
     "families": {"errors", "backends", "core", "engine", "families"},
@@ -45,6 +46,7 @@ MAY_IMPORT = {
 FROM_ELSEWHERE = {
     "errors": set(),
     "fallback": {"array_api_compat"},
+    "shelf": set(),
     "kernels": {"llvmlite", "numba", "numpy"},
     "fused": {"numba"},
     "backends": {"array_api_compat"},
@@ -69,6 +71,7 @@ BY_NAME = {
 SMALL_LAYERS = {
     "": "backends",
     "_standard": "fallback",
+    "_shelf": "shelf",
     "_fused": "fused",
     "_compiled": "kernels",
     "_kernels": "kernels",

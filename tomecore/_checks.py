@@ -8,7 +8,7 @@ from typing import Any
 
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["floating", "integral", "rank", "same_batch", "whole_number"]
+__all__ = ["floating", "integral", "rank", "real", "same_batch", "whole_number"]
 
 
 def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> int:
@@ -73,10 +73,20 @@ def integral(xp: Any, array: Any, name: str) -> None:
         raise ArgumentTypeError(f"`{name}` must hold integers; got dtype {array.dtype}")
 
 
-def same_batch(array: Any, name: str, like: Any) -> None:
+def real(xp: Any, array: Any, name: str) -> None:
+    """Check that ``array`` holds real numbers, of floating point or not.
+
+    Raises:
+        ArgumentTypeError: it does not.
+    """
+    if not any(xp.isdtype(array.dtype, kind) for kind in ("real floating", "integral", "bool")):
+        raise ArgumentTypeError(f"`{name}` must hold real numbers; got dtype {array.dtype}")
+
+
+def same_batch(array: Any, name: str, like: Any, whose: str = "this plan") -> None:
     """Check that ``array`` has as many samples as ``like``, where both are known.
 
-    A static graph or a trace does not know them, and is not asked.
+    They are unknown in a static graph or a trace, and then nothing is checked.
 
     Raises:
         ArgumentValueError: it has more or fewer.
@@ -85,6 +95,6 @@ def same_batch(array: Any, name: str, like: Any) -> None:
     known = all(type(size) is int and size >= 0 for size in (found, expected))
     if known and found != expected:
         raise ArgumentValueError(
-            f"`{name}` must have {expected} samples on axis 0, as this plan has; "
+            f"`{name}` must have {expected} samples on axis 0, as {whose} has; "
             f"got shape {tuple(array.shape)}"
         )

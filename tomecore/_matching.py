@@ -75,7 +75,7 @@ def bipartite_soft_matching(
 
     if valid is not None:
         rank(valid, "valid", "(B, N)")
-        same_batch(valid, "valid", keys)
+        same_batch(valid, "valid", keys, "`keys`")
         if valid.shape[1] != tokens or not backend.xp.isdtype(valid.dtype, "bool"):
             raise ArgumentValueError(
                 f"`valid` must be bool with {tokens} tokens on axis 1, as `keys` has; "
@@ -92,7 +92,7 @@ def matched(
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     units = _units(backend, keys)
     even, odd = backend.every_second(units, first_even), backend.every_second(units, first_odd)
-    cosine = xp.matmul(even, xp.permute_dims(odd, (0, 2, 1)))
+    cosine = backend.products(even, odd)
     if valid is not None:
         padding = 1 - xp.astype(valid, cosine.dtype)[:, :, None]
         cosine = cosine - 4 * xp.permute_dims(backend.every_second(padding, first_odd), (0, 2, 1))
@@ -200,7 +200,7 @@ def _best_partner(backend: Backend, keys: Array, source: Array, target: Array) -
     """(B, s) int: the number of the target most similar to each source."""
     xp, units = backend.xp, _units(backend, keys)
     a, b = xp.take(units, source, axis=1), xp.take(units, target, axis=1)
-    return xp.argmax(xp.matmul(a, xp.permute_dims(b, (0, 2, 1))), axis=2)
+    return xp.argmax(backend.products(a, b), axis=2)
 
 
 def _units(backend: Backend, keys: Array) -> Array:

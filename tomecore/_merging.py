@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from tomecore._checks import floating, integral, rank, same_batch
-from tomecore._plan import MergePlan, compute_dtype
+from typing import Any
+
+from tomecore._checks import floating, integral, rank, real, same_batch
+from tomecore._mean import merged_mean
+from tomecore._plan import MergePlan
 from tomecore.backends import Array, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
@@ -21,13 +24,17 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     Returns:
         The merged tokens (B, n, C) in the dtype of ``x``, and their sizes (B, n) in float32, which
         counts exactly up to 16,777,216 tokens whatever the precision of ``x``. The weights are
-        size / merged size, never above 1, so half precision does not overflow; the sum runs in
-        float32 (float64 for float64).
+        size / merged size, never above 1, and the sum runs in float32 (float64 for float64): numbers at
+        the edge of the range do not overflow, and the mean of infinity and a finite number is infinity.
+        A token of size 0 counts for nothing, whatever it holds; padding merged into padding leaves what
+        the kept token held.
 
     Raises:
-        ArgumentTypeError: an array of another library than the plan's, or ``x`` not floating.
+        ArgumentTypeError: ``plan`` is no MergePlan, an array is of another library than the plan's, ``x``
+            is not floating, or ``size`` is complex.
         ArgumentValueError: a wrong shape.
     """
+    _a_plan(plan, "merge_weighted(plan, x, size)")
     for array, name in ((x, "x"), (size, "size")):
         if array is not None and backend_of(array) is not plan.backend:
             raise ArgumentTypeError(
@@ -38,6 +45,7 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     floating(plan.backend.xp, x, "x")
     if size is not None:
         rank(size, "size", "(B, N)")
+        real(plan.backend.xp, size, "size")
     for array, name in ((x, "x"), (size, "size")):
         if array is None:
             continue
@@ -50,41 +58,6 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     return merged_mean(plan, x, size)
 
 
-def merged_mean(
-    plan: MergePlan, x: Array, size: Array | None, padded: bool = True
-) -> tuple[Array, Array]:
-    """:func:`merge_weighted` without checks, in as few steps as there can be.
-
-    Each destination moves towards every token merged into it, by that token's share of the new size:
-    the same mean, touching r rows instead of all n. ``padded``: whether a size may be 0.
-    """
-    backend, xp, width = plan.backend, plan.backend.xp, x.shape[2]
-    wide = compute_dtype(xp, x.dtype)
-    if size is None:
-        sizes = xp.astype(xp.ones_like(plan.kept), xp.float32)
-        weight = xp.astype(xp.ones_like(plan.merged), xp.float32)
-    else:
-        size = xp.astype(size, xp.float32, copy=False)
-        sizes = xp.take_along_axis(size, plan.kept, axis=1)
-        weight = xp.take_along_axis(size, plan.merged, axis=1)
-    flat = xp.reshape(x, (-1, width))
-    kept = backend.flat_rows(plan.kept, plan.num_tokens)
-    out = xp.astype(xp.take(flat, kept, axis=0), wide, copy=False)
-    if plan.num_merged:
-        into = backend.flat_rows(plan.into, plan.num_slots)
-        sizes = backend.add_sizes(sizes, plan.into, weight)
-        total = xp.astype(xp.take_along_axis(sizes, plan.into, axis=1), wide, copy=False)
-        if padded:  # of padding among itself it is 0, and so is its share
-            total = xp.clip(total, min=1e-30)
-        share = xp.reshape(xp.astype(weight, wide, copy=False) / total, (-1, 1))
-        gone = backend.flat_rows(plan.merged, plan.num_tokens)
-        step = xp.astype(xp.take(flat, gone, axis=0), wide, copy=False)
-        step = (step - xp.take(out, into, axis=0)) * share
-        out = backend.add_rows(out, plan.into, step, into, plan.num_slots)
-    out = xp.reshape(out, (-1, plan.num_slots, width))
-    return xp.astype(out, x.dtype, copy=False), sizes
-
-
 def compose(source: Array | None, plan: MergePlan) -> Array:
     """Follow tokens through one more merge.
 
@@ -95,7 +68,14 @@ def compose(source: Array | None, plan: MergePlan) -> Array:
 
     Returns:
         (B, N0) int; the slot of ``plan``'s output that holds each original token.
+
+    Raises:
+        ArgumentTypeError: ``plan`` is no MergePlan, or ``source`` does not hold integers, or is of another
+            library than the plan's.
+        ArgumentValueError: a wrong shape. That numbers in ``source`` are below N is not checked, because
+            reading them would make the host wait for the device.
     """
+    _a_plan(plan, "compose(source, plan)")
     if source is None:
         return plan.slots
     if backend_of(source) is not plan.backend:
@@ -107,3 +87,21 @@ def compose(source: Array | None, plan: MergePlan) -> Array:
     integral(plan.backend.xp, source, "source")
     same_batch(source, "source", plan.kept)
     return plan.backend.xp.take_along_axis(plan.slots, source, axis=1)
+
+
+def _a_plan(plan: Any, call: str) -> None:
+    """Check that ``plan`` is one; the published code hands over its merging function instead."""
+    if isinstance(plan, MergePlan):
+        return
+    found = f"{type(plan).__module__}.{type(plan).__qualname__}"
+    hint = "Give the plan that bipartite_soft_matching or another matching returned"
+    if callable(plan):
+        name = getattr(plan, "__qualname__", found)
+        found = f"the function {name}"
+        hint = (
+            "The published code gives the merging function, merge_wavg(merge, x, size); here, give the plan: "
+            "`plan = bipartite_soft_matching(...)` instead of `merge, unmerge = ...`"
+        )
+    elif isinstance(plan, (tuple, list)):
+        hint = "A pair (merge, unmerge) is a plan unpacked; give the plan itself, not unpacked"
+    raise ArgumentTypeError(f"`plan` must be a MergePlan; got {found}. {hint}: {call}.")

@@ -8,20 +8,15 @@ and an adapter never knows which algorithm chose.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from tomecore._checks import integral, rank, same_batch
+from tomecore._mean import compute_dtype, merged_mean
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["MergePlan", "compute_dtype", "take_rows"]
 
 _REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
-
-
-def compute_dtype(xp: Any, dtype: Any) -> Any:
-    """The dtype in which similarities and means are computed: float64 stays, all else is float32."""
-    return dtype if dtype == xp.float64 else xp.float32
 
 
 def take_rows(backend: Backend, x: Array, index: Array) -> Array:
@@ -47,6 +42,13 @@ class MergePlan:
         backend: the arrays' backend; inferred if left out.
 
     A plan unpacks as ``merge, unmerge = plan``.
+
+    Raises:
+        ArgumentTypeError: an array does not hold integers, or the arrays are of several libraries.
+        ArgumentValueError: a wrong shape, or arrays of different batch sizes: a plan for one sample does not
+            serve many. Values are not checked, because reading them would make the host wait for the device:
+            a token that is missing, repeated or out of range, or a slot that is out of range, gives what the
+            library's gathers and sums make of it.
     """
 
     def __init__(
@@ -57,6 +59,9 @@ class MergePlan:
             rank(array, name, shape)
         for array, name in ((kept, "kept"), (merged, "merged"), (into, "into")):
             integral(backend.xp, array, name)
+        same_batch(merged, "merged", kept, "`kept`")
+        if len(into.shape) == 2:
+            same_batch(into, "into", kept, "`kept`")
         if tuple(into.shape[1:]) != tuple(merged.shape[1:]):
             raise ArgumentValueError(
                 f"`into` must have the shape of `merged`, {tuple(merged.shape)}; "
@@ -162,16 +167,16 @@ class MergePlan:
         if how == "max":
             return self._scatter(backend.scatter_max, x)
         dtype = x.dtype
-        if xp.isdtype(dtype, "real floating"):
-            x = xp.astype(x, compute_dtype(xp, dtype), copy=False)
-        elif how == "mean":
-            raise ArgumentTypeError(
-                f'`x` must be real floating point for reduce="mean"; got dtype {dtype}'
-            )
-        total = self._scatter(backend.scatter_add, x)
+        if not xp.isdtype(dtype, "real floating"):
+            if how == "mean":
+                raise ArgumentTypeError(
+                    f'`x` must be real floating point for reduce="mean"; got dtype {dtype}'
+                )
+            return self._scatter(backend.scatter_add, x)
         if how == "mean":
-            total = total / self._scatter(backend.scatter_add, xp.ones_like(x[:, :, :1]))
-        return xp.astype(total, dtype, copy=False)
+            return merged_mean(self, x, None)[0]
+        x = xp.astype(x, compute_dtype(xp, dtype), copy=False)
+        return xp.astype(self._scatter(backend.scatter_add, x), dtype, copy=False)
 
     def unmerge(self, y: Array) -> Array:
         """Give every input token the value of the slot that holds it: (B, n, C) -> (B, N, C).

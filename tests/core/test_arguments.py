@@ -302,3 +302,55 @@ def test_reduction(library, plan, value):
     if value is not None:
         with raises(ArgumentValueError, "`mode` must be one of", allowed, f"got {value!r}"):
             plan.merge(x, "sum", mode=value)
+
+
+@pytest.mark.parametrize("ones", [("merged", "into"), ("into",), ("kept",), ("merged",)], ids=str)
+def test_a_plan_for_one_sample_does_not_serve_two(library, ones):
+    """Merging (1, r) of (2, n) would leave the second sample as it is."""
+    arrays = {"kept": [[0, 2], [0, 2]], "merged": [[1], [1]], "into": [[0], [1]]}
+    for name in ones:
+        arrays[name] = arrays[name][:1]
+    given = {name: library.to_array(np.array(values)) for name, values in arrays.items()}
+    name = "into" if ones == ("into",) else "merged"
+    samples = "1" if ones == ("kept",) else "2"
+    with raises(
+        ArgumentValueError, f"`{name}`", f"{samples} samples on axis 0", "as `kept` has", "got"
+    ):
+        tc.MergePlan(**given)
+
+
+def not_unpacked(plan):
+    merge, unmerge = plan
+    return {
+        "the function MergePlan.merge": merge,
+        "builtins.tuple. A pair (merge, unmerge)": (merge, unmerge),
+        "builtins.list. A pair (merge, unmerge)": [merge, unmerge],
+        "builtins.NoneType. Give the plan that": None,
+        "builtins.dict. Give the plan that": {},
+    }
+
+
+def test_what_is_no_plan(library, plan):
+    """The published code gives the merging function; the pair, and anything else, are no plan either."""
+    x = library.to_array(np.ones((2, 9, 4)))
+    source = library.to_array(np.zeros((2, 9), dtype="int64"))
+    for found, value in not_unpacked(plan).items():
+        with raises(ArgumentTypeError, "`plan` must be a MergePlan", found, "merge_weighted(plan,"):
+            tc.merge_weighted(value, x)
+        with raises(ArgumentTypeError, "`plan` must be a MergePlan", found, "compose(source, plan"):
+            tc.compose(source, value)
+    with raises(ArgumentTypeError, "merge_wavg(merge, x, size)", "give the plan", "merge_weighted"):
+        tc.merge_weighted(plan.merge, x, None)
+    with raises(ArgumentTypeError, "`plan`", "Tensor" if library.name != "numpy" else "ndarray"):
+        tc.merge_weighted(x, plan)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_sizes_are_real(name):
+    library = LIBRARIES[name]
+    x = library.to_array(np.ones((2, 9, 4)))
+    plan = tc.bipartite_soft_matching(x, 3)
+    with raises(ArgumentTypeError, "`size` must hold real numbers", "complex64"):
+        tc.merge_weighted(plan, x, library.to_array(np.ones((2, 9), dtype="complex64")))
+    sizes = library.to_array(np.ones((2, 9), dtype="bool"))
+    assert library.to_numpy(tc.merge_weighted(plan, x, sizes)[1]).sum() == 18

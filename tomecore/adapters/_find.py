@@ -99,7 +99,7 @@ def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any
         _check_forward(host, spec, candidates, block, where)
         check_block(host, spec, block, where)
         width = int(next(iter(block.norm1.parameters())).shape[-1])
-        reason = why_not(host, spec, block, width)
+        reason = why_not(host, spec, block, width, spec.prefix(tower))
         if reason is not None:
             raise UnsupportedModelError(
                 f"{where} is a {qualified_name(original_class(block))}, whose forward is not one that "

@@ -87,6 +87,8 @@ class Backend:
             batch laid end to end. Left out: by ``samples``.
         every_second: ``(x (B, N, D), first) -> (B, n, D)``, the tokens first, first + 2, ... Left out: a
             take, because a strided slice is a slow copy in some libraries, and in others another graph.
+        products: ``(a (B, s, D), b (B, t, D)) -> (B, s, t)``, of each pair, in the precision of their dtype
+            whatever settings allow (TF32). Left out: a matmul, which follows them.
         norm: (B, N, D) -> (B, N, 1), the Euclidean length of each row. Left out: by squares and a root.
         max_rows: ``x (B, s, t) -> (values (B, s), where)``: the maximum of each row, and where it is, (B, s),
             if that comes with it; else None. Left out: the maximum alone.
@@ -112,6 +114,7 @@ class Backend:
     accumulate: Scatter | None = None
     accumulate_2d: Scatter | None = None
     permute: Callable[[Array, Array], Array] = _unset_pair
+    products: Callable[[Array, Array], Array] = _unset_pair
     norm: Callable[[Array], Array] = _unset_one
     max_rows: Callable[[Array], tuple[Array, Array | None]] = _unset_two
     argmax_rows: Callable[[Array, Array | None, Array], Array] = _unset
@@ -132,6 +135,8 @@ class Backend:
             self.every_second = _standard.taken(self)
         if self.permute is _unset_pair:
             self.permute = _standard.sorted_permute(self.xp)
+        if self.products is _unset_pair:
+            self.products = _standard.products(self.xp)
         if self.norm is _unset_one:
             self.norm = _standard.root_of_squares(self.xp)
         if self.max_rows is _unset_two:

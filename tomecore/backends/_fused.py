@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tomecore.backends._shelf import Shelf
+
 __all__ = ["Fused", "Keys", "Memory", "match_and_merge", "unavailable", "worth"]
 
 Array = Any
@@ -25,9 +27,9 @@ Array = Any
 _ELEMENTS = 250_000
 #: how much more memory the calls of a library move than the kernels do
 _PASSES = 2.5
-#: space is kept up to so many numbers, and so often
+#: space is kept up to so many numbers, and in each thread so many bytes of it
 _KEPT_FLOATS = 2**17
-_KEPT_SPACES = 32
+_KEPT_BYTES = 2**23
 
 
 class Keys(NamedTuple):
@@ -184,14 +186,14 @@ def fits(keys: Keys, batch: int, count: int) -> bool:
 
 def room(memory: Memory, x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
     """Space, kept for the next merge of the same shapes in this thread if it is small."""
-    if batch * (evens * odds + (evens + odds) * width) > _KEPT_FLOATS:
+    floats = batch * (evens * odds + (evens + odds) * width)
+    if floats > _KEPT_FLOATS:
         return memory.space(x, batch, evens, odds, width)
     shapes = (memory, batch, evens, odds, width)
     space: Space | None = _kept.spaces.get(shapes)
     if space is None:
-        if len(_kept.spaces) == _KEPT_SPACES:
-            _kept.spaces.clear()
-        space = _kept.spaces[shapes] = memory.space(x, batch, evens, odds, width)
+        made = memory.space(x, batch, evens, odds, width)
+        space = _kept.spaces.put(shapes, made, 4 * floats)
     return space
 
 
@@ -199,7 +201,7 @@ class Kept(threading.local):
     """The spaces of each thread."""
 
     def __init__(self) -> None:
-        self.spaces: dict[tuple[Any, ...], Space] = {}
+        self.spaces = Shelf(_KEPT_BYTES)
 
 
 _kept = Kept()

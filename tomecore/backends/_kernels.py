@@ -1,6 +1,6 @@
 """Matching and merging as two loops over memory, which ``_compiled.py`` compiles for a CPU by Numba.
 
-A second spelling of ``_matching.matched`` and ``_merging.merged_mean``, which stay the definition: tests
+A second spelling of ``_matching.matched`` and ``_mean.merged_mean``, which stay the definition: tests
 hold this to them. It knows no array library, only addresses and strides, so every library that gives
 these shares it. Loops run over slices, because an index that may be negative cannot be vectorised.
 """
@@ -19,7 +19,8 @@ _MAXIMA = {*_SUMS, "nnan"}
 
 _SMALLEST = np.float32(1e-18)
 _NOTHING = np.float32(1e-30)
-_ONE = np.float32(1)
+_ONE, _HALF = np.float32(1), np.float32(0.5)
+_LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 def wide(value):
@@ -123,9 +124,13 @@ def _choose(cosine, r, protected, tokens, into):
         into[j] = protected + stay + _first_place(cosine[i], -best[i])
 
 
-@njit(fastmath=_SUMS, error_model="numpy")
+@njit(error_model="numpy")
 def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
-    """Fill in a sample's merged tokens: each destination moves towards what merges into it, by its share."""
+    """Fill in a sample's merged tokens: each destination moves towards what merges into it, by its share.
+
+    In two halves, and from a finite number, as in ``_mean.merged_mean``. Sums must not be reordered: that
+    would put the halves together again.
+    """
     slots = out.shape[0]
     for j in range(slots):
         source = x[start + tokens[j] * by_token : start + tokens[j] * by_token + width]
@@ -148,7 +153,9 @@ def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
                 row[c] = wide(base[c])
         row = moved[place[slot]]
         for c in range(width):
-            row[c] += (wide(source[c]) - wide(base[c])) * share
+            origin = min(max(wide(base[c]), -_LARGEST), _LARGEST)
+            step = (_HALF * wide(source[c]) - _HALF * origin) * share
+            row[c] = (row[c] + step) + step
     for slot in range(slots):
         if place[slot] >= 0:
             row, to = moved[place[slot]], out[slot]

@@ -16,6 +16,7 @@ __all__ = [
     "masked_scatter_max",
     "maxima",
     "one_hot_scatter_add",
+    "products",
     "ranges",
     "root_of_squares",
     "sample_numbers",
@@ -106,6 +107,15 @@ def sorted_permute(xp: Any) -> Callable[[Array, Array], Array]:
         return xp.take_along_axis(values, xp.argsort(index, axis=1), axis=1)
 
     return permute
+
+
+def products(xp: Any) -> Callable[[Array, Array], Array]:
+    """Of each pair of rows."""
+
+    def products(a: Array, b: Array) -> Array:
+        return xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
+
+    return products
 
 
 def root_of_squares(xp: Any) -> Callable[[Array], Array]:

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
-from tomecore.backends._torch_memory import MEMORY
+from tomecore.backends._shelf import Shelf
+from tomecore.backends._torch_memory import memory
+from tomecore.backends._torch_products import products, reduced
 from tomecore.errors import UnsupportedModelError
 
 
@@ -53,28 +55,8 @@ def astype(x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) ->
     return x.to(device=device, dtype=dtype, copy=copy)
 
 
-def clip(x: Array, /, min: float) -> Array:
-    return torch.clamp(x, min=min)
-
-
-def matmul(a: Array, b: Array, /) -> Array:
-    """In the dtype of its arguments, under autocast too.
-
-    Batches of matrices go straight to their product: matmul looks around first.
-    """
-    product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
-    kind = a.device.type
-    if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return product(a, b)
-    return product(a, b)
-
-
-def _knows_autocast(kind: str) -> bool:
-    """False for "meta", and for other devices that :func:`torch.is_autocast_enabled` does not know."""
-    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot follow that question
-        return kind != "meta"
-    return torch.amp.is_autocast_available(kind)
+def clip(x: Array, /, min: float | None = None, max: float | None = None) -> Array:
+    return torch.clamp(x, min=min, max=max)
 
 
 def take(x: Array, indices: Array, /, *, axis: int) -> Array:
@@ -157,69 +139,82 @@ where = torch.where
 zeros_like = torch.zeros_like
 
 
-@functools.lru_cache(maxsize=4096)
-def _numbers(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
-    with torch.inference_mode(False):  # or gradients could not pass by it later
-        return torch.arange(start, stop, step, dtype=dtype, device=device)
+#: index constants of all devices
+CONSTANTS = Shelf(2**21)
 
 
 def arange(
     start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None, device: Any = None
 ) -> Array:
-    """Made once for each device, because nobody writes into it; anew where operations are watched.
+    """Made once for each stream, because nothing writes into it; anew where operations are watched.
 
     Anew, too, on no device in particular, and while a CUDA graph is captured, whose memory is its own.
     """
     start, stop = (0, start) if stop is None else (start, stop)
-    if device is None or _anew(device):
+    stream = None if device is None else _stream(device)
+    if stream is None:
         return torch.arange(start, stop, step, dtype=dtype, device=device)
-    return _numbers(start, stop, step, dtype, device)
+    key = start, stop, step, dtype, device, stream
+    found = CONSTANTS.get(key)
+    return _made(key, 1) if found is None else found
 
 
-def _anew(device: torch.device) -> bool:
-    """Whether a constant must be made here, and not shared."""
-    watched = (
-        torch.compiler.is_dynamo_compiling()
-        or torch.jit.is_tracing()
-        or _get_current_dispatch_mode() is not None
-    )
-    return watched or (device.type == "cuda" and _capturing())
+def _made(key: tuple[Any, ...], batch: int) -> Array:
+    """A range, of which the samples of a batch share the memory."""
+    start, stop, step, dtype, device, _ = key[-6:]
+    with torch.inference_mode(False):  # or gradients could not pass by it later
+        made = torch.arange(start, stop, step, dtype=dtype, device=device)
+        size = made.nbytes
+        made = made if len(key) == 6 else made.expand(batch, -1)
+    return CONSTANTS.put(key, made, size)
+
+
+def _stream(device: torch.device) -> int | None:
+    """The stream whose operations may share a constant; None where it must be made anew.
+
+    On a CPU there is none, and 0 stands for it.
+    """
+    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+        return None
+    if _get_current_dispatch_mode() is not None:
+        return None
+    if device.type == "cpu":
+        return 0
+    if device.type != "cuda" or device.index is None or _capturing():
+        return None
+    return _current_stream(device.index)
 
 
 def _capturing() -> bool:
     return torch.cuda.is_current_stream_capturing()
 
 
-@functools.lru_cache(maxsize=4096)
-def _ranges(batch: int, start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
-    with torch.inference_mode(False):
-        return torch.arange(start, stop, step, dtype=dtype, device=device).repeat(batch, 1)
+def _current_stream(index: int) -> int:
+    """By the function that compiled graphs call: ``torch.cuda.current_stream`` makes an object each time."""
+    stream: int = torch._C._cuda_getCurrentRawStream(index)
+    return stream
 
 
 def numbers(index: Array, start: int, stop: int, step: int) -> Array:
-    """Made once for each batch size, as :func:`arange` is for each device."""
-    dtype, device = index.dtype, index.device
-    if _anew(device):
-        one = torch.arange(start, stop, step, dtype=dtype, device=device)
-        return one.expand(index.shape[0], -1)
-    return _ranges(index.shape[0], start, stop, step, dtype, device)
+    """A view: of a batch, the samples share one range."""
+    batch, dtype, device = index.shape[0], index.dtype, index.device
+    stream = _stream(device)
+    if stream is None:
+        return torch.arange(start, stop, step, dtype=dtype, device=device).expand(batch, -1)
+    key = batch, start, stop, step, dtype, device, stream
+    found = CONSTANTS.get(key)
+    return _made(key, batch) if found is None else found
 
 
 def flat_rows(index: Array, rows: int) -> Array:
     """Of one sample, they are the index."""
     batch = index.shape[0]
-    if _anew(index.device):
+    if _stream(index.device) is None:
         return (index + rows * _samples(index)).reshape(-1)
     if batch == 1:
         return index.reshape(-1)
-    return (index + _firsts(batch, rows, index.dtype, index.device)).reshape(-1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _firsts(batch: int, rows: int, dtype: Any, device: Any) -> Array:
-    """(B, 1): the row at which each sample begins."""
-    with torch.inference_mode(False):
-        return torch.arange(0, batch * rows, rows, dtype=dtype, device=device)[:, None]
+    first = arange(0, batch * rows, rows, dtype=index.dtype, device=index.device)
+    return (index + first[:, None]).reshape(-1)
 
 
 def every_second(x: Array, first: int) -> Array:
@@ -258,5 +253,6 @@ BACKEND = Backend(
     numbers=numbers,
     flat_rows=flat_rows,
     every_second=every_second,
-    fused=functools.partial(match_and_merge, MEMORY),
+    products=products,
+    fused=functools.partial(match_and_merge, memory(products, reduced)),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from tomecore.backends import Array
 from tomecore.backends._fused import Memory, Space
 
-__all__ = ["MEMORY"]
+__all__ = ["memory"]
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
@@ -42,13 +43,16 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
     return like.new_empty(shape) if dtype is None else like.new_empty(shape, dtype=_DTYPES[dtype])
 
 
-def _space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
-    """Products into an array of ours, which autocast leaves in float32."""
-    with torch.inference_mode(False):  # or it could not be used again outside
-        even = torch.empty((batch, evens, width), dtype=torch.float32, device=x.device)
-        odd = torch.empty((batch, odds, width), dtype=torch.float32, device=x.device)
-        out = torch.empty((batch, evens, odds), dtype=torch.float32, device=x.device)
-        return Space(even, odd, functools.partial(torch.bmm, even, odd.transpose(1, 2), out=out))
+def memory(products: Callable[[Array, Array], Array], reduced: Callable[[str], bool]) -> Memory:
+    """Of a CPU; the two functions are those of the backend."""
 
+    def space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
+        """Products into an array of ours, which autocast leaves in float32, unless settings reduce that."""
+        with torch.inference_mode(False):  # or it could not be used again outside
+            even = torch.empty((batch, evens, width), dtype=torch.float32, device=x.device)
+            odd = torch.empty((batch, odds, width), dtype=torch.float32, device=x.device)
+            out = torch.empty((batch, evens, odds), dtype=torch.float32, device=x.device)
+        into_out = functools.partial(torch.bmm, even, odd.transpose(1, 2), out=out)
+        return Space(even, odd, lambda: products(even, odd) if reduced("cpu") else into_out())
 
-MEMORY = Memory(_elements, torch.Tensor.stride, _empty, _space, torch.get_num_threads)
+    return Memory(_elements, torch.Tensor.stride, _empty, space, torch.get_num_threads)

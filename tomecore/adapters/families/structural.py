@@ -3,7 +3,8 @@
 The children must have timm's names and there must be nothing else; the attention must take
 ``attn_mask`` and give its keys through ``k_norm``. That is not enough to trust a forward, so each block
 is tried on a copy first (``adapters/_verify.py``): this spec is used only where its halves reproduce the
-block's own numbers.
+block's own numbers, where the attention treats tokens alike whatever their order, and where the MLP treats
+each token by itself.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ PRE_NORM = Spec(
     patches="patch_embed",
     why_restore=why_restore,
     notes=(
-        "children named as in timm, and each block proves on a copy that its halves are its forward"
+        "children named as in timm; each block proves on a copy that its halves are its forward, and that "
+        "they treat tokens alike"
     ),
 )
 

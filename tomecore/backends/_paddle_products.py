@@ -1,0 +1,64 @@
+"""Products of Paddle in the precision of their dtype: on a GPU, its default for float32 is TF32."""
+
+from __future__ import annotations
+
+import os
+
+import paddle
+from paddle import bfloat16, concat, float32, matmul
+
+from tomecore.backends import Array
+
+__all__ = ["off_cpu", "products"]
+
+
+def off_cpu(x: Array) -> bool:
+    """Whether ``x`` is elsewhere; of a value in a static graph, whether new tensors would be."""
+    place = x.place if paddle.in_dynamic_mode() else paddle.framework._current_expected_place()
+    return not place.is_cpu_place()
+
+
+def tf32() -> bool:
+    """Whether Paddle may multiply float32 in TF32, which keeps 11 of 24 bits: by default, where a GPU can."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    return bool(paddle.base.core.get_cublas_switch())
+
+
+def products(a: Array, b: Array) -> Array:
+    """(B, s, D) and (B, t, D) -> (B, s, t): of each pair, in float32 if that is their dtype.
+
+    No switch is turned for it, because other threads would see that. Where operations run at once, AMP is off
+    for it: the matmul would be cast.
+    """
+    if a.dtype != float32 or not off_cpu(a):
+        return matmul(a, b, transpose_y=True)
+    multiply = _by_parts if tf32() else _plain
+    if not paddle.in_dynamic_mode():
+        return multiply(a, b)
+    with paddle.amp.auto_cast(enable=False):
+        return multiply(a, b)
+
+
+def _plain(a: Array, b: Array) -> Array:
+    return matmul(a, b, transpose_y=True)
+
+
+def _by_parts(a: Array, b: Array) -> Array:
+    """As one product of numbers of 8 bits, which TF32 holds exactly.
+
+    A float32 is the sum of three such parts. Of the nine products of parts, the three smallest are below its
+    rounding; the six others lie in one inner dimension, the small ones first, so that their sum runs in
+    float32 and loses least.
+    """
+    a0, a1, a2 = _parts(a)
+    b0, b1, b2 = _parts(b)
+    a = concat([a2, a1, a0, a1, a0, a0], axis=2)
+    return matmul(a, concat([b0, b1, b2, b0, b1, b0], axis=2), transpose_y=True)
+
+
+def _parts(x: Array) -> tuple[Array, Array, Array]:
+    first = x.astype(bfloat16).astype(float32)
+    rest = x - first
+    second = rest.astype(bfloat16).astype(float32)
+    return first, second, rest - second

@@ -1,0 +1,54 @@
+"""Arrays that are made once and used again, up to so many bytes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+__all__ = ["Shelf"]
+
+#: what an array takes beside its numbers, about
+_OBJECT = 512
+
+
+class Shelf:
+    """Holds arrays by key, at most ``limit`` bytes of them; the oldest go first.
+
+    Threads may share one, and must not write into what they share. On a GPU the key must name the stream: the
+    numbers of an array may not be there yet for another one.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._held: dict[Any, tuple[Any, int]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Any) -> Any:
+        """What was put there, or None."""
+        found = self._held.get(key)
+        return None if found is None else found[0]
+
+    def put(self, key: Any, array: Any, size: int) -> Any:
+        """Keep ``array``, of ``size`` bytes, and return it; or return what another thread has put there."""
+        size += _OBJECT
+        with self._lock:
+            found = self._held.get(key)
+            if found is not None:
+                return found[0]
+            if size > self.limit:
+                return array
+            while self.size + size > self.limit:
+                oldest = next(iter(self._held))
+                self.size -= self._held.pop(oldest)[1]
+            self._held[key] = array, size
+            self.size += size
+        return array
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()
+            self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._held)

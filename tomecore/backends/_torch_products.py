@@ -1,0 +1,103 @@
+"""Products of PyTorch in the precision of their dtype, whatever autocast and other settings allow."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from tomecore.backends import Array
+
+__all__ = ["matmul", "products", "reduced"]
+
+#: PyTorch 2.9 knows a precision for each library; before, there is one for all.
+_BY_LIBRARY = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+#: environment variables of the libraries below PyTorch, which it does not know of
+_TF32 = os.environ.get("NVIDIA_TF32_OVERRIDE")
+_ONEDNN = os.environ.get(
+    "ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "STRICT")
+)
+
+_TOP_BITS = -(2**16)  # of a float32: its sign, its exponent and 7 bits behind the first
+
+
+def reduced(kind: str) -> bool:
+    """Whether products of float32 may be computed in less on such a device.
+
+    ``torch.set_float32_matmul_precision("high")`` and ``torch.backends.cuda.matmul.allow_tf32`` allow
+    TF32, which keeps 11 of the 24 bits of each number; "medium" allows bfloat16 on some CPUs, which keeps 8.
+    """
+    if kind == "cuda" and _TF32 in ("0", "1"):
+        return _TF32 == "1"
+    if kind == "cpu" and _ONEDNN.upper() != "STRICT":
+        return True
+    if _BY_LIBRARY:
+        library = torch.backends.cuda if kind == "cuda" else torch.backends.mkldnn
+        return library.matmul.fp32_precision in ("tf32", "bf16")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+# What ``torch.compiler.assume_constant_result`` does, which imports all of Dynamo for it. A graph is compiled
+# anew when the setting changes.
+reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def products(a: Array, b: Array) -> Array:
+    """(B, s, D) and (B, t, D) -> (B, s, t): of each pair, in float32 if that is their dtype.
+
+    No setting is changed for it, because other threads would see that, and a compiled graph would not.
+    """
+    if a.dtype == torch.float32 and reduced(a.device.type) and not torch.onnx.is_in_onnx_export():
+        return _by_float64(a, b) if a.device.type == "cpu" else _by_parts(a, b)
+    return matmul(a, b.transpose(1, 2))
+
+
+def _by_float64(a: Array, b: Array) -> Array:
+    """On a CPU, where that takes twice as long."""
+    return matmul(a.double(), b.double().transpose(1, 2)).float()
+
+
+def _by_parts(a: Array, b: Array) -> Array:
+    """As one product of numbers of 8 bits, which TF32 and bfloat16 hold exactly.
+
+    A float32 is the sum of three such parts. Of the nine products of parts, the three smallest are below its
+    rounding; the six others lie in one inner dimension, the small ones first, so that their sum runs in
+    float32 and loses least.
+    """
+    a0, a1, a2 = _parts(a)
+    b0, b1, b2 = _parts(b)
+    a = torch.cat([a2, a1, a0, a1, a0, a0], 2)
+    b = torch.cat([b0, b1, b2, b0, b1, b0], 2)
+    return matmul(a, b.transpose(1, 2))
+
+
+def _parts(x: Array) -> tuple[Array, Array, Array]:
+    """By bits: a compiler may leave out casts that cancel, and fuse products that only round."""
+    first = _cut(x)
+    rest = x - first
+    second = _cut(rest)
+    return first, second, rest - second
+
+
+def _cut(x: Array) -> Array:
+    return (x.view(torch.int32) & _TOP_BITS).view(torch.float32)
+
+
+def matmul(a: Array, b: Array, /) -> Array:
+    """In the dtype of its arguments, under autocast too.
+
+    Batches of matrices go straight to their product: matmul looks around first.
+    """
+    product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
+    kind = a.device.type
+    if _knows_autocast(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return product(a, b)
+    return product(a, b)
+
+
+def _knows_autocast(kind: str) -> bool:
+    """False for "meta", and for other devices that :func:`torch.is_autocast_enabled` does not know."""
+    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot follow that question
+        return kind != "meta"
+    return torch.amp.is_autocast_available(kind)
