@@ -106,7 +106,9 @@ def _stream(place: Any) -> int | None:
         return None
     if place.is_cpu_place():
         return 0
-    if not place.is_gpu_place() or paddle.base.core.is_cuda_graph_capturing():
+    if not (place.is_gpu_place() and paddle.is_compiled_with_cuda()):
+        return None
+    if paddle.base.core.is_cuda_graph_capturing():
         return None
     core: Any = paddle.base.core
     stream = core._get_current_stream(place.gpu_device_id())
