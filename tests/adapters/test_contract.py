@@ -97,8 +97,13 @@ def test_a_bypassed_class_that_is_monkeypatched(case, monkeypatch):
     fw, model = case.fw, merging(case)
     for path in bypassed(case, model):
         *_, module = module_at(case.blocks(model)[1], path)
+        if type(module).__name__ == "Sequential":  # as the list of blocks is
+            continue
         with monkeypatch.context() as patched:
-            patched.setattr(type(module), "forward", lambda self, *args, **kwargs: args[0])
+            forward = type(module).forward
+            patched.setattr(
+                type(module), "forward", lambda *args, forward=forward, **kw: forward(*args, **kw)
+            )
             with pytest.raises(UnsupportedModelError, match="its class got another forward"):
                 fw.forward(model, case.images())
     assert np.isfinite(fw.forward(model, case.images())).all()

@@ -121,7 +121,7 @@ def test_the_size_of_a_pickled_block(plain):
     if plain.fw.name == "paddle":  # parameters of Paddle do not pickle by themselves
         size = lambda block: (
             len(vars(copy.deepcopy(block))["_tome"].blocks) if "_tome" in vars(block) else 0
-        )  # noqa: E731
+        )
         plain.fw.tome.apply_patch(model, r=1)
         twin = copy.deepcopy(model.blocks[3])
         assert [block for block in vars(twin)["_tome"].blocks if block is not None] == [twin]

@@ -31,7 +31,7 @@ def with_a_method(case, model):
 def patched(case, r):
     """(model, its tower, the output of its blocks in an order without the patch)."""
     model = case.model()
-    tower, tokens = with_a_method(case, model), twins(case, 16)
+    tower, tokens = with_a_method(case, model), twins(case, 32)
 
     def run(order):
         return case.fw.numpy(tower.run_blocks(case.fw.tensor(tokens), order))
@@ -53,8 +53,8 @@ def test_a_block_left_out(case, order):
     first = order[0]
     model, run, expected = patched(case, [0] * first + [16])
     close(run(order), expected[order])
-    there = case.prefix + 16
-    assert model.tome.tokens == [case.prefix + 32] * first + [there] * (4 - first)
+    there = case.prefix + 48
+    assert model.tome.tokens == [case.prefix + 64] * first + [there] * (4 - first)
     close(run((0, 1, 2, 3)), expected[0, 1, 2, 3])
 
 

@@ -44,7 +44,11 @@ class Merging(Swapped):
         call = None if tracing else config.passes.call.get(False)
         if call is not None:
             call.inside = True
-        output = super(Merging, self).__call__(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        called = super(Merging, self).__call__  # type: ignore[misc] # noqa: UP008
+        if tracing or "forward" not in self.__dict__:
+            output = called(*args, **kwargs)
+        else:
+            output = with_own_forward(config, self, called, args, kwargs)
         if not config.passes.reached.get(tracing):
             unreached(config, self, (*args, *kwargs.values()), tracing)
         if call is not None:
@@ -93,6 +97,18 @@ class Merging(Swapped):
             x = backend.xp.permute_dims(x, (1, 0, 2))
         x = hand_on(config, x, run, tracing, last)
         return (x,) if spec.returns_tuple else x
+
+
+def with_own_forward(
+    config: Config, block: Any, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a block that was given a forward of its own; merged tokens may be more than it can take."""
+    try:
+        return called(*args, **kwargs)
+    except Exception as error:
+        if not config.passes.reached.get(False):
+            unreached(config, block, (*args, *kwargs.values()), False, error)
+        raise
 
 
 def trimmed(

@@ -15,6 +15,10 @@ from tomecore.errors import ArgumentValueError, UnsupportedModelError
 __all__ = ["check_prefix", "embedded"]
 
 
+#: starts of names of methods that do not take part in a forward pass
+_UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_", "no_weight_decay")
+
+
 def embedded(config: Config, output: Array) -> None:
     """The patch embedding of the tower has run."""
     if not hasattr(output, "shape"):
@@ -96,7 +100,7 @@ def _replaced_method(config: Config) -> str | None:
     found = original_class(tower).__mro__
     for between in found[: found.index(cls)]:
         for name, value in vars(between).items():
-            ours = isinstance(value, types.FunctionType) and not name.startswith("__")
+            ours = isinstance(value, types.FunctionType) and not name.startswith(_UNRELATED)
             if ours and hasattr(cls, name) and not hasattr(config.host.module_class, name):
                 return name
     return None

@@ -104,8 +104,18 @@ def reach(config: Config, tracing: bool) -> None:
         config.passes.reached.mark(True)
 
 
-def unreached(config: Config, block: Any, args: tuple[Any, ...], tracing: bool) -> None:
-    """A block was called and its patched forward did not run: right where nothing merges."""
+def unreached(
+    config: Config,
+    block: Any,
+    args: tuple[Any, ...],
+    tracing: bool,
+    cause: Exception | None = None,
+) -> None:
+    """A block was called and its patched forward did not run: right where nothing merges.
+
+    Raises:
+        UnsupportedModelError: something would have merged, or had before; ``cause`` is what came of it.
+    """
     merged, index = False, vars(block)["_tome_index"]
     if not tracing:
         for array in args:
@@ -120,7 +130,7 @@ def unreached(config: Config, block: Any, args: tuple[Any, ...], tracing: bool) 
             f"{config.layers}[{index}] of {config.spec.family} has a forward of its own, which does not "
             "call the "
             f"one that merges. {CHANGED_WAY_OUT} A forward that calls the one it replaces works."
-        )
+        ) from cause
     if not tracing:
         config.passes.outcome.set(UNREACHED, False)
 
