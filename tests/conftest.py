@@ -23,6 +23,32 @@ from tomecore import backends
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast", action="store_true", help="of the models of tests/adapters, the plain ViTs only"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--fast``, leave out every test that got a case of another model than a plain ViT."""
+    if not config.getoption("fast"):
+        return
+    chosen = [item for item in items if all(is_plain(value) for value in parameters(item))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
+def parameters(item: pytest.Item) -> list[Any]:
+    """What a test is parametrised with, by its marks and by its fixtures."""
+    call = getattr(item, "callspec", None)
+    return list(call.params.values()) if call else []
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a parameter is no model case, or the case that the golden files describe."""
+    return type(value).__name__ != "Case" or value.golden is not None
+
+
 @pytest.fixture(params=LIBRARIES.values(), ids=repr)
 def library(request: pytest.FixtureRequest) -> Library:
     """Each array library in turn; NumPy's arrays are read-only."""

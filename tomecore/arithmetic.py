@@ -43,9 +43,10 @@ class LayerArithmetic:
 class Arithmetic:
     """Multiply-adds of one vision tower: matrix products and convolutions, of one image.
 
-    Not counted: norms, activations, softmax and other work per number, look-ups in tables, and the work
-    of merging itself (its product of keys is N/2 x N/2 x D for each layer that merges). What stands
-    around the tower, the language model or text tower behind it, is not counted either.
+    Not counted: norms, activations, softmax and other work per number, look-ups in tables, products that
+    look up or resize positions (0.2 % of a SigLIP 2 Base), and the work of merging itself (its product of
+    keys is N/2 x N/2 x D for each layer that merges). What stands around the tower, the language model or
+    text tower behind it, is not counted either.
 
     Args:
         layers: the blocks, in order.

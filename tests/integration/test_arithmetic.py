@@ -28,6 +28,10 @@ NOT_COUNTED = {
     "timm-rel-pos": (0.16, "a small network makes position biases, the same at any r"),
     "timm-rel-pos-post-norm": (0.16, "a small network makes position biases, the same at any r"),
     "timm-gemma4": (0.5, "positions are looked up by a product with one-hot rows"),
+    "transformers-siglip2": (
+        0.065,
+        "from 5.24 on positions are resized by a product: 0.2 % at 224",
+    ),
     "open_clip-all-tokens": (0.02, "the scores of pooling by attention"),
     "open_clip-cascade": (0.12, "the scores of pooling by attention, twice"),
     "open_clip-whole": (0.15, "the text tower"),

@@ -44,7 +44,8 @@ def count(config: Config, model: Any) -> Arithmetic:
     """The arithmetic of ``config``'s tower, with its patch embedding, below ``model``.
 
     What it does not see: a decoder behind the blocks is counted as if it saw one token. Small networks that
-    make position biases, the same for any number of tokens, are not counted.
+    make position biases, and products that look up or resize positions, are not counted: they
+    are the same for any r.
 
     Raises:
         UnsupportedModelError: see :func:`tomecore.arithmetic.arithmetic_of`.

@@ -21,6 +21,8 @@ _UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_",
 
 def embedded(config: Config, output: Array) -> None:
     """The patch embedding of the tower has run."""
+    if isinstance(output, tuple | list):  # the size of the grid may come with it
+        output = output[0]
     if not hasattr(output, "shape"):
         return
     tracing, shape = config.host.tracing(), tuple(output.shape)

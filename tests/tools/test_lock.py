@@ -1,0 +1,101 @@
+"""The locks hold every package that is required, and the README says which versions they hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+BUILD_ONLY = {"setuptools"}
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    spec: Any = importlib.util.spec_from_file_location("lock", ROOT / "tools" / "lock.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def required() -> set[str]:
+    """Every distribution that `make test` installs by name."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    names = set(re.findall(r'"([\w-]+)[>=]=[\d.]+"', project)) - BUILD_ONLY
+    for file in sorted((ROOT / "tests" / "integration").glob("requirements*.txt")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        names |= {re.split("[><=]", line)[0] for line in lines if line and line[0] != "#"}
+    return names
+
+
+def test_the_readme_is_up_to_date(tool: Any) -> None:
+    readme = tool.README.read_text(encoding="utf-8")
+    assert tool.updated(readme) == readme, "run tools/lock.py readme"
+
+
+def test_a_readme_behind_the_lock_is_noticed(tool: Any) -> None:
+    readme = tool.README.read_text(encoding="utf-8")
+    version = tool.locked("full")["torch"]
+    behind = readme.replace(f"| {version} |", "| 1.0 |")
+    assert behind != readme
+    assert tool.updated(behind) == readme
+
+
+def test_a_readme_without_the_markers_is_an_error(tool: Any) -> None:
+    with pytest.raises(SystemExit, match=r"README\.md has no '<!-- versions"):
+        tool.updated("# tomecore\n")
+
+
+def test_every_requirement_is_locked(tool: Any) -> None:
+    names = {tool.normal(name) for name in required()}
+    assert {"torch", "pytest", "peft", "paddle2onnx", "ruff"} <= names
+    assert names - tool.locked("full").keys() == set()
+
+
+@pytest.mark.parametrize("name", ["full", "bare"])
+def test_a_lock_keeps_to_the_oldest_allowed(tool: Any, name: str) -> None:
+    for distribution, version in tool.locked(name).items():
+        assert Version(version) >= Version(tool.floors().get(distribution, "0")), distribution
+
+
+@pytest.mark.parametrize("name", ["full", "bare"])
+def test_a_lock_is_what_the_tool_writes(tool: Any, name: str) -> None:
+    text = tool.path_of(name).read_text(encoding="utf-8")
+    head, body = text.splitlines()[:2], text.splitlines()[2:]
+    assert head[0] == "# CPython 3.11 on linux x86_64"
+    assert tool.lines_of(text) == body
+
+
+def test_the_bare_environment_has_the_oldest(tool: Any) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    floors, bare = tool.floors(), tool.locked("bare")
+    for name in ("torch", "numpy", "array-api-compat", "paddlepaddle"):
+        (pinned,) = re.findall(rf'"{name}==([\d.]+)', makefile)
+        assert pinned == bare[name]
+        assert pinned.startswith(floors[name])
+
+
+def test_the_lock_is_for_one_python(
+    tool: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "running", lambda: "CPython 3.11 on linux x86_64")
+    assert tool.constraint("full") == "-c locks/full.txt"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(tool, "running", lambda: "CPython 3.12 on linux x86_64")
+    assert tool.constraint("full") == ""
+    assert capsys.readouterr().err == (
+        "locks/full.txt is for CPython 3.11 on linux x86_64, this is CPython 3.12 on linux x86_64: "
+        "installing without a lock\n"
+    )
+
+
+@pytest.mark.parametrize("line", ["-e /home/me/a", "a @ file:///tmp/a.whl", "a>=1"])
+def test_only_versions_are_locked(tool: Any, line: str) -> None:
+    freeze = "# Editable install with no version control\nnumpy==2.4.6\ntorch==2.14.1+cpu\n"
+    assert tool.lines_of(freeze) == ["numpy==2.4.6", "torch==2.14.1+cpu"]
+    with pytest.raises(SystemExit, match=re.escape(f"takes name==version only, not {line}")):
+        tool.lines_of(f"{freeze}{line}\n")
