@@ -25,7 +25,7 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
-from tomecore.adapters._paddle_attention import FORMS, by_column
+from tomecore.adapters._paddle_attention import FORMS, form_of
 from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start
@@ -202,7 +202,7 @@ class PaddleHost(Host):
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
         # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
-        form = FORMS[by_column(q, bias, dropout)]
+        form = FORMS[form_of(q, bias, dropout)]
         return form(q, k, v, bias, dropout, scale)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:

@@ -142,19 +142,41 @@ def argmax(x: Array, axis: int) -> Array:
 
 def argsort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     """Stable, as in the standard; Paddle's default is not."""
-    return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
+    if _sorts_rows_apart(x):
+        return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
+    two = paddle.concat([x, x[:1]], axis=0)
+    return paddle.argsort(two, axis=axis, descending=descending, stable=stable)[:-1]
 
 
 def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    return paddle.sort(x, axis=axis, descending=descending, stable=stable)
+    if _sorts_rows_apart(x):
+        return paddle.sort(x, axis=axis, descending=descending, stable=stable)
+    two = paddle.concat([x, x[:1]], axis=0)
+    return paddle.sort(two, axis=axis, descending=descending, stable=stable)[:-1]
+
+
+@paddle.jit.not_to_static
+def _sorts_rows_apart(x: Array) -> bool:
+    """Whether Paddle sorts ``x`` (B, n) without waiting for the device.
+
+    One row alone it sorts by another routine on a GPU, which allocates memory, waits, and turns ties around
+    where it descends. In a static graph the number of rows is not known yet.
+    """
+    return len(x.shape) != 2 or x.shape[0] > 1 or place_of(x).is_cpu_place()
+
+
+def place_of(x: Array) -> Any:
+    """Where ``x`` is; in a static graph, Paddle's current device, for which kernels are chosen."""
+    return x.place if paddle.in_dynamic_mode() else paddle.framework._current_expected_place()
 
 
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
     """``keepdims``, which Paddle spells ``keepdim``.
 
-    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster.
+    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster on a CPU. Elsewhere it
+    would be a batch of B x N products.
     """
-    if len(x.shape) == 4 and axis == 2:
+    if len(x.shape) == 4 and axis == 2 and place_of(x).is_cpu_place():
         ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
         found = paddle.matmul(ones, x)
         return found if keepdims else found[:, :, 0]
