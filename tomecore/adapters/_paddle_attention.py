@@ -26,6 +26,7 @@ __all__ = [
     "with_key_column",
     "with_mask",
     "with_padded_column",
+    "with_products",
 ]
 
 #: what the width of a mask and of a head is a multiple of, for the fused kernels of a GPU
@@ -127,6 +128,18 @@ def with_padded_column(
     v = paddle.concat([v, *_zeros(v, extra)], axis=-1)
     y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, training=True)
     return y[:, :, :, :width]
+
+
+def with_products(
+    q: Array, k: Array, v: Array, bias: Array | None, dropout: Any, scale: float
+) -> Array:
+    """Attention by its definition, so that ``dropout``, a module, is called on the weights (B, H, n, N)."""
+    q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * scale, k, v))
+    scores = paddle.matmul(q, k, transpose_y=True)
+    if bias is not None:
+        scores = scores + bias.astype(q.dtype)
+    weights = dropout(nn.functional.softmax(scores))
+    return paddle.matmul(weights, v).transpose([0, 2, 1, 3])
 
 
 def _zeros(x: Array, width: int) -> list[Array]:

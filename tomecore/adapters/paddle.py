@@ -25,7 +25,7 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
-from tomecore.adapters._paddle_attention import FORMS, form_of
+from tomecore.adapters._paddle_attention import FORMS, form_of, with_products
 from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start
@@ -152,7 +152,20 @@ class PaddleHost(Host):
         return [*module._parameters, *module._buffers]
 
     def hooked(self, module: nn.Layer) -> bool:
-        return bool(module._forward_post_hooks or module._forward_pre_hooks)
+        """A hook that only looks at shapes is none: see :meth:`observed`."""
+        return any(not looks_only(hook) for hook in hooks_of(module))
+
+    @paddle.jit.not_to_static
+    def observed(self, module: nn.Layer, x: Array) -> None:
+        """Tell hooks that only look, as those of ``paddle.summary``, of a module that a half bypasses.
+
+        Args:
+            module: the attention that was not called.
+            x: (B, n, C) or (B, rows, C), of the shape of its output.
+        """
+        for hook in hooks_of(module):
+            if looks_only(hook):
+                hook(module, (x,), x)
 
     def tap(self, module: nn.Layer) -> Any:
         return module.register_forward_post_hook(_tap)
@@ -205,6 +218,12 @@ class PaddleHost(Host):
         form = FORMS[form_of(q, bias, dropout)]
         return form(q, k, v, bias, dropout, scale)
 
+    def attention_through(
+        self, dropout: Any, q: Array, k: Array, v: Array, bias: Array | None, *, scale: float
+    ) -> Array:
+        """The same without a fused kernel: the module ``dropout`` is called on the weights (B, H, n, N)."""
+        return with_products(q, k, v, bias, dropout, scale)
+
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return nn.functional.linear(x, weight, bias)
 
@@ -229,7 +248,7 @@ class PaddleHost(Host):
             paddle.set_cuda_rng_state(states[1])
 
     def queries_apart(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
-        if type(module) is not nn.Linear or "forward" in vars(module) or self.hooked(module):
+        if type(module) is not nn.Linear or "forward" in vars(module) or hooks_of(module):
             return None
         weight, bias, third = module.weight, module.bias, module.weight.shape[1] // 3
         if bias is None:
@@ -256,6 +275,16 @@ class PaddleHost(Host):
             forward = vars(module).get("forward")
         if getattr(forward, "__self__", None) is module:  # rollback leaves the patched method there
             del vars(module)["forward"]
+
+
+def hooks_of(module: nn.Layer) -> list[Any]:
+    """All that waits for the module's own forward."""
+    return [*module._forward_post_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def looks_only(hook: Any) -> bool:
+    """Whether a hook is Paddle's own, of ``paddle.summary``, which notes shapes and counts parameters."""
+    return getattr(hook, "__module__", None) == "paddle.hapi.model_summary"
 
 
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
