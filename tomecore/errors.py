@@ -14,6 +14,7 @@ __all__ = [
     "LostStateError",
     "NoForwardError",
     "NotPatchedError",
+    "StaleProgramWarning",
     "TomeError",
     "UnsupportedModelError",
 ]
@@ -49,3 +50,7 @@ class LostStateError(TomeError, RuntimeError):
 
 class ClampWarning(UserWarning):
     """``r`` asks a layer to merge more tokens than it can: at most half of those not protected."""
+
+
+class StaleProgramWarning(UserWarning):
+    """``r`` was changed after a graph around the patched model had been traced with the old one."""

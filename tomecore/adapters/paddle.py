@@ -26,6 +26,7 @@ from tomecore.adapters import _patch
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
 from tomecore.adapters._paddle_attention import FORMS, form_of, with_products
+from tomecore.adapters._paddle_programs import drop_others, drop_own, noted, watch_exports
 from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run, Start
@@ -186,6 +187,7 @@ class PaddleHost(Host):
 
     def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
         if tracing:
+            noted(config.tower)
             config.traced_run = run
         else:
             ride(x, "_tome_run", config, run)
@@ -259,16 +261,14 @@ class PaddleHost(Host):
         return paddle.ones(shape, dtype="float32").to(device)
 
     def changed(self, model: nn.Layer) -> None:
-        """Have programs that ``to_static`` made of the model traced again."""
-        try:
-            programs = getattr(vars(model).get("forward"), "program_cache", None)
-        except RuntimeError:  # of SOT, which asks each time
-            return
-        if programs is not None:
-            programs.clear()
+        """Have programs that ``to_static`` made of the model, or of what is around it, traced again."""
+        watch_exports()
+        drop_own(model)
+        drop_others(vars(model)["_tome"].tower, model, warn=True)
 
     def released(self, module: nn.Layer) -> None:
-        """Drop the program that ``to_static`` made of the patched module, or left in its place."""
+        """Drop the programs that ``to_static`` made of the patched module, or left in its place."""
+        drop_others(module, module, warn=False)
         forward: Any = vars(module).get("forward")
         if hasattr(forward, "rollback"):
             forward.rollback()

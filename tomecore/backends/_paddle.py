@@ -218,15 +218,42 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     """index_add on flat rows: 5 to 10 times faster than put_along_axis."""
     rows, width = base.shape[1], base.shape[2]
     base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
-    added = paddle.index_add(base, flat_rows(index, rows), 0, updates)
+    added = _added(base, flat_rows(index, rows), updates)
     return paddle.reshape(added, [-1, rows, width])
+
+
+def _added(base: Array, rows: Array, updates: Array) -> Array:
+    """``updates`` added to ``rows`` of ``base``, each (n, C) or (n,).
+
+    For ONNX by an operation that becomes ScatterElements: paddle2onnx aborts the process at ``index_add``,
+    and what ``scatter_nd_add`` becomes, ScatterND, loses updates in onnxruntime where several threads meet
+    in one row.
+    """
+    if paddle.in_dynamic_mode() or not exporting_onnx():
+        return paddle.index_add(base, rows, 0, updates)
+    if len(base.shape) == 2:
+        rows = paddle.expand(paddle.unsqueeze(rows, 1), [-1, base.shape[1]])
+    return paddle.put_along_axis(base, rows, updates, 0, reduce="add", broadcast=False)
+
+
+@paddle.jit.not_to_static
+def exporting_onnx() -> bool:
+    """Whether ``paddle.onnx.export`` is running; from the stack."""
+    if "paddle2onnx" not in sys.modules:
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "paddle2onnx":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def accumulate(base: Array, rows: Array, updates: Array) -> Array:
     """In place where nobody wants gradients: in Paddle the copy takes longer than the sum."""
     if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
         return paddle.index_add_(base, rows, 0, updates)
-    return paddle.index_add(base, rows, 0, updates)
+    return _added(base, rows, updates)
 
 
 def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
