@@ -68,6 +68,10 @@ __all__ = [
 ]
 
 _ARANGE_TAKES_DEVICE = "device" in inspect.signature(paddle.arange).parameters
+#: not public, but what Paddle's attention reads; the name without the last "_" knows no place in 3.3's graphs
+_current_place = getattr(
+    paddle.framework, "_current_expected_place_", paddle.framework._current_expected_place
+)
 _INTEGRAL = (paddle.int8, paddle.int16, paddle.int32, paddle.int64, paddle.uint8)
 _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
 
@@ -167,7 +171,7 @@ def _sorts_rows_apart(x: Array) -> bool:
 
 def place_of(x: Array) -> Any:
     """Where ``x`` is; in a static graph, Paddle's current device, for which kernels are chosen."""
-    return x.place if paddle.in_dynamic_mode() else paddle.framework._current_expected_place()
+    return x.place if paddle.in_dynamic_mode() else _current_place()
 
 
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
