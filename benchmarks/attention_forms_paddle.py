@@ -2,9 +2,9 @@
 
     python benchmarks/attention_forms_paddle.py --json benchmarks/results/attention-forms-paddle-cpu.json
 
-Times relative to attention without sizes, interleaved. ``by_column`` in
-``tomecore/adapters/_paddle_attention.py`` chooses by them; that both are the same function is tested in
-``tests/adapters/test_paddle_only.py``.
+Times relative to attention without sizes, interleaved. ``form_of`` in
+``tomecore/adapters/_paddle_attention.py`` chooses by them on a CPU; that both are the same function is
+tested in ``tests/adapters/test_paddle_only.py``.
 """
 
 from __future__ import annotations

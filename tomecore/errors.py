@@ -15,6 +15,7 @@ __all__ = [
     "LostStateError",
     "NoForwardError",
     "NotPatchedError",
+    "StaleProgramWarning",
     "TomeError",
     "UnsupportedModelError",
 ]
@@ -54,3 +55,7 @@ class ClampWarning(UserWarning):
 
 class InnerHookWarning(UserWarning):
     """A hook inside a block sees merged tokens, also within ``model.tome.all_tokens()``."""
+
+
+class StaleProgramWarning(UserWarning):
+    """``r`` was changed after a graph around the patched model had been traced with the old one."""

@@ -247,7 +247,7 @@ def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
         bias = bias + paddle.randn([2, 4, rows, 9], dtype="float64")
     columns = []
     by_column = forms.with_key_column
-    monkeypatch.setitem(forms.FORMS, True, lambda *a: columns.append(1) or by_column(*a))
+    monkeypatch.setitem(forms.FORMS, "key column", lambda *a: columns.append(1) or by_column(*a))
 
     def attended():
         for t in (q, k, v):
@@ -259,14 +259,14 @@ def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
 
     found = attended()
     assert len(columns) == (biased != "pairs")
-    monkeypatch.setattr(tome, "by_column", lambda *a: False)
+    monkeypatch.setattr(tome, "form_of", lambda *a: "mask")
     for ours, kernel in zip(found, attended(), strict=True):
         np.testing.assert_allclose(ours, kernel, rtol=1e-12, atol=1e-13)
     assert len(columns) == (biased != "pairs")
 
 
 def test_dropped_attention_weights_keep_the_mask(monkeypatch):
-    monkeypatch.setitem(forms.FORMS, True, None)
+    monkeypatch.setitem(forms.FORMS, "key column", None)
     q = paddle.randn([2, 9, 4, 8])
     bias = paddle.zeros([2, 1, 1, 9])
     assert tome.HOST.attention(q, q, q, bias, dropout=0.5, scale=0.3).shape == [2, 9, 4, 8]

@@ -117,6 +117,49 @@ def test_another_epsilon_is_told_though_float32_cannot_show_it() -> None:
     ) in str(found)
 
 
+def test_an_epsilon_that_shows_in_keys_only_is_no_fault_of_merging() -> None:
+    """In float32 it is too small to show in the outputs of blocks, and so with r=0."""
+    model_a, model_b = pair("float32", depth=4)
+    for block in model_b.blocks:
+        block.norm1._epsilon = 1e-5
+    assert parity.diagnose(model_a, model_b, images(3), r=0).agrees
+    text = message(model_a, model_b)
+    assert "They diverge at the keys of layer 0" in text
+    assert "another epsilon: blocks.0.norm1 has 1e-06 in a and 1e-05 in b" in cause(text)
+    assert (
+        "Also: with r=0 they agree on 2 images, but nothing has merged up to there: what differs is "
+        "too small to show in the outputs of blocks."
+    ) in text
+    assert "at fault" not in text
+
+
+def test_an_epsilon_that_shows_behind_a_merge_is_the_cause() -> None:
+    model_a, model_b = patched_pair("float32", depth=4)
+    model_b.blocks[2].norm1._epsilon = 4e-4
+    assert parity.diagnose(model_a, model_b, images(3), r=0).agrees
+    text = message(model_a, model_b, r=[0, 8, 8, 0])
+    assert "in layer 2, another epsilon: blocks.2.norm1 has 1e-06 in a and 0.0004 in b" in text
+    assert "another epsilon" in cause(text)
+    assert "with r=0 they agree on 2 images, where what differs may be too small to show" in text
+    assert "at fault" not in text
+
+
+def test_what_is_wrong_with_keys_before_any_merge_is_no_fault_of_merging() -> None:
+    """Though nothing is seen from outside: here, keys that one model computes otherwise."""
+    model_a, model_b = patched_pair(depth=4)
+    config, spec = config_of(model_b), config_of(model_b).spec
+
+    def attend(host: Any, block: Any, x: Any, bias: Any, given: Any) -> Any:
+        x, key = spec.attend(host, block, x, bias, given)
+        return x, key * 1.001
+
+    config.spec = dataclasses.replace(spec, attend=attend)
+    text = message(model_a, model_b)
+    assert "They diverge at the keys of layer 0" in text
+    assert "nothing has merged up to there" in text
+    assert "read what computes the keys of layer 0" in cause(text)
+
+
 def test_images_are_numbered_over_batches(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
         models[0].blocks[2].attn.qkv.weight.add_(0.3)

@@ -98,7 +98,8 @@ def group_mean(backend: Backend, rows: Array, run: Run, prefix: int) -> Array:
     xp = backend.xp
     rows = xp.astype(rows, compute_dtype(xp, rows.dtype), copy=False)
     source, sizes = run.source[:, prefix:] - prefix, run.sizes[:, prefix:]  # type: ignore[index]
-    weight = 1 / xp.take_along_axis(xp.where(sizes > 0, sizes, xp.ones_like(sizes)), source, axis=1)
+    ones = xp.ones_like(sizes)  # not 1: Paddle's static graphs divide it by an operation ONNX lacks
+    weight = xp.take_along_axis(ones / xp.where(sizes > 0, sizes, ones), source, axis=1)
     if run.valid is not None:
         weight = weight * run.valid[:, prefix:]
     rows_of_all = xp.astype(weight, rows.dtype)[:, :, None] * rows

@@ -25,7 +25,8 @@ from paddle.jit.sot import psdb
 from tomecore.adapters import _calls, _config, _contract, _patch, _prefix, _progress, _recompute
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, Projection
-from tomecore.adapters._paddle_attention import FORMS, by_column
+from tomecore.adapters._paddle_attention import FORMS, form_of, with_products
+from tomecore.adapters._paddle_programs import drop_others, drop_own, noted, watch_exports
 from tomecore.adapters._paddle_runs import ridden_on, ride
 from tomecore.adapters._spec import Spec
 from tomecore.adapters._state import Run
@@ -164,7 +165,20 @@ class PaddleHost(Host):
         return [*module._parameters, *module._buffers]
 
     def hooked(self, module: nn.Layer) -> bool:
-        return bool(module._forward_post_hooks or module._forward_pre_hooks)
+        """A hook that only looks at shapes is none: see :meth:`observed`."""
+        return any(not looks_only(hook) for hook in hooks_of(module))
+
+    @paddle.jit.not_to_static
+    def observed(self, module: nn.Layer, x: Array) -> None:
+        """Tell hooks that only look, as those of ``paddle.summary``, of a module that a half bypasses.
+
+        Args:
+            module: the attention that was not called.
+            x: (B, n, C) or (B, rows, C), of the shape of its output.
+        """
+        for hook in hooks_of(module):
+            if looks_only(hook):
+                hook(module, (x,), x)
 
     def hooked_by_user(self, module: nn.Layer) -> bool:
         hooks = (*module._forward_post_hooks.values(), *module._forward_pre_hooks.values())
@@ -197,6 +211,7 @@ class PaddleHost(Host):
 
     def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
         if tracing:
+            noted(config.tower)
             config.traced_run = run
         else:
             ride(x, "_tome_run", config, run)
@@ -225,8 +240,14 @@ class PaddleHost(Host):
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
         # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
-        form = FORMS[by_column(q, bias, dropout)]
+        form = FORMS[form_of(q, bias, dropout)]
         return form(q, k, v, bias, dropout, scale)
+
+    def attention_through(
+        self, dropout: Any, q: Array, k: Array, v: Array, bias: Array | None, *, scale: float
+    ) -> Array:
+        """The same without a fused kernel: the module ``dropout`` is called on the weights (B, H, n, N)."""
+        return with_products(q, k, v, bias, dropout, scale)
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return nn.functional.linear(x, weight, bias)
@@ -252,7 +273,7 @@ class PaddleHost(Host):
             paddle.set_cuda_rng_state(states[1])
 
     def queries_apart(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
-        if type(module) is not nn.Linear or "forward" in vars(module) or self.hooked(module):
+        if type(module) is not nn.Linear or "forward" in vars(module) or hooks_of(module):
             return None
         weight, bias, third = module.weight, module.bias, module.weight.shape[1] // 3
         if bias is None:
@@ -263,16 +284,14 @@ class PaddleHost(Host):
         return paddle.ones(shape, dtype="float32").to(device)
 
     def changed(self, model: nn.Layer) -> None:
-        """Have programs that ``to_static`` made of the model traced again."""
-        try:
-            programs = getattr(vars(model).get("forward"), "program_cache", None)
-        except RuntimeError:  # of SOT, which asks each time
-            return
-        if programs is not None:
-            programs.clear()
+        """Have programs that ``to_static`` made of the model, or of what is around it, traced again."""
+        watch_exports()
+        drop_own(model)
+        drop_others(vars(model)["_tome"].tower, model, warn=True)
 
     def released(self, module: nn.Layer) -> None:
-        """Drop the program that ``to_static`` made of the patched module, or left in its place."""
+        """Drop the programs that ``to_static`` made of the patched module, or left in its place."""
+        drop_others(module, module, warn=False)
         forward: Any = vars(module).get("forward")
         if hasattr(forward, "rollback"):
             forward.rollback()
@@ -294,6 +313,16 @@ class _Noting:
 
 def _is_ours(hook: Any) -> bool:
     return hook is _tap or isinstance(hook, _Noting)
+
+
+def hooks_of(module: nn.Layer) -> list[Any]:
+    """All that waits for the module's own forward."""
+    return [*module._forward_post_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def looks_only(hook: Any) -> bool:
+    """Whether a hook is Paddle's own, of ``paddle.summary``, which notes shapes and counts parameters."""
+    return getattr(hook, "__module__", None) == "paddle.hapi.model_summary"
 
 
 def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:

@@ -36,7 +36,7 @@ from paddle import (
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
 from tomecore.backends._paddle_memory import MEMORY
-from tomecore.backends._paddle_products import off_cpu, products
+from tomecore.backends._paddle_products import off_cpu, place_of, products
 from tomecore.backends._shelf import Shelf
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "mean",
     "ones_like",
     "permute_dims",
+    "place_of",
     "reshape",
     "sort",
     "sqrt",
@@ -156,18 +157,34 @@ def argmax(x: Array, axis: int) -> Array:
 
 def argsort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
     """Stable, as in the standard; Paddle's default is not."""
-    return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
+    if _sorts_rows_apart(x):
+        return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
+    two = paddle.concat([x, x[:1]], axis=0)
+    return paddle.argsort(two, axis=axis, descending=descending, stable=stable)[:-1]
 
 
 def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    return paddle.sort(x, axis=axis, descending=descending, stable=stable)
+    if _sorts_rows_apart(x):
+        return paddle.sort(x, axis=axis, descending=descending, stable=stable)
+    two = paddle.concat([x, x[:1]], axis=0)
+    return paddle.sort(two, axis=axis, descending=descending, stable=stable)[:-1]
+
+
+@paddle.jit.not_to_static
+def _sorts_rows_apart(x: Array) -> bool:
+    """Whether Paddle sorts ``x`` (B, n) without waiting for the device.
+
+    One row alone it sorts by another routine on a GPU, which allocates memory, waits, and turns ties around
+    where it descends. In a static graph the number of rows is not known yet.
+    """
+    return len(x.shape) != 2 or x.shape[0] > 1 or not off_cpu(x)
 
 
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
     """``keepdims``, which Paddle spells ``keepdim``.
 
-    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster on a CPU. On a GPU it
-    would round them to TF32.
+    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster on a CPU. Elsewhere it
+    would be a batch of B x N products, rounded to TF32.
     """
     if len(x.shape) == 4 and axis == 2 and not off_cpu(x):
         ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
@@ -211,15 +228,42 @@ def scatter_add(base: Array, index: Array, updates: Array) -> Array:
     """index_add on flat rows: 5 to 10 times faster than put_along_axis."""
     rows, width = base.shape[1], base.shape[2]
     base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
-    added = paddle.index_add(base, flat_rows(index, rows), 0, updates)
+    added = _added(base, flat_rows(index, rows), updates)
     return paddle.reshape(added, [-1, rows, width])
+
+
+def _added(base: Array, rows: Array, updates: Array) -> Array:
+    """``updates`` added to ``rows`` of ``base``, each (n, C) or (n,).
+
+    For ONNX by an operation that becomes ScatterElements: paddle2onnx aborts the process at ``index_add``,
+    and what ``scatter_nd_add`` becomes, ScatterND, loses updates in onnxruntime where several threads meet
+    in one row.
+    """
+    if paddle.in_dynamic_mode() or not exporting_onnx():
+        return paddle.index_add(base, rows, 0, updates)
+    if len(base.shape) == 2:
+        rows = paddle.expand(paddle.unsqueeze(rows, 1), [-1, base.shape[1]])
+    return paddle.put_along_axis(base, rows, updates, 0, reduce="add", broadcast=False)
+
+
+@paddle.jit.not_to_static
+def exporting_onnx() -> bool:
+    """Whether ``paddle.onnx.export`` is running; from the stack."""
+    if "paddle2onnx" not in sys.modules:
+        return False
+    frame = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == "paddle2onnx":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def accumulate(base: Array, rows: Array, updates: Array) -> Array:
     """In place where nobody wants gradients: in Paddle the copy takes longer than the sum."""
     if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
         return paddle.index_add_(base, rows, 0, updates)
-    return paddle.index_add(base, rows, 0, updates)
+    return _added(base, rows, updates)
 
 
 def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:

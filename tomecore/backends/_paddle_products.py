@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import paddle
 from paddle import bfloat16, concat, float32, matmul
 
 from tomecore.backends import Array
 
-__all__ = ["off_cpu", "products"]
+__all__ = ["off_cpu", "place_of", "products"]
+
+
+#: not public, but what Paddle's attention reads; the name without the last "_" knows no place in 3.3's graphs
+_current_place = getattr(
+    paddle.framework, "_current_expected_place_", paddle.framework._current_expected_place
+)
+
+
+def place_of(x: Array) -> Any:
+    """Where ``x`` is; in a static graph, Paddle's current device, for which kernels are chosen."""
+    return x.place if paddle.in_dynamic_mode() else _current_place()
 
 
 def off_cpu(x: Array) -> bool:
-    """Whether ``x`` is elsewhere; of a value in a static graph, whether new tensors would be."""
-    place = x.place if paddle.in_dynamic_mode() else paddle.framework._current_expected_place()
-    return not place.is_cpu_place()
+    """Whether ``x`` is elsewhere than on a CPU."""
+    return not place_of(x).is_cpu_place()
 
 
 def tf32() -> bool:

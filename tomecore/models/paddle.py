@@ -78,12 +78,21 @@ class Attention(nn.Layer):
         n, c = x.shape[1], x.shape[2]
         qkv = self.qkv(x).reshape([-1, n, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.unbind(axis=2)
+        attend = self._fused if isinstance(self.attn_drop, nn.Dropout) else self._by_products
+        return self.proj_drop(self.proj(attend(q, k, v).reshape([-1, n, c])))
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Flash kernels take no scale, so it is named only where it is not the default.
         own: dict[str, Any] = {} if self.scale == self.head_dim**-0.5 else {"scale": self.scale}
-        x = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q, k, v, dropout_p=self.attn_drop.p, training=self.training, **own
         )
-        return self.proj_drop(self.proj(x.reshape([-1, n, c])))
+
+    def _by_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """For what ``paddle.quantization`` puts around the dropout: it sees the attention weights."""
+        q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * self.scale, k, v))
+        weights = self.attn_drop(F.softmax(paddle.matmul(q, k, transpose_y=True)))
+        return paddle.matmul(weights, v).transpose([0, 2, 1, 3])
 
 
 class Mlp(nn.Layer):

@@ -39,25 +39,59 @@ def likely_causes(
     causes = _of_numbers(report, images, place) + _of_merging(
         report, place, model_a, model_b, tolerance
     )
-    remarks = []
-    if report is not None and place.half != "undecided":
-        few = images[:_FEW]
-        without = _run_again(model_a, model_b, few, tolerance)
-        if without is None:
-            remarks.append(f"with r=0 they agree on {len(few)} images, so merging is at fault")
-            causes += _of_attention(report, place, model_a, model_b, few, tolerance)
-        else:
-            remarks.append(f"with r=0, too, they diverge, at {without.where}")
     weights, remark = findings_of_weights(model_a, model_b)
-    if len(weights) != 1:
-        remarks.append(remark)
+    findings: list[Finding] = []
     if place.half not in ("schedule", "undecided"):
         where = _number(place, depth)
         findings = [*weights, *findings_of_modules(model_a, model_b)]
         findings = [finding for finding in findings if finding.layer <= where]
         findings.sort(key=lambda finding: where - finding.layer)
-        causes += [_located(finding, depth) for finding in findings]
+    differ = [_located(finding, depth) for finding in findings]
+    remarks = []
+    if report is not None and place.half != "undecided":
+        few = images[:_FEW]
+        without = _run_again(model_a, model_b, few, tolerance)
+        if without is None:
+            merged = _merged_before(report, place)
+            remarks.append(_agree_unmerged(len(few), merged, bool(differ)))
+            attention = _of_attention(report, place, model_a, model_b, few, tolerance)
+            # A setting that is seen to differ is likelier than a bias that is not seen to be missing.
+            seen = _other_attention(model_a, model_b)
+            differ = [*attention, *differ] if seen else [*differ, *attention]
+        else:
+            remarks.append(f"with r=0, too, they diverge, at {without.where}")
+    causes += differ
+    if len(weights) != 1:
+        remarks.append(remark)
     return tuple(causes) or (_unknown(place),), tuple(remarks)
+
+
+def _merged_before(report: Report, place: Place) -> bool:
+    """Whether anything has merged on the way to ``place``."""
+    first = min((layer.layer for layer in report.layers), default=None)
+    if first is None or place.half == "embedding":
+        return False
+    if place.layer is None or place.layer > first:
+        return True
+    return place.layer == first and place.half != "keys"
+
+
+def _agree_unmerged(images: int, merged: bool, differ: bool) -> str:
+    """What it says that the models agree with r=0."""
+    agree = f"with r=0 they agree on {images} images"
+    if not merged:
+        return (
+            f"{agree}, but nothing has merged up to there: what differs is too small to show in the "
+            "outputs of blocks"
+        )
+    if differ:
+        return f"{agree}, where what differs may be too small to show"
+    return f"{agree}, so merging is at fault"
+
+
+def _other_attention(model_a: Any, model_b: Any) -> bool:
+    a, b = patched_config(model_a, "model_a"), patched_config(model_b, "model_b")
+    return bool(a.prop_attn) != bool(b.prop_attn)
 
 
 def unseen(model_a: Any, model_b: Any) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tomecore.adapters._carry import merged_bias
@@ -16,6 +18,7 @@ __all__ = [
     "HiddenStates",
     "attend_by_parts",
     "attend_projected",
+    "attention_with",
     "carry_bias",
     "one_in_front",
     "position_bias",
@@ -41,8 +44,22 @@ def attend_by_parts(
     head_dim = qkv.shape[2] // (3 * heads)
     qkv = qkv.reshape([-1, tokens, 3, heads, head_dim])
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = host.attention(q, k, v, bias, dropout=dropout.p if attn.training else 0.0, scale=scale)
-    return y.reshape([-1, tokens, heads * head_dim]), k
+    y = attention_with(host, attn, dropout)(q, k, v, bias, scale=scale)
+    y = y.reshape([-1, tokens, heads * head_dim])
+    host.observed(attn, y)
+    return y, k
+
+
+def attention_with(host: Any, attn: Any, dropout: Any) -> Callable[..., Array]:
+    """The host's attention with the module's dropout, fused where that is a plain one.
+
+    What took its place is called on the attention weights, as in the library: ``paddle.quantization`` wraps
+    it in a quantiser or an observer of them.
+    """
+    rate = getattr(dropout, "p", None)
+    if rate is None:
+        return partial(host.attention_through, dropout)
+    return partial(host.attention, dropout=rate if attn.training else 0.0)
 
 
 def attend_projected(
@@ -55,7 +72,9 @@ def attend_projected(
     v = attn.v_proj(x).reshape([-1, tokens, heads, width])
     dropout = attn.dropout if attn.training else 0.0
     y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
-    return attn.out_proj(y.reshape([-1, tokens, heads * width])), k
+    y = attn.out_proj(y.reshape([-1, tokens, heads * width]))
+    host.observed(attn, y)
+    return y, k
 
 
 def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:

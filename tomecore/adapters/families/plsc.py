@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters._spec import Spec, Trim
-from tomecore.adapters.families._paddle import NORMS, attend_by_parts
-from tomecore.adapters.families._rows import attended, of_fused
+from tomecore.adapters.families._paddle import NORMS, attend_by_parts, attention_with
+from tomecore.adapters.families._rows import of_fused
 from tomecore.backends import Array
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
@@ -61,9 +61,10 @@ def attend_rows(
 ) -> Array:
     """What ``attend`` makes of the first ``rows`` tokens."""
     attn = block.attn
-    qkv = of_fused(host, attn, block.norm1(x), rows)
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    y = attended(host, qkv, bias, dropout=dropout, scale=attn.scale)
+    q, k, v = of_fused(host, attn, block.norm1(x), rows)
+    y = attention_with(host, attn, attn.attn_drop)(q, k, v, bias, scale=attn.scale)
+    y = y.reshape([-1, rows, y.shape[2] * y.shape[3]])
+    host.observed(attn, y)
     return x[:, :rows] + block.drop_path(attn.proj_drop(attn.proj(y)))
 
 
