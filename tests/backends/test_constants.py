@@ -99,6 +99,7 @@ def test_streams_of_paddle(monkeypatch):
     streams = {1: type("CUDAStream", (), {"cuda_stream": 55})}
     monkeypatch.setattr(core, "_get_current_stream", streams.__getitem__)
     monkeypatch.setattr(core, "is_cuda_graph_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(_paddle, "_HAS_STREAMS", True)
     assert _paddle._stream(Place("cpu")) == 0
     assert _paddle._stream(Place("gpu")) == 55
     assert _paddle._stream(Place("xpu")) is None

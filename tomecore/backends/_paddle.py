@@ -36,7 +36,8 @@ from paddle import (
 from tomecore.backends import Array, Backend
 from tomecore.backends._fused import match_and_merge
 from tomecore.backends._paddle_memory import MEMORY
-from tomecore.backends._paddle_products import off_cpu, place_of, products
+from tomecore.backends._paddle_products import off_cpu, products
+from tomecore.backends._paddle_products import place_of as place_of
 from tomecore.backends._shelf import Shelf
 
 __all__ = [
@@ -59,7 +60,6 @@ __all__ = [
     "mean",
     "ones_like",
     "permute_dims",
-    "place_of",
     "reshape",
     "sort",
     "sqrt",
@@ -71,6 +71,8 @@ __all__ = [
 ]
 
 _ARANGE_TAKES_DEVICE = "device" in inspect.signature(paddle.arange).parameters
+#: asked once: a Paddle without CUDA ends the process when it is asked for a stream
+_HAS_STREAMS = paddle.is_compiled_with_cuda()
 _INTEGRAL = (paddle.int8, paddle.int16, paddle.int32, paddle.int64, paddle.uint8)
 _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
 
@@ -107,7 +109,7 @@ def _stream(place: Any) -> int | None:
         return None
     if place.is_cpu_place():
         return 0
-    if not (place.is_gpu_place() and paddle.is_compiled_with_cuda()):
+    if not (place.is_gpu_place() and _HAS_STREAMS):
         return None
     if paddle.base.core.is_cuda_graph_capturing():
         return None
