@@ -57,6 +57,14 @@ def _unset_number(x: Array, number: int) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
 
+#: for libraries whose sum is not right everywhere
+one_hot_scatter_add = _standard.one_hot_scatter_add
+
+
+def _always(x: Array) -> bool:
+    return True
+
+
 def _unset_range(x: Array, start: int, stop: int, step: int) -> Array:
     raise NotImplementedError("replaced by the standard fallback in Backend.__post_init__")
 
@@ -76,6 +84,8 @@ class Backend:
             and gives up. Left out: ``scatter_add``.
         accumulate_2d: ``scatter_add`` for a ``base`` (B, n), which it may overwrite, and ``updates`` (B, r).
             Left out: ``scatter_add``.
+        accumulates: ``base -> bool``, whether ``accumulate`` is right here; else ``scatter_add`` is called.
+            Left out: it always is.
         scatter_max: as ``scatter_add``, with the maximum instead of the sum. Left out: a masked maximum.
         detach: cuts an array off from the library's gradients.
         device: the device of an array, in the form ``xp.arange(device=...)`` takes.
@@ -113,6 +123,7 @@ class Backend:
     every_second: Callable[[Array, int], Array] = _unset_number
     accumulate: Scatter | None = None
     accumulate_2d: Scatter | None = None
+    accumulates: Callable[[Array], bool] = _always
     permute: Callable[[Array, Array], Array] = _unset_pair
     products: Callable[[Array, Array], Array] = _unset_pair
     norm: Callable[[Array], Array] = _unset_one
@@ -152,7 +163,7 @@ class Backend:
         ``rows`` (B * r,) says which rows, and so does ``index`` (B, r), within each sample of
         ``num_slots`` = n rows.
         """
-        if self.accumulate is not None:
+        if self.accumulate is not None and self.accumulates(base):
             return self.accumulate(base, rows, updates)
         width = base.shape[1]
         base = self.xp.reshape(base, (-1, num_slots, width))

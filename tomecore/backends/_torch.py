@@ -13,7 +13,7 @@ import torch
 from array_api_compat.torch import *  # noqa: F403
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from tomecore.backends import Array, Backend
+from tomecore.backends import Array, Backend, one_hot_scatter_add
 from tomecore.backends._fused import match_and_merge
 from tomecore.backends._shelf import Shelf
 from tomecore.backends._torch_memory import memory
@@ -87,7 +87,11 @@ def _check_sums() -> None:
 
 
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
+    """On flat rows. For ONNX as a product: it knows ``index_add`` as ScatterND, and that of onnxruntime (1.32)
+    loses sums of several threads that meet in one row."""
     _check_sums()
+    if torch.onnx.is_in_onnx_export():
+        return _one_hot(base, index, updates)
     rows = flat_rows(index, base.shape[1])
     updates = updates.reshape(-1, base.shape[2])
     return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
@@ -236,6 +240,12 @@ def _device(x: Array) -> torch.device:
     return x.device
 
 
+def _accumulates(base: Array) -> bool:
+    return not torch.onnx.is_in_onnx_export()
+
+
+_one_hot = one_hot_scatter_add(sys.modules[__name__])
+
 BACKEND = Backend(
     "torch",
     sys.modules[__name__],
@@ -245,6 +255,7 @@ BACKEND = Backend(
     device=_device,
     accumulate=accumulate,
     accumulate_2d=accumulate_2d,
+    accumulates=_accumulates,
     max_rows=max_rows,
     argmax_rows=argmax_rows,
     norm=norm,

@@ -85,6 +85,18 @@ def test_onnx(name):
         close(run(x)[alike], model(x)[alike], 1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["timm-vit", "transformers-dinov2"])
+def test_onnx_has_no_sum_that_threads_lose(name):
+    """onnxruntime's ScatterND(reduction="add") is wrong where two threads meet in one row."""
+    model, x = kind_named(name).patched(r=8, depth=2).float(), images(2).float()
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=(BATCH,), verbose=False)
+    file = program.model_proto
+    nodes = [*file.graph.node, *(node for f in file.functions for node in f.node)]
+    summing = {node.op_type for node in nodes if any(a.name == "reduction" for a in node.attribute)}
+    assert summing <= {"ScatterElements"}
+
+
 class Slots(torch.nn.Module):
     def forward(self, keys):
         return tc.bipartite_soft_matching(keys, 5, protected=1).slots
