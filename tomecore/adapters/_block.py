@@ -15,7 +15,6 @@ from typing import Any
 from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
 from tomecore.adapters._progress import begin, check_symbolic, note, reach, resume, unreached
-from tomecore.adapters._spec import attributes, reaches
 from tomecore.adapters._state import Run
 from tomecore.adapters._swap import Swapped
 from tomecore.backends import Array
@@ -216,8 +215,8 @@ def attend_otherwise(
 
 def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
     """Raise unless the attention called the modules whose outputs are the keys, each once."""
-    spec = config.spec
-    modules = attributes(block, spec.key) if reaches(block, spec.key) else []
+    spec, contract = config.spec, config.contract()
+    modules = contract.modules_at(block, contract.key) or []
     same = len(tapped) == len(modules)
     for index, (module, _) in enumerate(tapped):
         same = same and module is modules[index]

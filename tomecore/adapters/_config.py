@@ -131,6 +131,8 @@ class Config:
     @property
     def blocks(self) -> list[Any]:
         """The blocks in order, None for those that are gone."""
+        if len(self._blocks) == self.num_layers:
+            return [reference() for reference in self._blocks.values()]
         return [self._block(index) for index in range(self.num_layers)]
 
     def _block(self, index: int) -> Any:

@@ -38,6 +38,8 @@ class Contract:
     def __init__(self, host: Host, spec: Spec, blocks: list[Any], trimmed: bool) -> None:
         self.host = host
         self.spec = spec
+        #: path of the modules whose outputs are the keys
+        self.key = tuple(spec.key.split(".")) if spec.key else ()
         self.forwards = _distinct(_forward(original_class(block)) for block in blocks)
         self.helpers = helper_methods(original_class(blocks[0]), host.module_class)
         self.children = _distinct(_child_names(host, block) for block in blocks)
@@ -70,14 +72,13 @@ class Contract:
         elif biased:
             noted = self.bypassed + self.bypassed_biased
         for path, forwards, children in noted:
-            try:
-                modules = attributes(block, path)
-            except AttributeError:
-                return f"{path} is no longer there"
+            modules = self.modules_at(block, path)
+            if modules is None:
+                return f"{'.'.join(path)} is no longer there"
             for module in modules:
                 reason = self._why_bypassed(module, forwards, children)
                 if reason is not None:
-                    return f"{path} ({type(module).__name__}) {reason}"
+                    return f"{'.'.join(path)} ({type(module).__name__}) {reason}"
         if trimmed:
             return spec.trim.refuse(attribute(block, spec.trim.attention))  # type: ignore[union-attr]
         if spec.bypasses:
@@ -107,11 +108,25 @@ class Contract:
     def called_otherwise(self, block: Any) -> str | None:
         """Path of the attention that gets the bias, if by now it runs another forward than it did."""
         for path, forwards, _ in self.called:
-            for module in attributes(block, path):
+            for module in self.modules_at(block, path) or ():
                 own = "forward" in module.__dict__
                 if own or not _among(_forward(type(module)), forwards):
-                    return path
+                    return ".".join(path)
         return None
+
+    def modules_at(self, block: Any, path: tuple[str, ...]) -> list[Any] | None:
+        """The modules at a path below ``block``, ``*`` being every child; None if it ends before."""
+        child, module = self.host.child, block
+        for depth, name in enumerate(path):
+            if name == "*":
+                found: list[Any] = []
+                for each in module:
+                    found += self.modules_at(each, path[depth + 1 :]) or ()
+                return found
+            module = child(module, name)
+            if module is None:
+                return None
+        return [module]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Contract:
         return self
@@ -123,11 +138,12 @@ class Contract:
 
 def _noted(
     host: Host, blocks: list[Any], path: str
-) -> tuple[str, tuple[Any, ...], tuple[Any, ...]]:
+) -> tuple[tuple[str, ...], tuple[Any, ...], tuple[Any, ...]]:
     """(path, forwards, children) of the modules at ``path`` below ``blocks``."""
     modules = [module for block in blocks for module in attributes(block, path)]
     forwards = _distinct(_forward(original_class(module)) for module in modules)
-    return path, forwards, _distinct(_child_names(host, module) for module in modules)
+    children = _distinct(_child_names(host, module) for module in modules)
+    return tuple(path.split(".")), forwards, children
 
 
 def _forward(cls: Any) -> Any:
@@ -143,6 +159,8 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _among(value: Any, known: tuple[Any, ...]) -> bool:
+    if value is known[0]:
+        return True
     return any(value is one for one in known)
 
 

@@ -72,6 +72,10 @@ class Host(ABC):
     def named_children(self, module: Any) -> Iterator[tuple[str, Any]]:
         """Direct submodules by name."""
 
+    def child(self, module: Any, name: str) -> Any:
+        """A direct submodule, or another attribute; None if there is none."""
+        return getattr(module, name, None)
+
     @abstractmethod
     def child_names(self, module: Any) -> tuple[str, ...]:
         """Names of the direct submodules, those that are None too."""

@@ -147,8 +147,11 @@ def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
     if call is not None:
         call.run = run
         config.passes.open.set(False, False)
-    newest = config.last_run()
-    if run.progress >= ((0, 0) if newest is None else newest.progress):
+    outcome = config.passes.outcome.get(False)
+    newest = None if outcome is None else outcome.run
+    if newest is not None and newest.entry is run.entry and run.blocks >= newest.blocks:
+        outcome.run = run
+    elif run.progress >= ((0, 0) if newest is None else newest.progress):
         config.passes.outcome.set(Outcome(run), False)
 
 

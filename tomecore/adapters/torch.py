@@ -151,6 +151,10 @@ class TorchHost(Host):
     def named_children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         return module.named_children()
 
+    def child(self, module: nn.Module, name: str) -> Any:
+        found = module._modules.get(name)  # without the detour of Module.__getattr__
+        return getattr(module, name, None) if found is None else found
+
     def child_names(self, module: nn.Module) -> tuple[str, ...]:
         return tuple(module._modules)
 

@@ -27,7 +27,7 @@ def tracing() -> bool:
     ``torch.compiler.is_compiling`` alone is also true while another thread does; what is traced without
     Dynamo runs under a dispatch mode, and these belong to a thread.
     """
-    if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return True
     return _get_current_dispatch_mode() is not None and torch.compiler.is_compiling()
 
@@ -87,7 +87,8 @@ def _check_sums() -> None:
 
 
 def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-    """On flat rows. For ONNX as a product: it knows ``index_add`` as ScatterND, and that of onnxruntime (1.32)
+    """On flat rows. For ONNX as a product: it knows ``index_add`` as ScatterND, and that of onnxruntime
+    (1.32)
     loses sums of several threads that meet in one row."""
     _check_sums()
     if torch.onnx.is_in_onnx_export():
