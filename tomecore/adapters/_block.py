@@ -16,7 +16,7 @@ from tomecore._plan import take_rows
 from tomecore.adapters._config import Config
 from tomecore.adapters._progress import begin, check_symbolic, note, reach, resume, unreached
 from tomecore.adapters._state import Run
-from tomecore.adapters._swap import Swapped
+from tomecore.adapters._swap import Swapped, own
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -36,13 +36,15 @@ class Merging(Swapped):
     _tome_last: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "_tome" not in self.__dict__:
+            return own(Merging, self, "__call__")(*args, **kwargs)
         config = self._tome
         config.host.run_as_is(True)
         tracing = config.host.tracing()
         config.passes.reached.set(False, tracing)
         call = None if tracing else config.passes.call.get(False)
         if call is not None:
-            call.inside = True
+            call.inside = self._tome_index
         called = super(Merging, self).__call__  # type: ignore[misc] # noqa: UP008
         if tracing or "forward" not in self.__dict__:
             output = called(*args, **kwargs)
@@ -51,10 +53,12 @@ class Merging(Swapped):
         if not config.passes.reached.get(tracing):
             unreached(config, self, (*args, *kwargs.values()), tracing)
         if call is not None:
-            call.inside = False
+            call.inside = None
         return output
 
     def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        if "_tome" not in self.__dict__:
+            return own(Merging, self, "forward")(x, *args, **kwargs)
         config = self._tome
         host, spec = config.host, config.spec
         host.run_as_is(True)
@@ -155,10 +159,10 @@ def attend(
     tapped: list[tuple[Any, Array]] = []
     taps.set(tapped, tracing)
     try:
-        if watched is None:
+        if watched is None and (tracing or config.contract().called_otherwise(block) is None):
             x = spec.attend(config.host, block, x, bias, given)
         else:
-            x = attend_otherwise(config, block, x, watched, given)
+            x = attend_otherwise(config, block, x, watched or (bias, always), given)
     finally:
         taps.set(None, tracing)
     check_keys(config, block, tapped)
@@ -185,11 +189,15 @@ def watched_bias(
     return found
 
 
+def always() -> bool:
+    return True
+
+
 def attend_otherwise(
     config: Config,
     block: Any,
     x: Array,
-    watched: tuple[Array, Callable[[], bool]],
+    watched: tuple[Array | None, Callable[[], bool]],
     given: dict[str, Any],
 ) -> Array:
     """The attention half by an attention that has another forward than at ``apply_patch``.

@@ -11,10 +11,14 @@ from typing import Any
 
 from tomecore.adapters._config import Config
 from tomecore.adapters._passes import TRACED, UNREACHED, Call, Outcome
-from tomecore.adapters._swap import Swapped
-from tomecore.errors import LostStateError
+from tomecore.adapters._swap import Swapped, own
+from tomecore.errors import LostStateError, TomeError
 
 __all__ = ["Watched", "check_finished"]
+
+
+#: what code behind the blocks raises that gets fewer tokens than it counts on
+_OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 class Watched(Swapped):
@@ -27,14 +31,15 @@ class Watched(Swapped):
     watches_methods = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "_tome" not in self.__dict__:
+            return own(Watched, self, "__call__")(*args, **kwargs)
         return within(self._tome, super().__call__, args, kwargs, True)  # type: ignore[misc]
 
     def _tome_within(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a public method of the class; ``function`` is bound."""
-        config = getattr(self, "_tome", None)
-        if config is None:  # while it is being copied
+        if "_tome" not in self.__dict__:
             return function(*args, **kwargs)
-        return within(config, function, args, kwargs, False)
+        return within(self._tome, function, args, kwargs, False)
 
 
 def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, whole: bool) -> Any:
@@ -96,14 +101,14 @@ def failed(config: Config, call: Call, error: BaseException) -> None:
         return
     run = call.run
     blocks = 0 if run is None else run.blocks
-    where = f"in block {blocks}" if call.inside else f"after {blocks} blocks"
+    where = f"after {blocks} blocks" if call.inside is None else f"in block {call.inside}"
     problem = (
         f"the last forward pass raised {type(error).__name__} {where} (of {config.num_layers}), so there are "
         "no results; run the model again"
     )
     config.passes.outcome.set(Outcome(None, problem), False)
-    known = isinstance(error, LostStateError) or not isinstance(error, Exception)
-    if run is None or known or call.inside or not (run.unfinished and config.restore):
+    known = isinstance(error, TomeError) or not isinstance(error, _OF_SHAPES)
+    if run is None or known or call.inside is not None or not (run.unfinished and config.restore):
         return
     try:
         check_finished(config, call, False)

@@ -7,7 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from types import FrameType
+from types import FrameType, NoneType
 from typing import Any, Literal
 
 from tomecore.adapters._spec import Spec
@@ -128,14 +128,27 @@ class Host(ABC):
     def kept(self, config: Any, x: Array, name: str) -> Any:
         """What ``x``, or the tensor that a checkpoint made it from, kept under ``name``; None if nothing."""
 
-    def in_checkpoint(self) -> bool:
-        """Whether this thread runs a region whose forward pass will be computed again, read from the
-        stack."""
+    #: modules of the framework whose functions run a region that will be computed again
+    checkpoints: tuple[str, ...] = ()
+    #: what a differentiable function of the user gets as its first argument; such functions may recompute
+    context_class: type = NoneType
+
+    def in_checkpoint(self, function: str = "forward") -> bool:
+        """Whether this thread runs a region that is, or will be, computed again; read from the stack.
+
+        Args:
+            function: name of the method of a differentiable function that runs the region: "forward" or
+                "backward".
+        """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            name = str(frame.f_globals.get("__name__"))
-            if "checkpoint" in name or "recompute" in name:
+            code = frame.f_code
+            if frame.f_globals.get("__name__") in self.checkpoints:
                 return True
+            if code.co_name == function and code.co_argcount:
+                first = frame.f_locals.get(code.co_varnames[0])
+                if isinstance(first, self.context_class):
+                    return True
             frame = frame.f_back
         return False
 

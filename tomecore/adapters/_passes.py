@@ -39,8 +39,8 @@ class Call:
         self.kwargs = kwargs
         #: what the last block that was reached handed on; None until a block is
         self.run: Run | None = None
-        #: whether a block of the tower is running; still set after an error inside it
-        self.inside = False
+        #: which block is running; still set after an error inside it
+        self.inside: int | None = None
 
     def arrays(self, array_class: type) -> list[Any]:
         """The arrays it was called with, those in lists and dictionaries too."""

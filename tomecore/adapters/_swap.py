@@ -13,7 +13,7 @@ from typing import Any
 
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["Swapped", "original_class", "swap", "swapped_class", "unswap"]
+__all__ = ["Swapped", "original_class", "own", "swap", "swapped_class", "unswap"]
 
 
 #: where the frameworks define what every module has
@@ -27,6 +27,9 @@ class Swapped:
     _tome_mixins: tuple[type, ...]
     #: whether the public methods of the class are wrapped, see :func:`watch_methods`
     watches_methods = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing of what the original does for its subclasses: it would register a class twice."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or a loaded pickle: the config meets the copies of its modules again."""
@@ -79,16 +82,17 @@ def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
 
 
 def watch_methods(cls: type, original: type) -> None:
-    """Have the public methods of ``original`` run within a call of the model, as its ``__call__`` does.
+    """Have the methods of ``original`` run within a call of the model, as its ``__call__`` does.
 
-    ``forward`` is not among them: static graphs convert its source, and modules are called, not forwarded.
+    In Paddle ``forward`` is not among them: static graphs convert its source.
     """
+    eager = not any(parent.__module__.startswith("paddle.") for parent in original.__mro__)
     for parent in original.__mro__:
         if parent.__module__ in _FRAMEWORKS:
             continue
         for name, function in vars(parent).items():
-            public = isinstance(function, types.FunctionType) and not name.startswith("_")
-            if public and name != "forward" and name not in vars(cls):
+            ours = isinstance(function, types.FunctionType) and not name.startswith(("__", "_tome"))
+            if ours and (name != "forward" or eager) and name not in vars(cls):
                 setattr(cls, name, watched(cls, name, getattr(original, name)))
 
 
@@ -97,9 +101,22 @@ def watched(cls: type, name: str, function: Any) -> Any:
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, cls):  # kept by somebody, and the patch was removed
+            return function(self, *args, **kwargs)
         return self._tome_within(getattr(super(cls, self), name), args, kwargs)
 
     return method
+
+
+def own(mixin: type, obj: Any, name: str) -> Any:
+    """The method of ``obj`` behind ``mixin``; of an object that is not patched, its own.
+
+    Somebody may hold a method of a patched object for longer than the patch, and ``type(obj)(...)`` makes an
+    object of the swapped class that was never patched.
+    """
+    if isinstance(obj, mixin):
+        return getattr(super(mixin, obj), name)
+    return getattr(type(obj), name).__get__(obj)
 
 
 def original_class(obj: Any) -> type:

@@ -143,6 +143,12 @@ class PaddleHost(Host):
     are, and compiles what is around them.
     """
 
+    checkpoints = (
+        "paddle.distributed.fleet.recompute.recompute",
+        "paddle.distributed.fleet.recompute.recompute_hybrid",
+    )
+    context_class = paddle.autograd.PyLayerContext
+
     def __init__(
         self, module: str, module_class: type, array_class: type, wrappers: dict[str, str]
     ) -> None:

@@ -145,6 +145,9 @@ class TorchHost(Host):
     with the activation.
     """
 
+    checkpoints = ("torch.utils.checkpoint",)
+    context_class = torch.autograd.function.FunctionCtx
+
     def backend(self) -> Backend:
         return BACKEND
 
@@ -193,8 +196,9 @@ class TorchHost(Host):
         return tracing()
 
     def recomputing(self) -> bool:
-        # Not public; tests pin that it is -1 exactly outside a backward pass.
-        return torch._C._current_graph_task_id() != -1
+        # Not public; tests pin that it is -1 exactly outside a backward pass. A hook in there may begin a
+        # forward pass of its own.
+        return torch._C._current_graph_task_id() != -1 and self.in_checkpoint("backward")
 
     def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
         x._tome_run = Rider(config, run)  # type: ignore[attr-defined]
