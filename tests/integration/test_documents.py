@@ -247,7 +247,7 @@ README = {
     "timm.create_model(": narrow_timm,
     "CLIPModel.from_pretrained": narrow_clip,
     "ViT_base_patch16_224(": narrow_paddleclas,
-    "tome.apply_patch(model, r=16, protected=None": None,  # a signature, held to the code below
+    "model, r=16, protected=None": None,  # a signature, held to the code below
     "tc.bipartite_soft_matching(": arrays,
     "parity.transfer_weights(": two_models,
 }
@@ -279,7 +279,7 @@ def test_the_signature_in_the_readme_is_the_real_one():
 
     import tomecore.adapters.torch as tome
 
-    (source,) = (s for _, s in readme_blocks() if "apply_patch(model, r=16, protected" in s)
+    (source,) = (s for _, s in readme_blocks() if "model, r=16, protected=None" in s)
     shown = re.findall(r"(\w+)=(\w+)", source)
     real = inspect.signature(tome.apply_patch).parameters
     assert {name for name, _ in shown} == set(real) - {"model"}

@@ -7,6 +7,7 @@ pass that stops before the last block, which hands all tokens back, is an error 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from tomecore.adapters._config import Config
@@ -18,7 +19,18 @@ __all__ = ["Watched", "check_finished"]
 
 
 #: what code behind the blocks raises that gets fewer tokens than it counts on
-_OF_SHAPES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+_OF_SHAPES = (RuntimeError, ValueError, IndexError, AssertionError)
+
+
+_STOPPED = (
+    "a forward pass of a patched {family} stopped{after}, with merged tokens: the last block of the list, "
+    "which "
+    "hands all tokens back, did not run. To read an earlier layer, run the whole model and take what the "
+    "block "
+    "hands on within model.tome.all_tokens(); to run fewer blocks, shorten the list and call apply_patch "
+    "again, "
+    "or set model.r = 0."
+)
 
 
 class Watched(Swapped):
@@ -29,6 +41,9 @@ class Watched(Swapped):
 
     _tome: Config
     watches_methods = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing of what a model does for its subclasses: it might enter them into a list by name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "_tome" not in self.__dict__:
@@ -51,15 +66,19 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
     config.host.run_as_is(False)
     tracing = config.host.tracing()
     outer = config.passes.call.get(tracing)
+    if tracing:
+        function = config.host.converted(function)
     if outer is not None:
+        begun = set(outer.open)
         output = function(*args, **kwargs)
         if whole:
-            check_finished(config, outer, tracing)
+            check_finished(config, outer, tracing, begun)
         return output
     call = Call(args, kwargs)
     config.passes.call.set(call, tracing)
     config.passes.open.set(False, tracing)
     config.passes.patches.set(None, tracing)
+    config.passes.closed.set(False, tracing)
     if tracing:
         try:
             output = function(*args, **kwargs)
@@ -70,6 +89,7 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
     try:
         output = function(*args, **kwargs)
         check_finished(config, call, tracing)
+        check_output(config, output)
     except BaseException as error:
         failed(config, call, error)
         raise
@@ -79,20 +99,38 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
     return output
 
 
-def check_finished(config: Config, call: Call, tracing: bool) -> None:
-    """Raise if the pass under way has merged tokens and its last block, which restores them, did not run."""
-    run = None if tracing else call.run
-    unfinished = run is not None and run.unfinished and config.restore
-    if not unfinished and not config.passes.open.get(tracing):
+def check_finished(config: Config, call: Call, tracing: bool, before: Collection[int] = ()) -> None:
+    """Raise if a pass has merged tokens and its last block, which restores them, did not run.
+
+    Args:
+        config: of the model.
+        call: the call under way.
+        tracing: whether a graph is built.
+        before: passes that were open when this part of the call began.
+    """
+    if not tracing and config.passes.closed.get(False):  # blocks were compiled, the last among them
+        call.open.clear()
+    left = [run for entry, run in call.open.items() if entry not in before]
+    if not (left and config.restore) and not config.passes.open.get(tracing):
         return
-    after = "" if run is None else f" after block {run.blocks - 1} of 0 to {config.num_layers - 1}"
+    after = f" after block {left[-1].blocks - 1} of 0 to {config.num_layers - 1}" if left else ""
     config.passes.open.set(False, tracing)
-    raise LostStateError(
-        f"a forward pass of a patched {config.spec.family} stopped{after}, with merged tokens: the last "
-        "block of the list, which hands all tokens back, did not run. To read an earlier layer, run the "
-        "whole model and take what the block hands on within model.tome.all_tokens(); to run fewer blocks, "
-        "shorten the list and call apply_patch again, or set model.r = 0."
-    )
+    raise LostStateError(_STOPPED.format(family=config.spec.family, after=after))
+
+
+def check_output(config: Config, output: Any) -> None:
+    """Raise if arrays come out that an inner block handed on, with merged tokens in them."""
+    host, axis = config.host, config.token_axis
+    several = output.values() if isinstance(output, dict) else output
+    for array in several if isinstance(output, list | tuple | dict) else (output,):
+        if not isinstance(array, host.array_class) or len(array.shape) != 3:  # type: ignore[attr-defined]
+            continue
+        run = host.read(config, array, False)
+        if run is None or not (run.unfinished and config.restore):
+            continue
+        if run.fits(array.shape[1 - axis], array.shape[axis], False):  # type: ignore[attr-defined]
+            after = f" after block {run.blocks - 1} in one of its outputs"
+            raise LostStateError(_STOPPED.format(family=config.spec.family, after=after))
 
 
 def failed(config: Config, call: Call, error: BaseException) -> None:
@@ -107,8 +145,8 @@ def failed(config: Config, call: Call, error: BaseException) -> None:
         "no results; run the model again"
     )
     config.passes.outcome.set(Outcome(None, problem), False)
-    known = isinstance(error, TomeError) or not isinstance(error, _OF_SHAPES)
-    if run is None or known or call.inside is not None or not (run.unfinished and config.restore):
+    known = isinstance(error, TomeError) or type(error) not in _OF_SHAPES
+    if known or call.inside is not None or not (call.open and config.restore):
         return
     try:
         check_finished(config, call, False)

@@ -84,10 +84,13 @@ class Config:
         #: all tokens of every layer are wanted; for hidden states; by ``model.tome.all_tokens()``
         self.dense, self.recording, self.dense_by_user = Switch(), Switch(), Switch()
         self.observer: Observer | None = None
-        self.traced_run: Run | None = None
+        #: the program of a static graph, and the run in it
+        self.traced_run: tuple[Any, Run] | None = None
         self._contract: Contract | None = None
         self._r: R = 0
         self._first: Step | None = chain([0] * len(blocks))
+        #: modules with a hook of tomecore
+        self.listening: list[Callable[[], Any]] = []
         #: what has run, and runs
         self.passes = Passes()
         #: the schedule and the number of tokens last checked for clamping; schedules already warned about
@@ -99,7 +102,7 @@ class Config:
         state = dict(vars(self))
         for name in ("_root", "_tower", "_looked", "_warned"):
             del state[name]
-        state.update(_blocks={}, traced_run=None, observer=None)
+        state.update(_blocks={}, listening=[], traced_run=None, observer=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -253,9 +256,10 @@ class Config:
         tower = self.tower
         if tower is None:
             raise LostStateError(
-                f"a patched block of {self.spec.family} runs without the model that it was patched in (it "
-                "was "
-                "copied or loaded by itself); call apply_patch on the model it belongs to now"
+                f"a patched block of {self.spec.family} runs without the model that it was patched in: "
+                "it was copied or loaded by itself. Call remove_patch on it, then apply_patch on the "
+                "model it "
+                "belongs to now"
             )
         blocks = list(attribute(tower, self.layers))
         if blocks != self.blocks:

@@ -16,13 +16,26 @@ from collections.abc import Iterable
 from typing import Any
 
 from tomecore.adapters._host import Host
-from tomecore.adapters._spec import Spec, attribute, attributes, helper_methods
+from tomecore.adapters._spec import (
+    Spec,
+    attribute,
+    attributes,
+    has_own_forward,
+    helper_methods,
+    replaced_forward,
+)
 from tomecore.adapters._swap import original_class
 
 __all__ = ["Contract"]
 
 #: children that a tool adds to a module without changing what the module computes
 _HARMLESS = ("parametrizations",)
+
+
+#: alternatives, of which one must be there
+Known = tuple[Any, ...]
+#: path below the block, forwards, names of children, helper methods
+Noted = tuple[tuple[str, ...], Known, Known, dict[str, Known]]
 
 
 class Contract:
@@ -41,7 +54,7 @@ class Contract:
         #: path of the modules whose outputs are the keys
         self.key = tuple(spec.key.split(".")) if spec.key else ()
         self.forwards = _distinct(_forward(original_class(block)) for block in blocks)
-        self.helpers = helper_methods(original_class(blocks[0]), host.module_class)
+        self.helpers = _helpers(host, blocks)
         self.children = _distinct(_child_names(host, block) for block in blocks)
         self.bypassed = tuple(_noted(host, blocks, path) for path in spec.bypasses)
         self.bypassed_biased = tuple(_noted(host, blocks, path) for path in spec.bypasses_biased)
@@ -61,9 +74,9 @@ class Contract:
         spec, cls = self.spec, getattr(block, "_tome_original", type(block))
         if not _among(cls.forward, self.forwards):
             return f"{cls.__qualname__}.forward was replaced after apply_patch"
-        for helper in self.helpers:
-            if helper in block.__dict__:
-                return f"{helper}() was replaced, and the merging forward does not call it"
+        for name, functions in self.helpers.items():
+            if name in block.__dict__ or not _among(getattr(cls, name, None), functions):
+                return f"{name}() was replaced, and the merging forward does not call it"
         if not _same_children(self.host, block, self.children):
             return "a child of the block was added or removed after apply_patch"
         noted = self.bypassed
@@ -71,12 +84,12 @@ class Contract:
             noted = self.bypassed_trimmed
         elif biased:
             noted = self.bypassed + self.bypassed_biased
-        for path, forwards, children in noted:
+        for path, forwards, children, helpers in noted:
             modules = self.modules_at(block, path)
             if modules is None:
                 return f"{'.'.join(path)} is no longer there"
             for module in modules:
-                reason = self._why_bypassed(module, forwards, children)
+                reason = self._why_bypassed(module, forwards, children, helpers)
                 if reason is not None:
                     return f"{'.'.join(path)} ({type(module).__name__}) {reason}"
         if trimmed:
@@ -86,7 +99,7 @@ class Contract:
         return None
 
     def _why_bypassed(
-        self, module: Any, forwards: tuple[Any, ...], children: tuple[Any, ...]
+        self, module: Any, forwards: Known, children: Known, helpers: dict[str, Known]
     ) -> str | None:
         """Why ``module``, whose forward the halves bypass, is no longer the one they stand for."""
         if not _among(_forward(type(module)), forwards):
@@ -94,10 +107,13 @@ class Contract:
                 "was replaced after apply_patch, or its class got another forward, which the merging forward "
                 "does not call"
             )
-        if "forward" in module.__dict__:  # vars() is more than Dynamo of torch 2.8 follows
+        if "forward" in module.__dict__ and has_own_forward(module):
             return "has a forward of its own, which the merging forward does not call"
         if not _same_children(self.host, module, children):
             return "got or lost children after apply_patch, and the merging forward calls those it knows"
+        for name, functions in helpers.items():
+            if name in module.__dict__ or not _among(getattr(type(module), name, None), functions):
+                return f"has another {name}(), which the merging forward does not call"
         if self.spec.hooked(self.host, module):
             return (
                 "has a forward hook, which the merging forward does not call; remove the hook, or hook the "
@@ -107,9 +123,9 @@ class Contract:
 
     def called_otherwise(self, block: Any) -> str | None:
         """Path of the attention that gets the bias, if by now it runs another forward than it did."""
-        for path, forwards, _ in self.called:
+        for path, forwards, *_ in self.called:
             for module in self.modules_at(block, path) or ():
-                own = "forward" in module.__dict__
+                own = "forward" in module.__dict__ and has_own_forward(module)
                 if own or not _among(_forward(type(module)), forwards):
                     return ".".join(path)
         return None
@@ -136,14 +152,25 @@ class Contract:
         return type(None), ()
 
 
-def _noted(
-    host: Host, blocks: list[Any], path: str
-) -> tuple[tuple[str, ...], tuple[Any, ...], tuple[Any, ...]]:
-    """(path, forwards, children) of the modules at ``path`` below ``blocks``."""
+def _noted(host: Host, blocks: list[Any], path: str) -> Noted:
+    """What is known of the modules at ``path`` below ``blocks``."""
     modules = [module for block in blocks for module in attributes(block, path)]
-    forwards = _distinct(_forward(original_class(module)) for module in modules)
+    forwards = _distinct(
+        _forward(original_class(module))
+        for module in modules
+        if replaced_forward(original_class(module)) is None
+    )
     children = _distinct(_child_names(host, module) for module in modules)
-    return tuple(path.split(".")), forwards, children
+    return tuple(path.split(".")), forwards, children, _helpers(host, modules)
+
+
+def _helpers(host: Host, modules: list[Any]) -> dict[str, Known]:
+    """Methods that the forwards of ``modules`` may call, by name: the functions they are."""
+    classes = _distinct(original_class(module) for module in modules)
+    names = dict.fromkeys(
+        name for cls in classes for name in helper_methods(cls, host.module_class)
+    )
+    return {name: _distinct(getattr(cls, name, None) for cls in classes) for name in names}
 
 
 def _forward(cls: Any) -> Any:
@@ -159,7 +186,7 @@ def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _among(value: Any, known: tuple[Any, ...]) -> bool:
-    if value is known[0]:
+    if known and value is known[0]:
         return True
     return any(value is one for one in known)
 

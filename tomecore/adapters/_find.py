@@ -11,10 +11,12 @@ from tomecore.adapters._spec import (
     Spec,
     attributes,
     defines_forward,
+    has_own_forward,
     helper_methods,
     matches,
     qualified_name,
     reaches,
+    replaced_forward,
 )
 from tomecore.adapters._swap import original_class
 from tomecore.adapters._verify import why_not
@@ -121,8 +123,18 @@ def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, w
             "register() "
             "(examples/custom_block.py)"
         )
+    for path in ("", *spec.bypasses) if known else ():
+        for module in attributes(block, path):
+            other_forward = replaced_forward(original_class(module), spec.replacers)
+            if other_forward is not None:
+                raise UnsupportedModelError(
+                    f"the forward of {where}{path and '.'}{path} ({original_class(module).__qualname__}) was "
+                    f"replaced by {other_forward}, which the merging forward does not call; put the "
+                    "library's "
+                    "own back, or describe yours by register() (examples/custom_block.py)"
+                )
     for path in ("", *spec.bypasses) if known else ("",):
-        if any("forward" in vars(module) for module in attributes(block, path)):
+        if any(has_own_forward(module) for module in attributes(block, path)):
             raise UnsupportedModelError(
                 f"{where}{path and '.'}{path} has a forward of its own instance, which merging would "
                 "bypass or be bypassed by (a wrapper such as accelerate's hooks, a monkeypatch, "

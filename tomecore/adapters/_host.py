@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from abc import ABC, abstractmethod
@@ -101,8 +102,12 @@ class Host(ABC):
         """Have the module's output put into ``taps``; returns a handle with ``remove()``."""
 
     @abstractmethod
-    def watch_output(self, module: Any, note: Callable[[Array], None]) -> None:
-        """Call ``note`` with each output of the module."""
+    def watch_output(self, module: Any, note: functools.partial[None]) -> None:
+        """Call ``note``, a function of the engine and its config, with each output of the module."""
+
+    @abstractmethod
+    def listened(self, module: Any, config: Any) -> bool:
+        """Whether the patch of ``config`` listens to the module by :meth:`watch_output`."""
 
     @abstractmethod
     def unhook(self, module: Any) -> None:
@@ -151,6 +156,10 @@ class Host(ABC):
                     return True
             frame = frame.f_back
         return False
+
+    def converted(self, function: Any) -> Any:
+        """``function`` as a graph that is being built needs it."""
+        return function
 
     def symbolic(self, x: Any) -> bool:
         """Whether ``x`` is no array but a stand-in of a tracer that cannot follow a merging block."""

@@ -50,7 +50,7 @@ def _copy(ref: weakref.ref[Any], name: str) -> Array:
             f"more; keep it in a variable: `y = block(x); y.{name}()`"
         )
     copy = getattr(type(x), name)(x)
-    for attribute in ("_tome_run", "_tome_start", "_tome_passes"):
+    for attribute in ("_tome_run", "_tome_passes"):
         if attribute in vars(x):
             setattr(copy, attribute, vars(x)[attribute])
     return copy

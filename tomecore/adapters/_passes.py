@@ -12,18 +12,19 @@ from typing import Any
 from tomecore.adapters._state import Run, Start, ThreadSlot, amounts
 from tomecore.errors import LostStateError
 
-__all__ = ["AMBIGUOUS", "MIXED", "TRACED", "UNREACHED", "Call", "Outcome", "Outstanding", "Passes"]
+__all__ = ["TRACED", "UNREACHED", "Call", "Outcome", "Outstanding", "Passes"]
 
-#: Sentinel: one tensor entered the first block under different schedules.
-MIXED = Start(None, every=False)
-
-AMBIGUOUS = (
+_AMBIGUOUS = (
     "the same {what} went through forward passes under different values of r, and a checkpointed region "
     "cannot "
     "tell which of them its backward pass belongs to. Give each forward pass a tensor of its own (a "
     "clone, for "
     "example), checkpoint the blocks or the model itself, or call backward() before r changes."
 )
+
+
+#: beginnings that are kept of passes that no backward pass has come for
+_MOST_STARTS = 64
 
 
 class Call:
@@ -39,6 +40,10 @@ class Call:
         self.kwargs = kwargs
         #: what the last block that was reached handed on; None until a block is
         self.run: Run | None = None
+        #: runs with merged tokens whose last block is to come, by the identity of their entry
+        self.open: dict[int, Run] = {}
+        #: shapes of what the patch embedding computed for the pass that began last
+        self.shapes: tuple[tuple[int, ...], ...] | None = None
         #: which block is running; still set after an error inside it
         self.inside: int | None = None
 
@@ -92,7 +97,9 @@ class Outstanding:
     def add(self, num_tokens: int, start: Start) -> None:
         """Note a pass of ``num_tokens`` tokens that began as ``start``."""
         key = _key(num_tokens, start)
-        for other in [k for k, count in self._counts.items() if count == 0]:
+        done = [k for k, count in self._counts.items() if count == 0]
+        oldest = list(self._counts)[: max(0, len(self._counts) - _MOST_STARTS)]
+        for other in {*done, *oldest}:
             del self._counts[other], self._starts[other]
         self._counts[key] = self._counts.get(key, 0) + 1
         self._starts[key] = start
@@ -108,7 +115,7 @@ class Outstanding:
         if not waiting:
             return None
         if len(waiting) > 1:
-            raise LostStateError(AMBIGUOUS.format(what=what))
+            raise LostStateError(_AMBIGUOUS.format(what=what))
         self._counts[waiting[0]] = max(0, self._counts[waiting[0]] - 1)
         return self._starts[waiting[0]]
 
@@ -138,6 +145,8 @@ class Passes:
         self.reached = ThreadSlot()
         #: whether compiled blocks have handed on merged tokens and the last, which restores, has not run
         self.open = ThreadSlot()
+        #: whether a compiled last block has run in the call that is under way
+        self.closed = ThreadSlot()
         #: shapes of what the patch embedding computed since the last pass began; None if it did not run
         self.patches = ThreadSlot()
         #: passes in checkpointed regions that were not recomputed yet

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 from tomecore._checks import whole_number
 from tomecore.adapters._block import Merging
 from tomecore.adapters._calls import Watched
 from tomecore.adapters._config import Config
-from tomecore.adapters._count import around
 from tomecore.adapters._find import find_tower
 from tomecore.adapters._handle import Handle
 from tomecore.adapters._host import Host, PropAttn
-from tomecore.adapters._prefix import embedded
+from tomecore.adapters._prefix import embedded, patch_embedding
 from tomecore.adapters._reduce import merge_tokens
-from tomecore.adapters._spec import Spec, attribute, attributes, matches, reaches
-from tomecore.adapters._swap import original_class, swap, unswap
+from tomecore.adapters._spec import Spec, attributes, matches
+from tomecore.adapters._swap import original_class, swap, swapped_class, unswap
 from tomecore.adapters._trim import why_not_trimmed
 from tomecore.errors import (
     ArgumentTypeError,
@@ -121,11 +121,35 @@ def patch(
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
     config.note_contract()
+    check_classes(config, model)
     if old is not None:  # but not released: a program that to_static made of the model stays one
         undo(old, model)
     install(config, model)
     host.changed(model)
     return model
+
+
+def check_classes(config: Config, model: Any) -> None:
+    """Make the classes that :func:`install` swaps in, before anything is changed.
+
+    Raises:
+        UnsupportedModelError: a class does not let itself be inherited from.
+    """
+    mixins = config.spec.mixins_of(config.tower)
+    wanted: list[tuple[Any, tuple[type, ...]]] = [(block, (Merging,)) for block in config.blocks]
+    if config.tower is not model:
+        wanted.append((config.tower, (Watched, *mixins)))
+    wanted.append((model, (Root, *(mixins if config.tower is model else ()))))
+    for module, added in wanted:
+        original = original_class(module)
+        try:
+            swapped_class(original, added)
+        except Exception as error:  # whatever a metaclass may raise
+            raise UnsupportedModelError(
+                f"{original.__qualname__} does not let a class inherit from it, which is how blocks are "
+                "patched "
+                f"({type(error).__name__}: {error}); the model is untouched"
+            ) from error
 
 
 def install(config: Config, model: Any) -> None:
@@ -141,26 +165,17 @@ def install(config: Config, model: Any) -> None:
             if id(module) not in tapped:  # blocks may share one
                 tapped.add(id(module))
                 host.tap(module)
+                config.listening.append(weakref.ref(module))
     mixins = spec.mixins_of(tower)
     vars(tower).update(_tome=config, _tome_tower=True)
     vars(model).update(_tome=config, _tome_root=True)
     if tower is not model:
         swap(tower, Watched, *mixins)
     swap(model, Root, *(mixins if tower is model else ()))
-    embedding = patch_embedding(host, spec, tower, model)
+    embedding = patch_embedding(config)
     if embedding is not None:
         host.watch_output(embedding, functools.partial(embedded, config))
-
-
-def patch_embedding(host: Host, spec: Spec, tower: Any, model: Any) -> Any:
-    """The module that computes the patches, below the tower or what holds it; None if it is not there."""
-    if not spec.patches:
-        return None
-    for module in around(host, tower, model):
-        if reaches(module, spec.patches):
-            found = attribute(module, spec.patches)
-            return found if isinstance(found, host.module_class) else None
-    return None
+        config.listening.append(weakref.ref(embedding))
 
 
 def check_protected(protected: Any) -> int | None:
@@ -231,6 +246,10 @@ def undo(config: Config, model: Any) -> list[Any]:
     modules = list({id(module): module for module in modules}.values())
     for outer in (model, *modules):
         for _, module in config.host.named_modules(outer):
+            config.host.unhook(module)
+    for reference in config.listening:  # those that were replaced since
+        module = reference()
+        if module is not None:
             config.host.unhook(module)
     for module in modules:
         unswap(module)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import types
+from typing import Any
 
 from tomecore.adapters._config import Config
+from tomecore.adapters._count import around
+from tomecore.adapters._spec import attribute, reaches
 from tomecore.adapters._state import Start, amounts
 from tomecore.adapters._swap import original_class
 from tomecore.adapters._trim import known
 from tomecore.backends import Array
 from tomecore.errors import ArgumentValueError, UnsupportedModelError
 
-__all__ = ["check_prefix", "embedded"]
+__all__ = ["check_prefix", "embedded", "patch_embedding"]
 
 
 #: starts of names of methods that do not take part in a forward pass
@@ -21,6 +24,8 @@ _UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_",
 
 def embedded(config: Config, output: Array) -> None:
     """The patch embedding of the tower has run."""
+    if config.host.symbolic(output):
+        return
     if isinstance(output, tuple | list):  # the size of the grid may come with it
         output = output[0]
     if not hasattr(output, "shape"):
@@ -55,37 +60,63 @@ def check_prefix(
             f"`protected` is {config.announced}, and the first block got {tokens} tokens; give the number of "
             "tokens in front of the patches, or 'auto'"
         )
-    if not shapes:
-        if config.announced is None and config.spec.patches:
-            check_tokens_made(config, tokens)
-        return
-    found = [_patches(shape, int(x.shape[2])) for shape in shapes]
-    if None in found or shapes[-1][0] != x.shape[1 - config.token_axis]:
-        return
-    patches = sum(found)  # type: ignore[arg-type]
-    if tokens - patches <= config.protected:
-        return
-    given = "" if config.announced is None else f" (protected={config.announced})"
-    raise UnsupportedModelError(
-        f"the first block got {tokens} tokens, of which {patches} are patches, so {tokens - patches} others "
-        f"are there; {config.protected} are known not to merge{given}, and the others would merge with "
-        "patches. "
-        f"Call apply_patch(model, protected={tokens - patches}) if they stand in front (prompts, registers, "
-        "more class tokens), or set model.r = 0."
-    )
+    found = [_patches(shape, int(x.shape[2])) for shape in shapes or ()]
+    same = bool(shapes) and shapes[-1][0] == x.shape[1 - config.token_axis]  # type: ignore[index]
+    patches = sum(found) if same and None not in found else None  # type: ignore[arg-type]
+    if patches is not None and tokens - patches > config.protected:
+        given = "" if config.announced is None else f" (protected={config.announced})"
+        raise UnsupportedModelError(
+            f"the first block got {tokens} tokens, of which {patches} are patches, so {tokens - patches} "
+            f"others are there; {config.protected} are known not to merge{given}, and the others would merge "
+            f"with patches. Call apply_patch(model, protected={tokens - patches}) if they stand in front "
+            "(prompts, registers, more class tokens), or set model.r = 0."
+        )
+    exact = patches is not None and tokens - patches == config.protected and len(found) == 1
+    if config.announced is None and not exact and config.spec.patches:
+        check_tokens_made(config, tokens)
 
 
 def check_tokens_made(config: Config, tokens: int) -> None:
-    """Raise if the tower computes its tokens otherwise than its family does, by methods of its own."""
+    """Raise if the tower computes its tokens otherwise than its family does.
+
+    Asked where the number of patches does not say what is in front of them: the embedding did not run, or
+    more than once, or patches were dropped.
+    """
+    reason = None
     replaced = _replaced_method(config)
-    if replaced is None:
+    if replaced is not None:
+        reason = f"the tower has another {replaced}() than its family"
+    elif config.passes.call.get(config.host.tracing()) is not None and _replaced_embedding(config):
+        reason = f"its patch embedding ({config.spec.patches}) was replaced"
+    if reason is None:
         return
     raise UnsupportedModelError(
-        f"the patch embedding of {config.spec.family} ({config.spec.patches}) did not run, and the tower "
-        f"has another {replaced}() than its family: how many of the {tokens} tokens stand in front of the "
-        "patches is unknown. Call apply_patch(model, protected=N) with their number (class, distillation "
-        "and register tokens, prompts), or set model.r = 0."
+        f"{reason}, and how many of the {tokens} tokens stand in front of the patches is unknown. Call "
+        "apply_patch(model, protected=N) with their number (class, distillation and register tokens, "
+        "prompts), or set model.r = 0."
     )
+
+
+def patch_embedding(config: Config) -> Any:
+    """The module that computes the patches, below the tower or what holds it; None if it is not there."""
+    path = config.spec.patches
+    if not path or config.root is None or config.tower is None:
+        return None
+    for module in around(config.host, config.tower, config.root):
+        if reaches(module, path):
+            found = attribute(module, path)
+            return found if isinstance(found, config.host.module_class) else None
+    return None
+
+
+def _replaced_embedding(config: Config) -> bool:
+    """Whether another module computes the patches than the one that is listened to."""
+    found = patch_embedding(config)
+    if found is not None:
+        return not config.host.listened(found, config)
+    first, dot, _ = config.spec.patches.partition(".")
+    modules = () if config.root is None else around(config.host, config.tower, config.root)
+    return bool(dot) and any(reaches(module, first) for module in modules)
 
 
 def _replaced_method(config: Config) -> str | None:

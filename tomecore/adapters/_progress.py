@@ -6,7 +6,6 @@ import itertools
 import warnings
 from typing import Any
 
-from tomecore.adapters._calls import check_finished
 from tomecore.adapters._config import CHANGED_WAY_OUT, Config
 from tomecore.adapters._passes import TRACED, UNREACHED, Outcome
 from tomecore.adapters._prefix import check_prefix
@@ -35,19 +34,18 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
         start = config.start(tokens, tracing)
     elif config.host.recomputing():
         start, number = restart(config, x, tokens, call), -1
-        config.host.keep(config, x, "_tome_start", start)
     else:
-        if call is not None:
-            check_finished(config, call, tracing)
         start, number = config.start(tokens, tracing), next(_numbers)
         remember(config, x, tokens, start, call)
         config.look(start.step, tokens)
         if start.every and config.dense_by_user.on(False):
             warn_of_inner_hooks(config)
-    embeddings = config.passes.patches.get(tracing)
+    shapes = config.passes.patches.get(tracing)
     config.passes.patches.set(None, tracing)
-    if index == 0:
-        check_prefix(config, embeddings, x, tokens, start)
+    if call is not None:
+        shapes = call.shapes = shapes or call.shapes
+    if number >= 0:  # a recomputed pass was looked at the first time
+        check_prefix(config, shapes, x, tokens, start)
     config.passes.open.set(False, tracing)
     entry = Entry(
         num_tokens=tokens,
@@ -142,10 +140,16 @@ def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
         config.passes.outcome.mark(TRACED)
         config.passes.open.set(unfinished, True)
         config.passes.open.mark(unfinished)
+        if last:
+            config.passes.closed.mark(True)
         return
     call = config.passes.call.get(False)
     if call is not None:
         call.run = run
+        if not run.unfinished or run.entry.number < 0:
+            call.open.pop(id(run.entry), None)
+        else:
+            call.open[id(run.entry)] = run
         config.passes.open.set(False, False)
     outcome = config.passes.outcome.get(False)
     newest = None if outcome is None else outcome.run

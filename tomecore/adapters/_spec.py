@@ -7,6 +7,7 @@ wrongly.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import types
 from collections.abc import Callable, Mapping
@@ -21,9 +22,11 @@ __all__ = [
     "attribute",
     "attributes",
     "defines_forward",
+    "has_own_forward",
     "helper_methods",
     "nothing",
     "qualified_name",
+    "replaced_forward",
 ]
 
 
@@ -134,6 +137,7 @@ class Spec:
         bypasses_biased: the same, where it does so only when it is given a bias.
         hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
             library may put hooks there that do nothing unless it is told to.
+        replacers: parts of names of modules that replace the forward of the block class, which is understood.
         patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
             (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
             prefix are tokens that nobody announced, see ``apply_patch(protected=)``.
@@ -172,6 +176,7 @@ class Spec:
     bypasses_biased: tuple[str, ...] = ()
     hooked: Callable[[Any, Any], bool] = has_hooks
     patches: str = ""
+    replacers: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = nothing
     refused: Mapping[str, str] = field(default_factory=dict)
     tower_mixin: type | None = None
@@ -272,6 +277,42 @@ def defines_forward(cls: type) -> type:
         if wrapped is None or wrapped is not vars(inherited)["forward"]:
             return owner
     return owners[-1] if owners else cls
+
+
+def has_own_forward(module: Any) -> bool:
+    """Whether an instance has another forward than its class; tools may leave the class's own there."""
+    own = module.__dict__.get("forward")
+    if own is None:
+        return False
+    function = getattr(own, "__func__", None)
+    if str(getattr(function, "__module__", "")).startswith("tomecore.adapters."):
+        return False  # of a patch that was removed: it calls the class's own
+    return getattr(own, "__self__", None) is not module or function not in [
+        vars(cls).get("forward") for cls in type(module).__mro__
+    ]
+
+
+def replaced_forward(cls: type, known: tuple[str, ...] = ()) -> str | None:
+    """Name of the function that somebody put in the place of the forward of ``cls``; None if nobody did.
+
+    Args:
+        cls: a class of modules.
+        known: starts of names of modules whose forwards are understood too.
+    """
+    owner = defines_forward(cls)
+    forward = inspect.unwrap(vars(owner).get("forward", object))
+    module = str(getattr(forward, "__module__", None))
+    if not isinstance(forward, types.FunctionType) or module == owner.__module__:
+        return None
+    if (
+        forward.__qualname__ == f"{owner.__qualname__}.forward"
+    ):  # the class goes by another module's name
+        return None
+    if module.partition(".")[0] == owner.__module__.partition(".")[0] or any(
+        k in module for k in known
+    ):
+        return None
+    return f"{module}.{forward.__qualname__}"
 
 
 def helper_methods(cls: type, base: type) -> tuple[str, ...]:

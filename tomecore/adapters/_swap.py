@@ -8,6 +8,7 @@ where they are. It is cached, so two patched blocks of one class still share a c
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from typing import Any
 
@@ -27,9 +28,6 @@ class Swapped:
     _tome_mixins: tuple[type, ...]
     #: whether the public methods of the class are wrapped, see :func:`watch_methods`
     watches_methods = False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Nothing of what the original does for its subclasses: it would register a class twice."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or a loaded pickle: the config meets the copies of its modules again."""
@@ -103,8 +101,10 @@ def watched(cls: type, name: str, function: Any) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(self, cls):  # kept by somebody, and the patch was removed
             return function(self, *args, **kwargs)
-        return self._tome_within(getattr(super(cls, self), name), args, kwargs)
+        patched: Any = self
+        return patched._tome_within(getattr(super(cls, self), name), args, kwargs)
 
+    method.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return method
 
 

@@ -120,7 +120,7 @@ class WatchedBias(torch.Tensor):
             if func in _RESHAPED and isinstance(found, torch.Tensor):
                 found = found.as_subclass(cls)
                 found._tome_used = bias._tome_used
-            else:
+            elif isinstance(found, torch.Tensor | tuple | list):  # and not a question, as dim() is
                 bias._tome_used.append(True)
         return found
 

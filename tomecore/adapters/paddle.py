@@ -13,8 +13,9 @@ attention, ``_paddle_runs.py`` how a run rides on an activation. The mechanism i
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -193,12 +194,16 @@ class PaddleHost(Host):
     def tap(self, module: nn.Layer) -> Any:
         return module.register_forward_post_hook(_tap)
 
+    def listened(self, module: nn.Layer, config: Any) -> bool:
+        hooks = module._forward_post_hooks.values()
+        return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
+
     def unhook(self, module: nn.Layer) -> None:
         hooks = module._forward_post_hooks
         for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
             del hooks[key]
 
-    def watch_output(self, module: nn.Layer, note: Callable[[Array], None]) -> None:
+    def watch_output(self, module: nn.Layer, note: functools.partial[None]) -> None:
         module.register_forward_post_hook(_Noting(note))  # type: ignore[arg-type]
 
     def tracing(self) -> bool:
@@ -218,14 +223,15 @@ class PaddleHost(Host):
     def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
         if tracing:
             noted(config.tower)
-            config.traced_run = run
+            config.traced_run = paddle.static.default_main_program(), run
         else:
             ride(x, "_tome_run", config, run)
 
     def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
         if tracing:
-            run, config.traced_run = config.traced_run, None
-            return run
+            parked, config.traced_run = config.traced_run, None
+            here = parked is not None and parked[0] is paddle.static.default_main_program()
+            return parked[1] if here else None  # another program cannot use its values
         run = ridden_on(x, "_tome_run", config)
         if run is not None and not paddle.is_grad_enabled():
             ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
@@ -254,6 +260,17 @@ class PaddleHost(Host):
     ) -> Array:
         """The same without a fused kernel: the module ``dropout`` is called on the weights (B, H, n, N)."""
         return with_products(q, k, v, bias, dropout, scale)
+
+    def dropout_rate(self, module: nn.Layer) -> float | None:
+        """What a plain dropout drops now; None where calling the module does, or may do, more than that."""
+        if type(module).__name__ == "Identity" and not self.hooked(module):
+            return 0.0
+        plain = type(module) is nn.Dropout and "forward" not in vars(module)
+        if not plain or self.hooked(module):
+            return None
+        if module.mode != "upscale_in_train" or module.axis is not None:
+            return None
+        return float(module.p) if module.training else 0.0
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return nn.functional.linear(x, weight, bias)
@@ -309,7 +326,7 @@ class PaddleHost(Host):
 class _Noting:
     """A hook that hands the output of a layer to a function."""
 
-    def __init__(self, note: Callable[[Array], None]) -> None:
+    def __init__(self, note: functools.partial[None]) -> None:
         self.note = note
 
     def __call__(self, module: nn.Layer, inputs: Any, output: Any) -> None:

@@ -12,6 +12,7 @@ attention. The mechanism is in ``_patch.py`` and ``_block.py``, the model famili
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -170,7 +171,8 @@ class TorchHost(Host):
 
     def hooked(self, module: nn.Module) -> bool:
         forward = module._forward_hooks or module._forward_pre_hooks
-        return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+        own = forward or module._backward_hooks or module._backward_pre_hooks
+        return bool(own) or _has_global_hooks()
 
     def hooked_by_user(self, module: nn.Module) -> bool:
         hooks = (
@@ -184,12 +186,16 @@ class TorchHost(Host):
     def tap(self, module: nn.Module) -> Any:
         return module.register_forward_hook(_tap)
 
+    def listened(self, module: nn.Module, config: Any) -> bool:
+        hooks = module._forward_hooks.values()
+        return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
+
     def unhook(self, module: nn.Module) -> None:
         hooks = module._forward_hooks
         for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
             del hooks[key]
 
-    def watch_output(self, module: nn.Module, note: Callable[[Array], None]) -> None:
+    def watch_output(self, module: nn.Module, note: functools.partial[None]) -> None:
         module.register_forward_hook(_Noting(note))
 
     def tracing(self) -> bool:
@@ -224,9 +230,7 @@ class TorchHost(Host):
         return isinstance(x, torch.fx.Proxy)
 
     def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
-        if tracing() or not rides():
-            return None
-        return watched(bias)
+        return None if tracing() else watched(bias)
 
     def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -278,10 +282,27 @@ class TorchHost(Host):
         return torch.ones(shape, device=device)
 
 
+def _has_global_hooks() -> bool:
+    """Hooks for all modules; not public, but where ``register_module_forward_hook`` puts them."""
+    of_all = torch.nn.modules.module
+    hooks = (
+        *of_all._global_forward_hooks.values(),
+        *of_all._global_forward_pre_hooks.values(),
+        *of_all._global_backward_hooks.values(),
+        *of_all._global_backward_pre_hooks.values(),
+    )
+    # those of torch itself count and name modules
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+
+
+#: modules whose hooks do not care how many tokens there are
+_PASSIVE = ("transformers.utils.output_capturing", "torch.nn.utils.")
+
+
 class _Noting:
     """A hook that hands the output of a module to a function."""
 
-    def __init__(self, note: Callable[[Array], None]) -> None:
+    def __init__(self, note: functools.partial[None]) -> None:
         self.note = note
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -293,10 +314,9 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _is_passive(hook: Any) -> bool:
-    """Whether a hook is tomecore's, or the recorder that transformers puts on its layers."""
-    return (
-        _is_ours(hook) or getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
-    )
+    """Whether a hook is tomecore's, a library's recorder, or one that computes weights."""
+    where = str(getattr(hook, "__module__", None) or type(hook).__module__)
+    return _is_ours(hook) or where.startswith(_PASSIVE)
 
 
 def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:

@@ -234,7 +234,7 @@ def _samples(index: Array) -> Array:
 
 
 def _detach(x: Array) -> Array:
-    return x.detach() if x.requires_grad else x
+    return x.detach() if x.requires_grad or tracing() else x
 
 
 def _device(x: Array) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from paddle_production.models import CLAS
 from tomecore.adapters import _paddle_programs
 from tomecore.adapters import paddle as tome
 from tomecore.backends import _paddle as backend
+
+#: where the test helpers are: the folders of tests, and of tests of real libraries
+PATHS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 #: kinds of model, traced before by to_static, and by opset 9, the default of paddle.onnx.export
 NAMES = [
@@ -32,8 +36,8 @@ def results():
         [sys.executable, str(Path(__file__).with_name("onnx_export.py")), *NAMES],
         capture_output=True,
         text=True,
-        env=None,
-        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*PATHS, *sys.path])},
+        cwd=PATHS[0],
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     return {line["name"]: line for line in lines}, done

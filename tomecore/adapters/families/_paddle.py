@@ -53,13 +53,13 @@ def attend_by_parts(
 def attention_with(host: Any, attn: Any, dropout: Any) -> Callable[..., Array]:
     """The host's attention with the module's dropout, fused where that is a plain one.
 
-    What took its place is called on the attention weights, as in the library: ``paddle.quantization`` wraps
-    it in a quantiser or an observer of them.
+    Anything else is called on the attention weights, as in the library: a quantiser, an observer, a dropout
+    with a hook or of another kind.
     """
-    rate = getattr(dropout, "p", None)
+    rate = host.dropout_rate(dropout)
     if rate is None:
         return partial(host.attention_through, dropout)
-    return partial(host.attention, dropout=rate if attn.training else 0.0)
+    return partial(host.attention, dropout=rate)
 
 
 def attend_projected(

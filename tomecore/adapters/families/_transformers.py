@@ -43,6 +43,7 @@ FLAGS = (
     "return_dict",
     "use_cache",
     "num_items_in_batch",
+    "interpolate_pos_encoding",
 )
 #: what layers that take a mask are called with, in order
 MASKED = ("attention_mask", *FLAGS)

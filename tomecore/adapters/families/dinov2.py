@@ -77,6 +77,8 @@ class Tower(Swapped):
     _tome: Config
 
     def forward_features_list(self, *args: Any, **kwargs: Any) -> Any:
+        if self._tome.merges_nothing():
+            return super().forward_features_list(*args, **kwargs)  # type: ignore[misc]
         raise UnsupportedModelError(
             "a patched DINOv2 was called with a list of images, which it puts into one sequence where "
             "tokens have no image of their own to merge in. Call it with one batch after the other, "

@@ -70,6 +70,7 @@ ENCODER_LAYER = Spec(
     arguments=("src_mask", "cache", "output_attentions"),
     accepts={"output_attentions": False},
     bypasses=("self_attn",),
+    replacers=("paddlenlp",),
 )
 
 CLIP = replace(
