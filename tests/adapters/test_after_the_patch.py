@@ -299,3 +299,34 @@ def test_an_embedding_that_was_replaced():
     model(TORCH.tensors())
     TORCH.fw.tome.remove_patch(model)
     assert not old._forward_hooks
+
+
+def test_another_mlp(plain):
+    """Put there after the patch: one that treats tokens by themselves has its effect, others are refused."""
+    fw, base = (
+        plain.fw,
+        torch.nn.Module if plain.fw.name == "torch" else __import__("paddle").nn.Layer,
+    )
+
+    class Around(base):
+        def __init__(self, inner, mixing):
+            super().__init__()
+            self.inner, self.mixing = inner, mixing
+
+        def forward(self, x):
+            y = 2 * self.inner(x)
+            return y + y.mean(1, keepdim=True) if self.mixing else y
+
+    model = plain.patched(r=8)
+    expected, mlp = fw.forward(model, plain.images()), model.blocks[2].mlp
+    model.blocks[2].mlp = Around(mlp, False)
+    assert not np.allclose(fw.forward(model, plain.images()), expected)
+    model.blocks[2].mlp = Around(mlp, True)
+    with pytest.raises(
+        UnsupportedModelError, match=r"mlp in blocks\[2\] .* depends on other tokens"
+    ):
+        fw.forward(model, plain.images())
+    model.r = 0
+    fw.forward(model, plain.images())
+    model.r, model.blocks[2].mlp = 8, mlp
+    assert np.array_equal(fw.forward(model, plain.images()), expected)

@@ -87,6 +87,8 @@ class Merging(Swapped):
             x = take_rows(backend, x, run.owners)
         bias = key_bias(config, run, x)
         config.check_block(self, biased=bias is not None)
+        if not tracing:
+            config.check_children(self, x)
         x, keys = attend(config, self, x, bias, given, tracing)
         if amount > 0:
             x, run = config.reduce(config, self, x, keys, run, amount)

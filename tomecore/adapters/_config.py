@@ -15,6 +15,7 @@ from tomecore.adapters._host import Host, PropAttn
 from tomecore.adapters._passes import Passes
 from tomecore.adapters._spec import Spec, attribute
 from tomecore.adapters._state import Run, Start, Step, Switch, amounts, chain
+from tomecore.adapters._verify import mixes_tokens
 from tomecore.backends import Array
 from tomecore.errors import ClampWarning, LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
@@ -96,11 +97,13 @@ class Config:
         #: the schedule and the number of tokens last checked for clamping; schedules already warned about
         self._looked: tuple[Step | None, int] = None, 0
         self._warned: set[tuple[int, ...]] = set()
+        #: modules put into blocks after the patch that treat tokens one by one
+        self._tried: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the modules, which meet the copy again by ``adopt``, and without what has run."""
         state = dict(vars(self))
-        for name in ("_root", "_tower", "_looked", "_warned"):
+        for name in ("_root", "_tower", "_looked", "_warned", "_tried"):
             del state[name]
         state.update(_blocks={}, listening=[], traced_run=None, observer=None)
         return state
@@ -108,7 +111,7 @@ class Config:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._root = self._tower = _nothing
-        self._looked, self._warned = (None, 0), set()
+        self._looked, self._warned, self._tried = (None, 0), set(), weakref.WeakSet()
 
     def adopt(self, module: Any) -> None:
         """Take a module of a copied or loaded model for the one it is a copy of."""
@@ -210,6 +213,20 @@ class Config:
             raise UnsupportedModelError(
                 f"{start}{self.where(block)} changed since apply_patch: {reason}. {CHANGED_WAY_OUT}"
             )
+
+    def check_children(self, block: Any, x: Array) -> None:
+        """Raise if a child that was put into the block since the patch mixes tokens, by a trial."""
+        for name, module in self.contract().unknown_children(block):
+            if module is None or module in self._tried or self.host.wraps(module):
+                continue
+            if mixes_tokens(self.host, module, x):
+                raise UnsupportedModelError(
+                    f"{name} in {self.where(block)} is a {type(module).__qualname__} since apply_patch, "
+                    "and what "
+                    "it computes of a token depends on other tokens, of which merging leaves fewer and in "
+                    f"another order. {CHANGED_WAY_OUT}"
+                )
+            self._tried.add(module)
 
     def where(self, block: Any) -> str:
         """A block's place and family, for messages."""

@@ -60,6 +60,15 @@ class Contract:
         self.bypassed_biased = tuple(_noted(host, blocks, path) for path in spec.bypasses_biased)
         path = spec.trim.attention if trimmed and spec.trim is not None else None
         self.bypassed_trimmed = () if path is None else (_noted(host, blocks[-1:], path),)
+        paths = (*spec.bypasses, *spec.bypasses_biased, spec.attention)
+        attending = {part.partition(".")[0] for part in paths}
+        #: classes of the children that must treat tokens one by one
+        self.classes = {
+            name: _distinct(type(host.child(block, name)) for block in blocks)
+            for names in self.children
+            for name in names
+            if name not in attending and attending != {""}
+        }
         #: the attention that the halves call as a module and give the bias to
         self.called = () if not spec.attention else (_noted(host, blocks, spec.attention),)
 
@@ -120,6 +129,15 @@ class Contract:
                 "modules inside it"
             )
         return None
+
+    def unknown_children(self, block: Any) -> list[tuple[str, Any]]:
+        """Children that must treat tokens one by one, and are of another class than at ``apply_patch``."""
+        child, found = self.host.child, []
+        for name, known in self.classes.items():
+            module = child(block, name)
+            if type(module) not in known:
+                found.append((name, module))
+        return found
 
     def called_otherwise(self, block: Any) -> str | None:
         """Path of the attention that gets the bias, if by now it runs another forward than it did."""

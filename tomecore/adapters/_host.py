@@ -219,6 +219,10 @@ class Host(ABC):
     def seeded(self, number: int) -> AbstractContextManager[None]:
         """Draw random numbers from this seed, and afterwards go on as before."""
 
+    def wraps(self, module: Any) -> bool:
+        """Whether ``module`` only wraps another one, compiled or sharded."""
+        return any(cls.__qualname__ in self.wrappers for cls in type(module).__mro__)
+
     def changed(self, model: Any) -> None:  # noqa: B027
         """Called when settings of a patched model changed, for graphs of it that know the old ones."""
 

@@ -17,7 +17,7 @@ from tomecore.adapters._spec import Spec, attributes
 from tomecore.adapters._swap import unswap
 from tomecore.backends import Array
 
-__all__ = ["why_not"]
+__all__ = ["mixes_tokens", "why_not"]
 
 #: far above rounding in float64, far below what a dropped norm or scale changes
 TOLERANCE = 1e-9
@@ -78,6 +78,10 @@ class Trial:
         with self.host.seeded(1):
             out: np.ndarray = self.host.numbers(self.spec.feed(self.block, self.array(y)))
         return out
+
+
+#: of a trial of one module; a square, for modules that lay tokens out
+_TRIED_TOKENS = 16
 
 
 def why_not(
@@ -216,3 +220,37 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     if a.shape != b.shape or not np.isfinite(a).all():
         return False
     return a.size == 0 or bool(np.abs(a - b).max() <= TOLERANCE * np.abs(b).max())
+
+
+def mixes_tokens(host: Host, module: Any, x: Array) -> bool:
+    """Whether what ``module`` computes of a token depends on other tokens, tried on a copy of it.
+
+    Args:
+        host: the framework.
+        module: a child of a block, which takes tokens (B, N, C).
+        x: tokens for the dtype, the device and the width.
+
+    Returns:
+        True only if a trial shows it; a module that cannot be copied, or does not take these tokens, shows
+        nothing.
+    """
+    xp = host.backend().xp
+    values = np.random.default_rng(0).standard_normal((2, _TRIED_TOKENS, int(x.shape[2])))
+    others = values.copy()
+    others[:, _TRIED_TOKENS // 2 :] += 1.0
+    try:
+        module = copy.deepcopy(module)
+        module.eval()
+        device = host.backend().device(x)
+        got = [
+            host.numbers(
+                xp.astype(module(xp.astype(xp.asarray(a, device=device), x.dtype)), xp.float64)
+            )
+            for a in (values, others)
+        ]
+    except Exception:  # whatever a stranger's module may raise; its own forward will say it
+        return False
+    here = slice(None, _TRIED_TOKENS // 2)
+    if got[0].shape != got[1].shape or got[0].shape[:2] != values.shape[:2]:
+        return False
+    return bool(np.abs(got[0][:, here] - got[1][:, here]).max() > 1e-3 * np.abs(got[0]).max())
