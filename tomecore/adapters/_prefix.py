@@ -26,7 +26,7 @@ def embedded(config: Config, output: Array) -> None:
     """The patch embedding of the tower has run."""
     if config.host.symbolic(output):
         return
-    if isinstance(output, tuple | list):  # the size of the grid may come with it
+    if isinstance(output, (tuple, list)):  # not a union: Dynamo of torch 2.8
         output = output[0]
     if not hasattr(output, "shape"):
         return
@@ -126,7 +126,7 @@ def _replaced_method(config: Config) -> str | None:
     if cls is None:
         return None
     for name, value in vars(tower).items():
-        if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
+        if isinstance(value, (types.FunctionType, types.MethodType)) and hasattr(cls, name):
             return name
     if config.passes.call.get(config.host.tracing()) is None:  # blocks called by hand
         return None
