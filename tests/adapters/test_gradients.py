@@ -244,10 +244,11 @@ def test_one_tensor_under_two_values_of_r(plain, reentrant):
     expected = fw.gradients(model, lambda: (region(x) ** 2).sum())
     assert_same(fw.gradients(model, lambda: loss(4)), expected)
     both = loss(4) + loss(8)
-    if fw.name == "torch":
-        with pytest.raises(LostStateError, match="under different values of r"):
+    copied = hasattr(type(x), "_new_shared_tensor")  # Paddle from 3.3.1 on
+    if fw.name == "torch" or (reentrant and not copied):
+        with pytest.raises((LostStateError, OSError), match="under different values of r"):
             both.backward()
-    elif reentrant:  # Paddle copies the tensor, and each copy knows its pass
+    elif reentrant:  # each copy of the tensor knows its pass
 
         def directly(r):
             model.r = r
