@@ -83,7 +83,7 @@ def test_a_forward_pass_within_a_backward_pass(plain):
     fw, model = plain.fw, plain.patched(r=8)
     model(plain.tensors())
     model.r = 2
-    expected, got = fw.forward(model, plain.images(seed=1)), []
+    expected, got = fw.forward(plain.patched(r=2), plain.images(seed=1)), []
     weight = fw.tensor(np.ones(3))
     fw.require_gradient(weight)
     weight.register_hook(lambda gradient: got.append(fw.forward(model, plain.images(seed=1))))

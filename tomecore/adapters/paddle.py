@@ -216,7 +216,7 @@ class PaddleHost(Host):
             if frame.f_code.co_name in {"backward", "grad"} and str(
                 frame.f_globals.get("__name__")
             ).startswith("paddle."):
-                return True
+                return self.in_checkpoint("backward")  # a hook may begin a pass of its own
             frame = frame.f_back  # type: ignore[assignment]
         return False
 
