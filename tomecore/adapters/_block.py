@@ -64,8 +64,8 @@ class Merging(Swapped):
         host.run_as_is(True)
         tracing = host.tracing()
         reach(config, tracing)
-        if host.symbolic(x):
-            check_symbolic(config)
+        if host.symbolic(x) or not hasattr(x, "shape"):
+            check_symbolic(config, x)
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         index, last = -1 if tracing else self._tome_index, self._tome_last
         run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)

@@ -159,10 +159,15 @@ def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
         config.passes.outcome.set(Outcome(run), False)
 
 
-def check_symbolic(config: Config) -> None:
-    """Raise unless the original forward may run, for a tracer that cannot follow a merging block."""
+def check_symbolic(config: Config, x: Any) -> None:
+    """Raise unless the original forward may run; ``x`` is a tracer's stand-in, or a list of images."""
     if config.merges_nothing() and not config.trim_last:
         return
+    if not config.host.symbolic(x):
+        raise UnsupportedModelError(
+            f"a patched block of {config.spec.family} got a {type(x).__name__} in place of tokens (B, N, C). "
+            "Call the model with one batch after the other, or set model.r = 0."
+        )
     raise UnsupportedModelError(
         "torch.fx cannot follow a block that merges tokens, because its graph knows no token counts. Use "
         "torch.export or torch.compile, hooks on the blocks, or model.tome.all_tokens(); with model.r = 0 "

@@ -87,8 +87,13 @@ def test_chunks_and_dropped_attention_are_refused():
 
 
 def test_lists_of_crops_are_refused():
-    model, images = PLAIN.patched(), PLAIN.tensors()
+    model, images = PLAIN.patched(r=8), PLAIN.tensors()
     with pytest.raises(UnsupportedModelError, match="called with a list of images"):
+        model([images, images], masks=[None, None])
+    with pytest.raises(UnsupportedModelError, match="got a list in place of tokens"):
+        model.blocks[1]([images])
+    model.r = 0
+    with pytest.raises(AssertionError, match="xFormers"):  # the library's own forward runs
         model([images, images], masks=[None, None])
 
 

@@ -87,6 +87,9 @@ def test_the_forward_that_paddlenlp_puts_in_place(monkeypatch):
     case = case_named("paddlenlp-clip")
     expected = PADDLE.forward(case.patched(r=8), case.images())
     monkeypatch.setattr(nn.TransformerEncoderLayer, "forward", forward)
+    with pytest.raises(UnsupportedModelError, match=r"was replaced by vits\.test_paddle_nn"):
+        case.patched(r=8)
+    forward.__module__ = "paddlenlp.transformers.model_outputs"
     model = case.patched(r=8)
     assert np.array_equal(PADDLE.forward(model, case.images()), expected)
     x = case.entering(model, case.images())
