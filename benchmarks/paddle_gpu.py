@@ -102,6 +102,7 @@ class Merges:
     def __init__(self, model: Any, plans: list[tuple[np.ndarray, ...]] | None = None) -> None:
         self.settings = benchmark.config_of_patched(model)
         self.merge, self.settings.reduce = self.settings.reduce, self
+        self.settings.observer = self.observe
         self.given = plans
         self.plans: list[tuple[np.ndarray, ...]] = []
         self.found: list[Found] = []
@@ -112,11 +113,14 @@ class Merges:
     def keep(self, block: Any, args: Any, output: Any) -> None:
         self.blocks.append(output.astype("float64").numpy())
 
+    def observe(self, layer: int, key: Any, plan: MergePlan, sizes: Any, x: Any) -> None:
+        self.plan = plan  # which the run does not keep where kernels merged
+
     def __call__(
         self, config: Any, block: Any, x: Any, keys: Any, run: Any, amount: int
     ) -> tuple[Any, Any]:
         tokens, after = self.merge(config, block, x, keys, run, amount)
-        plan = after.trail.plan
+        plan = self.plan
         arrays = tuple(a.numpy() for a in (plan.kept, plan.merged, plan.into))
         key = matching_key(config, block, keys).numpy().astype("float64")
         self.found.append(held(arrays, key, x, run.sizes, tokens, after.sizes))

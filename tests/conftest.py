@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,14 @@ def clean_registry() -> Iterator[None]:
     for table, before in ((backends._known, known), (backends._by_type, by_type)):
         table.clear()
         table.update(before)
+
+
+@pytest.fixture(autouse=True)
+def gradients_of_paddle() -> None:
+    """Paddle leaves gradients off after an error in a recomputation, for every test that comes behind."""
+    paddle = sys.modules.get("paddle")
+    if paddle is not None:
+        paddle.set_grad_enabled(True)
 
 
 @functools.cache
