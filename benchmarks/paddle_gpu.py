@@ -293,7 +293,7 @@ def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray) -> n
 
 
 def items(bench: Bench, asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Found]]]:
-    """What is asked, in order: its name and the call."""
+    """The checks in order, each as a name and the call that runs it."""
     yield "machine", bench.machine
     for dtype in bench.dtypes:
         yield f"check attention {dtype}", partial(bench.attention, dtype)

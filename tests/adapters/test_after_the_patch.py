@@ -157,7 +157,7 @@ def test_a_class_that_knows_its_subclasses():
 
 
 def test_inner_tokens_among_the_outputs(plain):
-    """A model that collects what its blocks hand on would give merged tokens to its caller."""
+    """A model that collects its blocks' outputs would return merged tokens to its caller."""
 
     def forward_features(self, x):
         out = [self._embed(x)] if hasattr(self, "_embed") else []

@@ -205,7 +205,7 @@ def test_passes_that_cannot_be_told_apart(plain):
 
 @REENTRANT
 def test_crops_of_several_sizes_and_a_teacher(plain, reentrant):
-    """A schedule object gives each number of tokens another r, and nobody changed r."""
+    """A schedule object gives a different r for each number of tokens, though r was not changed."""
     fw, model = plain.fw, in_training(plain, r=lambda layers, tokens, protected: [tokens // 8])
 
     def gradients(checkpointed):

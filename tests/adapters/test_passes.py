@@ -59,7 +59,7 @@ def test_a_block_left_out(case, order):
 
 
 def test_the_last_block_left_out(case):
-    """Unless each block hands on all tokens, merged ones would come out."""
+    """The method would return merged tokens if its blocks did not return all of them."""
     model, run, expected = patched(case, [16])
     if case.dense:
         close(run((0, 1, 2)), expected[0, 1, 2])

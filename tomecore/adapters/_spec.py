@@ -140,7 +140,7 @@ class Spec:
         replacers: parts of names of modules that replace the forward of the block class, which is understood.
         patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
             (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
-            prefix are tokens that nobody announced, see ``apply_patch(protected=)``.
+            prefix are tokens that tomecore was not told about, see ``apply_patch(protected=)``.
         refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
         refused: names of the library's classes that merging would break -> why; only for the message,
             where no tower is found.
