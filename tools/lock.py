@@ -17,8 +17,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from readme import README, with_part
+
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS, README = ROOT / "locks", ROOT / "README.md"
+LOCKS = ROOT / "locks"
 BEGIN, END = "<!-- versions: tools/lock.py writes this -->\n", "<!-- versions: end -->\n"
 #: as the README calls it -> the distribution; in the order of the table
 SHOWN = {
@@ -114,14 +116,8 @@ def table() -> str:
 
 
 def updated(readme: str) -> str:
-    """``readme`` with the table of versions in its place."""
-    before, _, rest = readme.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(
-            f"README.md has no {BEGIN.strip()!r} ... {END.strip()!r}: put them where the table goes"
-        )
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    """``readme`` with the table in its place."""
+    return with_part(readme, BEGIN, table(), END)
 
 
 def main() -> None:

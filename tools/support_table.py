@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from readme import README, with_part
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore.adapters import Spec
 
-README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- supported: tools/support_table.py writes this -->\n", "<!-- supported: end -->\n"
 
 
@@ -43,13 +43,7 @@ def table() -> str:
 
 def updated(readme: str) -> str:
     """``readme`` with the table in its place."""
-    before, _, rest = readme.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        sys.exit(
-            f"README.md has no {BEGIN.strip()!r} ... {END.strip()!r}: put them where the table goes"
-        )
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return with_part(readme, BEGIN, table(), END)
 
 
 def main() -> None:

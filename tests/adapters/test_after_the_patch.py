@@ -330,3 +330,68 @@ def test_another_mlp(plain):
     fw.forward(model, plain.images())
     model.r, model.blocks[2].mlp = 8, mlp
     assert np.array_equal(fw.forward(model, plain.images()), expected)
+
+
+class Outside(torch.nn.Module):
+    """An MLP with something around it that takes only some numbers of tokens."""
+
+    def __init__(self, inner, arrange):
+        super().__init__()
+        self.inner, self.arrange = inner, arrange
+
+    def forward(self, x):
+        return self.inner(x) + self.arrange(x)
+
+
+def windows(x):
+    """Means over windows of 3 tokens: not of 16."""
+    return x.unflatten(1, (-1, 3)).mean(2, keepdim=True).expand(-1, -1, 3, -1).flatten(1, 2)
+
+
+def test_an_mlp_that_does_not_run_with_any_number_of_tokens():
+    """65 - 8 = 57 tokens are windows of 3; 16, with which it is tried first, are none."""
+    model = TORCH.patched(r=8)
+    model.blocks[0].mlp = Outside(model.blocks[0].mlp, windows)
+    with pytest.raises(UnsupportedModelError, match=r"mlp in blocks\[0\] .* other tokens"):
+        model(TORCH.tensors())
+
+
+def test_a_layer_that_does_not_run_alone():
+    """It takes what an earlier layer of the half noted, so it is tried inside the half."""
+
+    class Norm(torch.nn.Module):
+        def __init__(self, inner, noted):
+            super().__init__()
+            self.inner, self.noted = inner, noted
+
+        def forward(self, x):
+            self.noted["x"] = x
+            return self.inner(x)
+
+    class Late(torch.nn.Module):
+        def __init__(self, inner, noted, mixing):
+            super().__init__()
+            self.inner, self.noted, self.mixing = inner, noted, mixing
+
+        def forward(self, x):
+            seen = self.noted.pop("x")
+            return self.inner(x) + (seen.mean(1, keepdim=True) if self.mixing else seen)
+
+    for mixing in (False, True):
+        model, noted = TORCH.patched(r=8), {}
+        block = model.blocks[1]
+        block.norm2, block.mlp = Norm(block.norm2, noted), Late(block.mlp, noted, mixing)
+        if not mixing:
+            model(TORCH.tensors())
+            continue
+        with pytest.raises(UnsupportedModelError, match=r"mlp in blocks\[1\] .* other tokens"):
+            model(TORCH.tensors())
+
+
+def test_a_quantised_mlp():
+    """It has one scale for all tokens, which is no mixing of tokens."""
+    model = TORCH.patched(r=8).float()
+    mlp = torch.ao.quantization.quantize_dynamic(model.blocks[2].mlp, {torch.nn.Linear})
+    model.blocks[2].mlp = torch.nn.Sequential(mlp)
+    model(TORCH.tensors().float())
+    assert model.tome.tokens[2] == 65 - 3 * 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -15,27 +14,15 @@ import pytest
 import torch
 from bench_models import loaded, small
 from PIL import Image
+from scripts import load_script
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def script(name: str) -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec: Any = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
 
 def test_the_published_form_merges_the_same(rng: np.random.Generator) -> None:
     """The baseline is only fair if it does the same thing."""
-    published = script("published_form").published_form
+    published = load_script("benchmarks/published_form.py").published_form
     image = rng.normal(size=(2, 3, 32, 32))
     model = small("torch").double()
     ours = tomecore.adapters.torch.apply_patch(copy.deepcopy(model), r=3)
@@ -51,7 +38,7 @@ def test_the_published_form_merges_the_same(rng: np.random.Generator) -> None:
 
 
 def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = script("matrix")
+    matrix = load_script("benchmarks/matrix.py")
     assert len(matrix.FULL) == 90
     path = tmp_path / "cells.json"
     monkeypatch.setattr(matrix, "load", lambda name, resolution: loaded(name.partition(":")[0][:6]))
@@ -111,7 +98,7 @@ def test_the_matrix(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    core = script("core")
+    core = load_script("benchmarks/core.py")
     monkeypatch.setattr(core, "TOKENS", (19,))
     monkeypatch.setattr(core, "WIDTHS", (8,))
     path = tmp_path / "core.json"
@@ -129,7 +116,7 @@ def test_the_core_alone(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_forms_of_attention_are_written_as_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forms, path = script("attention_forms"), tmp_path / "new" / "forms.json"
+    forms, path = load_script("benchmarks/attention_forms.py"), tmp_path / "new" / "forms.json"
     shape = ["--tokens", "9", "--rounds", "1", "--dtype", "float32", "bfloat16"]
     forms.main([*shape, "--note", "a test", "--json", str(path)])
     printed = capsys.readouterr().out
@@ -150,7 +137,7 @@ def test_forms_of_attention_are_written_as_shown(
 def test_forms_of_attention_in_paddle(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forms, path = script("attention_forms_paddle"), tmp_path / "forms.json"
+    forms, path = load_script("benchmarks/attention_forms_paddle.py"), tmp_path / "forms.json"
     monkeypatch.setattr(forms, "SHAPES", [(1, 2, 5), (2, 1, 9)])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(

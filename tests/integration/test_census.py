@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import load_script
 
 from tomecore.adapters import torch as tome
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "census.py"
 
 EXPECTED = {
     "vit_small_patch14_reg4_dinov2.lvd142m": "right",
@@ -27,10 +23,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def census():
-    spec = importlib.util.spec_from_file_location("census", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/census.py")
 
 
 def test_what_is_counted(census):

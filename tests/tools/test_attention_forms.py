@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import statistics
@@ -10,22 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts import load_script
 from torch.nn.attention import SDPBackend
 
 from tomecore.adapters._torch_attention import attention_by_products
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "attention_forms.py"
 
 
-def imported():
-    spec = importlib.util.spec_from_file_location("attention_forms", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-script = imported()
+script = load_script("benchmarks/attention_forms.py")
 SIZED = [name for name in script.FORMS if name != "plain"]
 
 

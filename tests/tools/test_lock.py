@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.version import Version
+from scripts import load_script
 
 ROOT = Path(__file__).parents[2]
 BUILD_ONLY = {"setuptools"}
@@ -16,10 +16,7 @@ BUILD_ONLY = {"setuptools"}
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec: Any = importlib.util.spec_from_file_location("lock", ROOT / "tools" / "lock.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tools/lock.py")
 
 
 def required() -> set[str]:

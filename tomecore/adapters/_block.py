@@ -88,7 +88,7 @@ class Merging(Swapped):
         bias = key_bias(config, run, x)
         config.check_block(self, biased=bias is not None)
         if not tracing:
-            config.check_children(self, x)
+            config.check_children(self, x, run.width - amount)
         x, keys = attend(config, self, x, bias, given, tracing)
         if amount > 0:
             x, run = config.reduce(config, self, x, keys, run, amount)

@@ -214,12 +214,18 @@ class Config:
                 f"{start}{self.where(block)} changed since apply_patch: {reason}. {CHANGED_WAY_OUT}"
             )
 
-    def check_children(self, block: Any, x: Array) -> None:
-        """Raise if a child that was put into the block since the patch mixes tokens, by a trial."""
+    def check_children(self, block: Any, x: Array, left: int) -> None:
+        """Raise if a child that was put into the block since the patch mixes tokens, by a trial.
+
+        Args:
+            block: the block that is about to run.
+            x: (B, n, C), the tokens that enter it.
+            left: how many tokens it leaves.
+        """
         for name, module in self.contract().unknown_children(block):
             if module is None or module in self._tried or self.host.wraps(module):
                 continue
-            if mixes_tokens(self.host, module, x):
+            if mixes_tokens(self.host, self.spec, block, module, x, left):
                 raise UnsupportedModelError(
                     f"{name} in {self.where(block)} is a {type(module).__qualname__} since apply_patch, "
                     "and what "

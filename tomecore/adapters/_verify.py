@@ -7,6 +7,7 @@ copy of it, in float64, at several numbers of tokens. Specs that users register 
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,11 @@ class Trial:
 
 #: of a trial of one module; a square, for modules that lay tokens out
 _TRIED_TOKENS = 16
+#: share of a token's largest output by which others must change it to count as mixing: far above rounding
+_MIXING = 1e-3
+#: how much larger one of the unchanged tokens is: layers that quantise choose one scale for all tokens, and
+#: so have the same one whatever the others are
+_LARGE = 16.0
 
 
 def why_not(
@@ -222,35 +228,57 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return a.size == 0 or bool(np.abs(a - b).max() <= TOLERANCE * np.abs(b).max())
 
 
-def mixes_tokens(host: Host, module: Any, x: Array) -> bool:
+def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left: int) -> bool:
     """Whether what ``module`` computes of a token depends on other tokens, tried on a copy of it.
 
     Args:
         host: the framework.
-        module: a child of a block, which takes tokens (B, N, C).
-        x: tokens for the dtype, the device and the width.
+        spec: the family of the block.
+        block: the block that ``module`` is a child of.
+        module: called by the halves, most often with tokens (B, N, C).
+        x: (B, n, C), the tokens that enter the block; for the dtype, the device and the shape.
+        left: how many tokens the block leaves.
 
     Returns:
-        True only if a trial shows it; a module that cannot be copied, or does not take these tokens, shows
-        nothing.
+        True only if a trial shows it. A module that does not run alone (it takes another width, or more
+        arguments) is tried inside the MLP half, with as many tokens as it is about to get. If that raises,
+        so does the forward pass.
     """
-    xp = host.backend().xp
-    values = np.random.default_rng(0).standard_normal((2, _TRIED_TOKENS, int(x.shape[2])))
-    others = values.copy()
-    others[:, _TRIED_TOKENS // 2 :] += 1.0
     try:
-        module = copy.deepcopy(module)
-        module.eval()
-        device = host.backend().device(x)
-        got = [
+        alone = copy.deepcopy(module)
+        alone.eval()
+    except Exception:  # it cannot be copied, so it cannot be tried without side effects
+        return False
+    calls = [(alone, count) for count in (_TRIED_TOKENS, int(x.shape[1]), left)]
+    found = [_mixes(host, call, count, x) for call, count in calls]
+    if set(found) == {None} and spec.feed is not None:
+        whole = copy.deepcopy(block)
+        for _, part in host.named_modules(whole):
+            unswap(part)
+        whole.eval()
+        found = [_mixes(host, functools.partial(spec.feed, whole), left, x)]
+    return True in found
+
+
+def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
+    """Whether ``call``, of ``count`` tokens, changes the others' outputs with some; None if it raises."""
+    xp, here = host.backend().xp, count // 2
+    values = np.random.default_rng(0).standard_normal((2, count, int(x.shape[2])))
+    values[:, 0] *= _LARGE
+    others = values.copy()
+    others[:, here:] += 1.0
+    device = host.backend().device(x)
+    try:
+        one, two = (
             host.numbers(
-                xp.astype(module(xp.astype(xp.asarray(a, device=device), x.dtype)), xp.float64)
+                xp.astype(call(xp.astype(xp.asarray(a, device=device), x.dtype)), xp.float64)
             )
             for a in (values, others)
-        ]
-    except Exception:  # whatever a stranger's module may raise; its own forward will say it
-        return False
-    here = slice(None, _TRIED_TOKENS // 2)
-    if got[0].shape != got[1].shape or got[0].shape[:2] != values.shape[:2]:
-        return False
-    return bool(np.abs(got[0][:, here] - got[1][:, here]).max() > 1e-3 * np.abs(got[0]).max())
+        )
+    except Exception:  # whatever a stranger's module may raise; the caller tries it otherwise
+        return None
+    if one.shape != two.shape or one.shape[:2] != values.shape[:2]:
+        return None
+    change = np.abs(one - two).reshape(2, count, -1).max(2)
+    size = np.abs(one).reshape(2, count, -1).max(2)
+    return bool((change > _MIXING * size)[:, :here].any())

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from adapters.cases import OWN, by_name
 from vits.of_paddle import PLAIN
 
-__all__ = ["CLAS", "DISTILLED", "OWN_PLAIN", "PPIM", "ROOT", "benchmark", "near"]
+__all__ = ["CLAS", "DISTILLED", "OWN_PLAIN", "PPIM", "ROOT", "near"]
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,13 +30,3 @@ def near(got: Any, expected: Any, limit: float = 1e-12) -> None:
     assert got.shape == expected.shape
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(got, expected, rtol=0, atol=limit * scale)
-
-
-def benchmark(name: str) -> ModuleType:
-    """A script in ``benchmarks/``, imported."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

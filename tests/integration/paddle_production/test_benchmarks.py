@@ -9,8 +9,8 @@ from unittest import mock
 import paddle
 import pytest
 from adapters.paddle_gpu import gpu
+from scripts import load_script
 
-from paddle_production.models import benchmark
 from tomecore.adapters import _paddle_attention as forms
 from tomecore.adapters import paddle as tome
 from tomecore.adapters._paddle_attention import with_key_column, with_mask
@@ -33,7 +33,7 @@ CHECKS = [
 def script():
     """The GPU script; what it sets for its own process is undone."""
     with mock.patch.dict(os.environ):
-        yield benchmark("paddle_gpu")
+        yield load_script("benchmarks/paddle_gpu.py")
     paddle.set_device("cpu")
 
 
@@ -138,7 +138,7 @@ def test_numbers_that_are_none_are_no_small_difference(script):
 
 def test_the_merge_script():
     """That its two forms agree is in ``test_plsc_defects.py``."""
-    cell = benchmark("paddle_merge").measure(2, 4, 3, TINY)
+    cell = load_script("benchmarks/paddle_merge.py").measure(2, 4, 3, TINY)
     assert {*cell["median_seconds"]} == {"unpatched", "merging", "dropping", "flat", "strided"}
     assert 0 < cell["merge_share"] < 1
     assert 1 < cell["limit"] < 2

@@ -37,9 +37,10 @@ import numpy as np
 import paddle
 import pytest
 from paddleclas.ppcls.arch.backbone.model_zoo import vision_transformer as clas
+from scripts import load_script
 
 import tomecore as tc
-from paddle_production.models import CLAS, DISTILLED, OWN_PLAIN, PPIM, ROOT, benchmark
+from paddle_production.models import CLAS, DISTILLED, OWN_PLAIN, PPIM, ROOT
 from tomecore.adapters import paddle as tome
 from tomecore.errors import ArgumentValueError
 
@@ -94,7 +95,7 @@ def test_it_trains(case, prop_attn):
 
 def test_the_strided_form_shows_what_these_tests_look_for():
     """The port's way of merging, written for the benchmark, has the faults and the right values."""
-    script = benchmark("paddle_merge")
+    script = load_script("benchmarks/paddle_merge.py")
     ((key, x, size),) = script.layers(2, 64, [17])
     (merged, sizes), (ours, our_sizes) = (
         form(key, x, size.clone(), 4) for form in (script.strided, script.flat)
