@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tomecore.adapters._torch_attention import attention_by_column, widened
+from tomecore.adapters.hosts.torch_attention import attention_by_column, widened
 from tomecore.benchmark import interleave, median_ratio, quartiles
 
 HEADS, TOKENS, BATCHES, WIDTH = (3, 6, 12), (25, 50, 101, 197, 389, 577), (1, 8), 64

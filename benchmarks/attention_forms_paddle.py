@@ -3,7 +3,7 @@
     python benchmarks/attention_forms_paddle.py --json benchmarks/results/attention-forms-paddle-cpu.json
 
 Times relative to attention without sizes, interleaved. ``form_of`` in
-``tomecore/adapters/_paddle_attention.py`` chooses by them on a CPU; that both are the same function is
+``tomecore/adapters/hosts/paddle_attention.py`` chooses by them on a CPU; that both are the same function is
 tested in ``tests/adapters/test_paddle_only.py``.
 """
 
@@ -26,8 +26,8 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
     """Times of one shape with heads 64 wide, relative to those without sizes."""
     import paddle
 
-    from tomecore.adapters import _paddle_attention as forms
     from tomecore.adapters import paddle as tome
+    from tomecore.adapters.hosts import paddle_attention as forms
 
     batch, heads, tokens = shape
     q, k, v = (paddle.randn([batch, tokens, heads, 64]) for _ in range(3))

@@ -36,7 +36,7 @@ from torch import nn
 
 import tomecore as tc
 import tomecore.adapters.torch as tome
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import UnsupportedModelError
 
 PLAIN = (

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tomecore.adapters.torch as tome
 from tomecore import bipartite_soft_matching, merge_weighted
-from tomecore.adapters._reduce import matching_key
+from tomecore.adapters.engine.reduce import matching_key
 from tomecore.benchmark import config_of_patched
 from tomecore.benchmark._devices import Place, peak_bytes
 

@@ -17,8 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import tomecore.adapters.torch as tome
 from tomecore.benchmark import config_of_patched, interleave, measure
-from tomecore.images import Preprocess
 from tomecore.loading import Loaded
+from tomecore.loading.images import Preprocess
 
 FLASH, EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 CUDNN, MATH = SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH

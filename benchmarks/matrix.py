@@ -37,8 +37,8 @@ from published_form import published_form
 
 from tomecore import benchmark
 from tomecore.errors import ClampWarning
+from tomecore.frameworks import evaluating, to_tensor
 from tomecore.loading import adapter_of, load
-from tomecore.running import evaluating, to_tensor
 
 #: framework -> (what a model of a size is called, dtypes its CPU computes in)
 FRAMEWORKS = {

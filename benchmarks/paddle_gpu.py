@@ -33,9 +33,9 @@ import paddle
 
 import tomecore.adapters.paddle as tome
 from tomecore import MergePlan, __version__, benchmark
-from tomecore._merging import merged_mean
-from tomecore.adapters._reduce import matching_key
-from tomecore.adapters._state import Trail
+from tomecore.adapters.engine.reduce import matching_key
+from tomecore.adapters.engine.state import Trail
+from tomecore.core.merging import merged_mean
 from tomecore.models.paddle import VisionTransformer
 
 Found = dict[str, Any]

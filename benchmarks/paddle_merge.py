@@ -25,10 +25,10 @@ import paddle
 
 import tomecore.adapters.paddle as tome
 from tomecore import benchmark
-from tomecore._matching import matched
-from tomecore._merging import merged_mean
 from tomecore.backends import Keys
 from tomecore.cli.bench import machine
+from tomecore.core.merging import merged_mean
+from tomecore.matching.bipartite import matched
 from tomecore.models.paddle import VisionTransformer
 
 VIT_S = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}

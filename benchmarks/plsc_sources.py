@@ -33,7 +33,7 @@ import paddle
 
 import tomecore.adapters.paddle as tome
 from tomecore import __version__
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 
 SIZES = {"img_size": 64, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}
 CLASSES = {"class_num": 7, "qkv_bias": True, **SIZES}

@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from tomecore.benchmark import config_of_patched
+from tomecore.frameworks import framework_of
 from tomecore.loading import adapter_of
-from tomecore.running import framework_of
 
 __all__ = ["published_form"]
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tomecore._matching import (
+from tomecore.core.merging import compose, merge_weighted
+from tomecore.core.plan import MergePlan
+from tomecore.matching import (
     bipartite_soft_matching,
     kth_bipartite_soft_matching,
     random_bipartite_soft_matching,
 )
-from tomecore._merging import compose, merge_weighted
-from tomecore._plan import MergePlan
 from tomecore.schedule import parse_r, tokens_per_layer
 
 __version__ = "0.1.0.dev0"
@@ -33,7 +33,29 @@ __all__ = [
     "tokens_per_layer",
 ]
 
-_LAZY = ("adapters", "arithmetic", "backends", "errors", "models", "parity", "schedule")
+#: what is imported when it is first used: every storey, and the public modules
+_LAZY = (
+    "adapters",
+    "arithmetic",
+    "backends",
+    "benchmark",
+    "cli",
+    "demo",
+    "digits",
+    "distributed",
+    "errors",
+    "evaluation",
+    "frameworks",
+    "images",
+    "loading",
+    "matching",
+    "models",
+    "parity",
+    "running",
+    "schedule",
+    "tracing",
+    "visualization",
+)
 
 
 def __getattr__(name: str) -> Any:

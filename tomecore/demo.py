@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from tomecore import benchmark, digits, parity
-from tomecore.running import evaluating, predict, to_tensor
+from tomecore import benchmark, parity
+from tomecore.frameworks import evaluating, predict, to_tensor
+from tomecore.models import digits
 from tomecore.schedule import R, tokens_per_layer
-from tomecore.tracing import sources_by_layer
 from tomecore.visualization import make_visualization
+from tomecore.visualization._tracing import sources_by_layer
 
 __all__ = ["SCHEDULES", "Result", "Row", "draw", "run"]
 

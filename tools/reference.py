@@ -23,24 +23,23 @@ MODULES: dict[str, tuple[str, ...] | None] = {
     "tomecore": None,
     "tomecore.adapters.torch": ("apply_patch", "remove_patch", "handle", "register"),
     "tomecore.adapters.paddle": ("apply_patch", "remove_patch", "handle", "register"),
-    "tomecore.adapters._handle": ("Handle",),
+    "tomecore.adapters.engine.handle": ("Handle",),
     "tomecore.adapters": ("Spec", "Trim"),
     "tomecore.schedule": (
         *("Ratio", "for_tokens", "for_speedup", "Schedule"),
         *("parse_r", "tokens_per_layer"),
     ),
-    "tomecore.arithmetic": None,
+    "tomecore.schedule.arithmetic": None,
     "tomecore.evaluation": ("evaluate", "Result", "Row", "find", "Pictures", "draw"),
     "tomecore.benchmark": ("measure", "Measurement", "profile", "Profile", "free_drop", "draw"),
-    "tomecore.visualization": ("make_visualization",),
-    "tomecore.tracing": None,
+    "tomecore.visualization": ("make_visualization", "sources_by_layer", "patch_grid", "Grid"),
     "tomecore.parity": None,
     "tomecore.backends": ("Backend", "register", "backend_of"),
     "tomecore.loading": ("load", "Loaded"),
     "tomecore.errors": None,
 }
 #: where a class is reached, if its module is none of the public ones
-SHOWN = {"tomecore.adapters._handle": "model.tome"}
+SHOWN = {"tomecore.adapters.engine.handle": "model.tome"}
 
 BEGIN = """# Reference
 

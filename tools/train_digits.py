@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from tomecore import digits
+from tomecore.models import digits
 from tomecore.models.torch import VisionTransformer, load_weights
 
 BACKGROUND = -digits.MEAN / digits.STD

@@ -11,7 +11,7 @@ import numpy as np
 import tomecore.models.paddle
 import tomecore.models.torch
 from adapters.frameworks import PADDLE, TORCH, Framework
-from tomecore.adapters._spec import attribute
+from tomecore.adapters.engine.spec import attribute
 
 __all__ = ["OWN", "Case", "by_name", "golden_runs"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from adapters.frameworks import PADDLE, TORCH
-from tomecore.adapters._carry import merged_bias, merged_table
-from tomecore.adapters._state import Entry, Run, Trail
+from tomecore.adapters.engine.positions import merged_bias, merged_table
+from tomecore.adapters.engine.state import Entry, Run, Trail
 from tomecore.errors import UnsupportedModelError
 
 #: two samples of 7 tokens in 4 slots, the first never merged; the last token of the second is padding

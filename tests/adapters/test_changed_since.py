@@ -13,8 +13,8 @@ from torch import nn
 
 import tomecore.adapters.torch as tome
 from tomecore.errors import LostStateError, UnsupportedModelError
+from tomecore.frameworks import evaluating
 from tomecore.models.torch import VisionTransformer
-from tomecore.running import evaluating
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
 

@@ -13,7 +13,7 @@ from adapters.changes import (
     replaced,
     without_masks,
 )
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import NoForwardError, UnsupportedModelError
 
 WAY_OUT = r"Undo the change, or set model\.r = 0"

@@ -8,7 +8,7 @@ import pytest
 import tomecore as tc
 from adapters import explicit
 from adapters.frameworks import handed_on
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 
 
 def both_halves(fw, spec, block, x, given):

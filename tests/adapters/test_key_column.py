@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tomecore.adapters.paddle
 import tomecore.adapters.torch as tome
 import tomecore.models.paddle
-from tomecore.adapters import _torch_attention as forms
+from tomecore.adapters.hosts import torch_attention as forms
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 from tomecore.models.torch import VisionTransformer
 

@@ -10,8 +10,8 @@ import pytest
 from paddle.nn.functional import sdpa
 
 from adapters.paddle_gpu import CARDS, InvalidArgument, gpu
-from tomecore.adapters import _paddle_attention as forms
 from tomecore.adapters import paddle as tome
+from tomecore.adapters.hosts import paddle_attention as forms
 from tomecore.models.paddle import VisionTransformer
 
 DTYPES = ["float32", "float16", "bfloat16"]

@@ -9,8 +9,9 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.jit.sot import psdb
 
 from adapters.cases import OWN, by_name
-from tomecore.adapters import _paddle_attention as forms
 from tomecore.adapters import paddle as tome
+from tomecore.adapters.hosts import paddle as paddle_host
+from tomecore.adapters.hosts import paddle_attention as forms
 from tomecore.errors import NoForwardError, UnsupportedModelError
 
 CASES = by_name(OWN)
@@ -273,7 +274,7 @@ def test_a_bias_of_keys_is_a_column_of_theirs(biased, scale, rows, monkeypatch):
 
     found = attended()
     assert len(columns) == (biased != "pairs")
-    monkeypatch.setattr(tome, "form_of", lambda *a: "mask")
+    monkeypatch.setattr(paddle_host, "form_of", lambda *a: "mask")
     for ours, kernel in zip(found, attended(), strict=True):
         np.testing.assert_allclose(ours, kernel, rtol=1e-12, atol=1e-13)
     assert len(columns) == (biased != "pairs")

@@ -7,7 +7,7 @@ import pytest
 
 from adapters.frameworks import handed_on
 from adapters.test_duplicates import twins
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import LostStateError, NoForwardError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapters.frameworks import PADDLE
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedModelError
 
 MORE = 7
@@ -166,8 +166,8 @@ def test_fewer_or_more_than_there_are(plain):
 
 def knows(case, model, spec):
     """Whether the patch embedding of the family runs in this model."""
-    from tomecore.adapters._count import around
-    from tomecore.adapters._spec import reaches
+    from tomecore.adapters.engine.count import around
+    from tomecore.adapters.engine.spec import reaches
 
     _, tower, _ = find_tower(case.fw.tome.HOST, case.fw.tome.SPECS, model)
     return any(reaches(module, spec.patches) for module in around(case.fw.tome.HOST, tower, model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tomecore.adapters._swap import original_class
+from tomecore.adapters.engine.swap import original_class
 from tomecore.errors import ArgumentTypeError, UnsupportedModelError
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import tomecore.adapters.torch as tome
-from tomecore.adapters import _verify
+from tomecore.adapters.engine import verify
 from tomecore.adapters.families.structural import PRE_NORM
 from tomecore.errors import UnsupportedModelError
 
@@ -274,25 +274,25 @@ class Tower(nn.Module):
 
 
 WRONG = {
-    "causal": ({"attention": Causal}, _verify.ORDER),
-    "band": ({"attention": Band}, _verify.ORDER),
-    "windows": ({"attention": Windows}, _verify.ORDER),
-    "windows on a grid": ({"attention": WideGridWindows}, _verify.ORDER),
-    "positions": ({"attention": Positions}, _verify.ORDER),
-    "causal in training": ({"attention": CausalInTraining}, _verify.ORDER),
-    "scaled by count": ({"attention": LogScaled}, _verify.BIAS),
-    "attention over the batch": ({"attention": OverTheBatch}, _verify.SAMPLES),
-    "convolution": ({"mlp": Convolution}, _verify.MIXES),
-    "grid convolution": ({"mlp": GridConvolution}, _verify.MIXES),
-    "shift": ({"mlp": Shift}, _verify.MIXES),
-    "far shift": ({"mlp": FarShift}, _verify.MIXES),
-    "pooled": ({"mlp": Pooled}, _verify.MIXES),
-    "maximum": ({"mlp": Largest}, _verify.MIXES),
-    "response norm": ({"mlp": ResponseNorm}, _verify.MIXES),
-    "divided by count": ({"mlp": Counted}, _verify.MIXES),
-    "numbered": ({"mlp": Numbered}, _verify.MIXES),
-    "batch norm": ({"mlp": BatchNorm}, _verify.MIXES),
-    "batch norm and dropout": ({"mlp": BatchNormAndDropout}, _verify.MIXES),
+    "causal": ({"attention": Causal}, verify.ORDER),
+    "band": ({"attention": Band}, verify.ORDER),
+    "windows": ({"attention": Windows}, verify.ORDER),
+    "windows on a grid": ({"attention": WideGridWindows}, verify.ORDER),
+    "positions": ({"attention": Positions}, verify.ORDER),
+    "causal in training": ({"attention": CausalInTraining}, verify.ORDER),
+    "scaled by count": ({"attention": LogScaled}, verify.BIAS),
+    "attention over the batch": ({"attention": OverTheBatch}, verify.SAMPLES),
+    "convolution": ({"mlp": Convolution}, verify.MIXES),
+    "grid convolution": ({"mlp": GridConvolution}, verify.MIXES),
+    "shift": ({"mlp": Shift}, verify.MIXES),
+    "far shift": ({"mlp": FarShift}, verify.MIXES),
+    "pooled": ({"mlp": Pooled}, verify.MIXES),
+    "maximum": ({"mlp": Largest}, verify.MIXES),
+    "response norm": ({"mlp": ResponseNorm}, verify.MIXES),
+    "divided by count": ({"mlp": Counted}, verify.MIXES),
+    "numbered": ({"mlp": Numbered}, verify.MIXES),
+    "batch norm": ({"mlp": BatchNorm}, verify.MIXES),
+    "batch norm and dropout": ({"mlp": BatchNormAndDropout}, verify.MIXES),
 }
 
 RIGHT = {
@@ -357,15 +357,15 @@ class ClassTokenTwice(Attention):
 @pytest.mark.parametrize(
     ("kinds", "reason"),
     [
-        ({"mlp": ClassTokenApart}, _verify.MIXES),
-        ({"attention": ClassTokenTwice}, _verify.ORDER),
+        ({"mlp": ClassTokenApart}, verify.MIXES),
+        ({"attention": ClassTokenTwice}, verify.ORDER),
     ],
     ids=["mlp", "attention"],
 )
 def test_tokens_in_front_may_be_treated_in_a_way_of_their_own(kinds, reason):
     block = drawn(kinds).blocks[0]
-    assert _verify.why_not(tome.HOST, PRE_NORM, block, WIDTH, prefix=1) is None
-    assert _verify.why_not(tome.HOST, PRE_NORM, block, WIDTH) == reason
+    assert verify.why_not(tome.HOST, PRE_NORM, block, WIDTH, prefix=1) is None
+    assert verify.why_not(tome.HOST, PRE_NORM, block, WIDTH) == reason
 
 
 @pytest.mark.parametrize(
@@ -376,16 +376,16 @@ def test_tokens_in_front_may_be_treated_in_a_way_of_their_own(kinds, reason):
 @pytest.mark.parametrize("prefix", [None, 1])
 def test_a_grid_is_found_with_and_without_the_number_of_tokens_in_front(kinds, prefix):
     block = drawn(kinds).blocks[0]
-    assert _verify.why_not(tome.HOST, PRE_NORM, block, WIDTH, prefix) in (
-        _verify.MIXES,
-        _verify.ORDER,
+    assert verify.why_not(tome.HOST, PRE_NORM, block, WIDTH, prefix) in (
+        verify.MIXES,
+        verify.ORDER,
     )
 
 
 def test_random_numbers_and_the_block_stay_as_they_are():
     block = drawn({"mlp": BatchNormAndDropout}).blocks[0]
     before, state = copy.deepcopy(block.state_dict()), torch.random.get_rng_state()
-    assert _verify.why_not(tome.HOST, PRE_NORM, block, WIDTH) is not None
+    assert verify.why_not(tome.HOST, PRE_NORM, block, WIDTH) is not None
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not block.training
     for name, value in block.state_dict().items():

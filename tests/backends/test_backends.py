@@ -444,20 +444,20 @@ def test_constants_of_torch_are_shared_only_where_that_is_safe(monkeypatch):
     """Not those of a default device, of a fake one, or of a graph that is being captured."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from tomecore.backends import _torch
+    from tomecore.backends import torch as torch_backend
 
     cpu = torch.device("cpu")
     with torch.inference_mode():
-        shared = _torch.arange(0, 5, device=cpu)
+        shared = torch_backend.arange(0, 5, device=cpu)
     assert not shared.is_inference()
-    assert _torch.arange(0, 5, device=cpu) is shared
-    assert _torch.arange(0, 5) is not _torch.arange(0, 5)
+    assert torch_backend.arange(0, 5, device=cpu) is shared
+    assert torch_backend.arange(0, 5) is not torch_backend.arange(0, 5)
     with FakeTensorMode():
-        assert type(_torch.arange(0, 5, device=cpu)) is not torch.Tensor
-    assert _torch.arange(0, 5, device=cpu) is shared
+        assert type(torch_backend.arange(0, 5, device=cpu)) is not torch.Tensor
+    assert torch_backend.arange(0, 5, device=cpu) is shared
     made = []
-    monkeypatch.setattr(_torch, "_capturing", lambda: True)
-    monkeypatch.setattr(_torch.torch, "arange", lambda *a, **k: made.append(k["device"]))
+    monkeypatch.setattr(torch_backend, "_capturing", lambda: True)
+    monkeypatch.setattr(torch_backend.torch, "arange", lambda *a, **k: made.append(k["device"]))
     for _ in range(2):
-        _torch.arange(0, 5, device=torch.device("cuda"))
+        torch_backend.arange(0, 5, device=torch.device("cuda"))
     assert len(made) == 2

@@ -10,10 +10,12 @@ import torch
 from libraries import LIBRARIES
 
 import tomecore as tc
-from tomecore.backends import _paddle, _torch, backend_of
-from tomecore.backends._shelf import Shelf
+from tomecore.backends import backend_of
+from tomecore.backends import paddle as paddle_backend
+from tomecore.backends import torch as torch_backend
+from tomecore.backends.constants import Shelf
 
-MODULES = {"torch": _torch, "paddle": _paddle}
+MODULES = {"torch": torch_backend, "paddle": paddle_backend}
 
 
 @pytest.fixture(params=MODULES, ids=str)
@@ -77,12 +79,14 @@ def test_a_constant_is_made_once_for_each_stream(kept, monkeypatch):
 
 def test_streams_of_torch(monkeypatch):
     """A device without streams that tomecore knows makes them anew, and so does one that is not numbered."""
-    monkeypatch.setattr(_torch, "_capturing", lambda: False)
-    monkeypatch.setattr(_torch, "_current_stream", lambda index: 100 + index)
-    found = {name: _torch._stream(torch.device(name)) for name in ("cpu", "cuda:1", "cuda", "xpu")}
+    monkeypatch.setattr(torch_backend, "_capturing", lambda: False)
+    monkeypatch.setattr(torch_backend, "_current_stream", lambda index: 100 + index)
+    found = {
+        name: torch_backend._stream(torch.device(name)) for name in ("cpu", "cuda:1", "cuda", "xpu")
+    }
     assert found == {"cpu": 0, "cuda:1": 101, "cuda": None, "xpu": None}
-    monkeypatch.setattr(_torch, "_capturing", lambda: True)
-    assert _torch._stream(torch.device("cuda:1")) is None
+    monkeypatch.setattr(torch_backend, "_capturing", lambda: True)
+    assert torch_backend._stream(torch.device("cuda:1")) is None
 
 
 class Place:
@@ -95,19 +99,19 @@ class Place:
 
 
 def test_streams_of_paddle(monkeypatch):
-    core, capturing = _paddle.paddle.base.core, []
+    core, capturing = paddle_backend.paddle.base.core, []
     streams = {1: type("CUDAStream", (), {"cuda_stream": 55})}
     monkeypatch.setattr(core, "_get_current_stream", streams.__getitem__)
     monkeypatch.setattr(core, "is_cuda_graph_capturing", lambda: bool(capturing))
-    monkeypatch.setattr(_paddle, "_HAS_STREAMS", True)
-    assert _paddle._stream(Place("cpu")) == 0
-    assert _paddle._stream(Place("gpu")) == 55
-    assert _paddle._stream(Place("xpu")) is None
+    monkeypatch.setattr(paddle_backend, "_HAS_STREAMS", True)
+    assert paddle_backend._stream(Place("cpu")) == 0
+    assert paddle_backend._stream(Place("gpu")) == 55
+    assert paddle_backend._stream(Place("xpu")) is None
     capturing.append(True)
-    assert _paddle._stream(Place("gpu")) is None
+    assert paddle_backend._stream(Place("gpu")) is None
     capturing.clear()
     streams[1] = object()  # a release that does not say
-    assert _paddle._stream(Place("gpu")) is None
+    assert paddle_backend._stream(Place("gpu")) is None
 
 
 def test_the_raw_stream_of_torch_is_there():

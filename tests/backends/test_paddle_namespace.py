@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
-from tomecore.backends import _paddle as xp
+from tomecore.backends import paddle as xp
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 5, 4))

@@ -6,7 +6,7 @@ import paddle
 import pytest
 from adapters.paddle_gpu import gpu
 
-from tomecore.backends import _paddle as xp
+from tomecore.backends import paddle as xp
 
 
 @pytest.mark.parametrize("rows", [1, 2])

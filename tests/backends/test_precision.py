@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tomecore as tc
-from tomecore.backends import _paddle_products, _torch_products, backend_of
+from tomecore.backends import backend_of, paddle_products, torch_products
 
 MATCHINGS = {
     "tome": lambda keys: tc.bipartite_soft_matching(keys, 16, protected=1),
@@ -49,8 +49,8 @@ def gpu(request, monkeypatch):
                 return product(a, b, **out)
 
             monkeypatch.setattr(torch, "bmm", bmm)
-            monkeypatch.setattr(_torch_products, "_by_float64", _torch_products._by_parts)
-            monkeypatch.setattr(_torch_products, "reduced", lambda kind: careful)
+            monkeypatch.setattr(torch_products, "_by_float64", torch_products._by_parts)
+            monkeypatch.setattr(torch_products, "reduced", lambda kind: careful)
             return torch.from_numpy, torch.Tensor.numpy
         product = paddle.matmul
 
@@ -58,9 +58,9 @@ def gpu(request, monkeypatch):
             a, b = (paddle.to_tensor(rounded(x.numpy(), bits)) for x in (a, b))
             return product(a, b, transpose_y=transpose_y)
 
-        monkeypatch.setattr(_paddle_products, "matmul", matmul)
-        monkeypatch.setattr(_paddle_products, "off_cpu", lambda x: True)
-        monkeypatch.setattr(_paddle_products, "tf32", lambda: careful)
+        monkeypatch.setattr(paddle_products, "matmul", matmul)
+        monkeypatch.setattr(paddle_products, "off_cpu", lambda x: True)
+        monkeypatch.setattr(paddle_products, "tf32", lambda: careful)
         return paddle.to_tensor, paddle.Tensor.numpy
 
     return of
@@ -107,14 +107,14 @@ def settings():
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
 def test_settings_of_torch(settings, kind, monkeypatch):
-    monkeypatch.setattr(_torch_products, "_TF32", None)
-    monkeypatch.setattr(_torch_products, "_ONEDNN", "STRICT")
+    monkeypatch.setattr(torch_products, "_TF32", None)
+    monkeypatch.setattr(torch_products, "_ONEDNN", "STRICT")
     for precision, expected in (("highest", False), ("high", True), ("medium", True)):
         torch.set_float32_matmul_precision(precision)
-        assert _torch_products.reduced(kind) == expected
+        assert torch_products.reduced(kind) == expected
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = True
-    assert _torch_products.reduced("cuda")
+    assert torch_products.reduced("cuda")
 
 
 @pytest.mark.parametrize(
@@ -127,16 +127,16 @@ def test_settings_of_torch(settings, kind, monkeypatch):
     ],
 )
 def test_the_environment_decides_first(settings, monkeypatch, name, value, kind, expected):
-    monkeypatch.setattr(_torch_products, name, value)
+    monkeypatch.setattr(torch_products, name, value)
     torch.set_float32_matmul_precision("highest" if expected else "high")
-    assert _torch_products.reduced(kind) == expected
+    assert torch_products.reduced(kind) == expected
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["cpu", "gpu"])
 def test_a_compiled_graph_follows_the_setting(settings, monkeypatch, parts):
     """It holds the care if the setting was on when it was made, and is made anew when that changes."""
     if parts:
-        monkeypatch.setattr(_torch_products, "_by_float64", _torch_products._by_parts)
+        monkeypatch.setattr(torch_products, "_by_float64", torch_products._by_parts)
     graphs = []
 
     def backend(graph, example):
@@ -165,11 +165,11 @@ def test_other_threads_and_settings_are_left_alone(settings):
 
 def test_sums_over_heads_are_no_products_on_a_gpu(monkeypatch):
     """In TF32 a product with ones would round the keys."""
-    from tomecore.backends import _paddle
+    from tomecore.backends import paddle as paddle_backend
 
     used = []
-    monkeypatch.setattr(_paddle, "off_cpu", lambda x: True)
+    monkeypatch.setattr(paddle_backend, "off_cpu", lambda x: True)
     monkeypatch.setattr(paddle, "matmul", lambda *given: used.append(given))
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 4))
-    np.testing.assert_allclose(_paddle.sum(paddle.to_tensor(x), axis=2).numpy(), x.sum(2))
+    np.testing.assert_allclose(paddle_backend.sum(paddle.to_tensor(x), axis=2).numpy(), x.sum(2))
     assert not used

@@ -11,8 +11,8 @@ import pytest
 
 import tomecore as tc
 from tomecore import schedule
-from tomecore.arithmetic import Arithmetic, LayerArithmetic
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, NotPatchedError
+from tomecore.schedule.arithmetic import Arithmetic, LayerArithmetic
 
 #: ViT-S/16: 12 layers of 384, one class token
 VIT_S = Arithmetic((LayerArithmetic(4 * 384**2, 8 * 384**2, 384),) * 12, 1, 768 * 384, 0, 384000)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from tomecore.images import Preprocess
 from tomecore.loading import Loaded
+from tomecore.loading.images import Preprocess
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
 

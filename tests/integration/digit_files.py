@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tomecore import digits
+from tomecore.models import digits
 
 #: every fifth is in the folder of the next class, so that accuracy is neither 0 nor 1
 MISPLACED = 5

@@ -12,7 +12,7 @@ import torch
 
 import tomecore as tc
 from tomecore.backends import backend_of
-from tomecore.backends._fused import Fused, Keys
+from tomecore.backends.kernels.cpu.fused import Fused, Keys
 
 __all__ = [
     "KINDS",

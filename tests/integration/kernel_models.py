@@ -10,7 +10,7 @@ import torch
 from adapters.cases import OWN, by_name
 from adapters.frameworks import PADDLE, floats_to
 
-import tomecore.adapters._reduce as reduce
+import tomecore.adapters.engine.reduce as reduce
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 

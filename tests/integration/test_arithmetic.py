@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vits.cases import MORE, PLAIN, case_named
 
 import tomecore.adapters.torch as tome
-from tomecore.arithmetic import arithmetic_of
+from tomecore.schedule.arithmetic import arithmetic_of
 
 torch.set_num_threads(1)
 

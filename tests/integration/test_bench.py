@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
-from tomecore.arithmetic import arithmetic_of
-from tomecore.backends import _fused
+from tomecore.backends.kernels.cpu import fused as fused_module
 from tomecore.errors import ArgumentValueError, NotPatchedError
+from tomecore.schedule.arithmetic import arithmetic_of
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command on a small model that a file of the user's makes."""
     (tmp_path / "mine.py").write_text(
-        "from tomecore.images import Preprocess\n"
+        "from tomecore.loading.images import Preprocess\n"
         "from tomecore.models.torch import VisionTransformer\n"
         "def vit():\n"
         f"    return VisionTransformer(**{SMALL}), Preprocess((32, 32))\n"
@@ -125,7 +125,7 @@ CALLS = {"matching", "merging", "keys: sum over heads"}
 @pytest.mark.parametrize("framework", ["torch", "paddle"])
 def test_a_profile_adds_up(framework: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernels:
-        monkeypatch.setattr(_fused, "unavailable", lambda: "not wanted")
+        monkeypatch.setattr(fused_module, "unavailable", lambda: "not wanted")
     found = benchmark.profile(loaded(framework), 3, batch=2, rounds=3)
     assert sum(found.parts.values()) == pytest.approx(found.merging - found.dropping)
     for part in ("match and merge in one go", "following tokens", "restore"):
@@ -135,11 +135,12 @@ def test_a_profile_adds_up(framework: str, kernels: bool, monkeypatch: pytest.Mo
 
 
 def test_a_profile_leaves_no_trace() -> None:
-    from tomecore.adapters import _block, _reduce
+    from tomecore.adapters.engine import block as block_module
+    from tomecore.adapters.engine import reduce as reduce_module
 
     def watched() -> list[Any]:
-        of_reduce = [_reduce.in_one_go, _reduce.matched, _reduce.merged_mean]
-        return [*of_reduce, _block.key_bias, _block.take_rows]
+        of_reduce = [reduce_module.in_one_go, reduce_module.matched, reduce_module.merged_mean]
+        return [*of_reduce, block_module.key_bias, block_module.take_rows]
 
     before = watched()
     benchmark.profile(loaded("torch"), 3, batch=2, rounds=1)

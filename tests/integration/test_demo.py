@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tomecore import cli, demo, digits
+from tomecore import cli, demo
 from tomecore.errors import TomeError
-from tomecore.running import predict, require
+from tomecore.frameworks import predict, require
+from tomecore.models import digits
 
 QUICK = ["--images", "10", "--rounds", "1", "--batch", "2"]
 

@@ -26,11 +26,12 @@ from digit_files import pixels
 from PIL import Image
 from typer.testing import CliRunner
 
-from tomecore import backends, digits
+from tomecore import backends
 from tomecore.adapters.paddle import HOST as PADDLE
 from tomecore.adapters.torch import HOST as TORCH
 from tomecore.cli import app
 from tomecore.errors import ClampWarning
+from tomecore.models import digits
 
 ROOT = Path(__file__).parents[2]
 OTHERS = {"migration-from-plsc.md"}  # pages that another test runs

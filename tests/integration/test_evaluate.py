@@ -18,8 +18,8 @@ from tomecore import cli, demo
 from tomecore.cli._several import one_each
 from tomecore.errors import TomeError
 from tomecore.evaluation import Pictures
+from tomecore.frameworks import predict
 from tomecore.loading import load
-from tomecore.running import predict
 
 COUNT = 23
 

@@ -13,12 +13,13 @@ import torch
 from digit_files import FLIPPING, STEEP
 
 import tomecore.adapters.torch as tome
-from tomecore import demo, digits, schedule
+from tomecore import demo, schedule
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
 from tomecore.evaluation import Result, evaluate
 from tomecore.evaluation._result import count_chunk
+from tomecore.frameworks import logits_of, predict
+from tomecore.models import digits
 from tomecore.models.torch import VisionTransformer
-from tomecore.running import logits_of, predict
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 

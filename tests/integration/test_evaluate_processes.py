@@ -17,12 +17,12 @@ from digit_files import STEEP, write_folder
 from typer.testing import CliRunner
 
 import tomecore
-from tomecore import cli, distributed
-from tomecore.distributed import ALONE, Processes, join
+from tomecore import cli
 from tomecore.errors import ArgumentValueError, TomeError
-from tomecore.evaluation import evaluate
+from tomecore.evaluation import distributed, evaluate
+from tomecore.evaluation.distributed import ALONE, Processes, join
+from tomecore.frameworks import predict
 from tomecore.models.torch import VisionTransformer
-from tomecore.running import predict
 
 COUNT = 21
 MODULE = Path(tomecore.__file__).parent / "cli" / "__main__.py"

@@ -52,8 +52,9 @@ def test_fine_tuning_changes_the_weights(framework):
     """The rows differ by training, not by running the same model twice."""
     import numpy as np
 
-    from tomecore import digits, loading
-    from tomecore.running import predict
+    from tomecore import loading
+    from tomecore.frameworks import predict
+    from tomecore.models import digits
 
     names = example(f"finetune_{framework}.py")
     images, labels = (array[:16] for array in digits.load("train"))

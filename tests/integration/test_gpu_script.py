@@ -105,7 +105,7 @@ def test_what_no_time_is_left_for_is_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_planted_fault_fails(fault: str, message: str, tmp_path: Path) -> None:
-    fault = f"import tomecore.adapters._reduce as reduce\n{fault}\n"
+    fault = f"import tomecore.adapters.engine.reduce as reduce\n{fault}\n"
     status, lines = run(tmp_path, "--only", "check float32", fault=fault)
     assert status == 1
     (line,) = [line for line in lines if line["name"] == "check float32"]

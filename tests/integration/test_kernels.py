@@ -1,7 +1,7 @@
 """The compiled kernels against the definition: the same decisions, the same means to rounding.
 
-What they compute is spelled a second time in the calls of a library that ``_matching.py`` and
-``_merging.py`` make.
+What they compute is spelled a second time in the calls of a library that ``matching/bipartite.py`` and
+``core/merging.py`` make.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import torch
 from kernel_cases import fused, some
 
 import tomecore.adapters.torch
-from tomecore.backends import _compiled, _fused
+from tomecore.backends.kernels.cpu import compile as compile_module
+from tomecore.backends.kernels.cpu import fused as fused_module
 from tomecore.models.torch import VisionTransformer
 
 
@@ -29,15 +30,15 @@ import sys
 if sys.argv[1] == "hidden":
     sys.modules["numba"] = None
 import numpy, torch, tomecore.adapters.torch as tome
-from tomecore.backends import _fused
+from tomecore.backends.kernels.cpu import fused as fused_module
 from tomecore.models.torch import VisionTransformer
 torch.manual_seed(0)
 model = VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=4, num_heads=4).eval()
 with torch.no_grad():
     x = torch.linspace(0, 60, 2 * 3 * 32 * 32).sin().reshape(2, 3, 32, 32)
     found = tome.apply_patch(model, r=8).forward_features(x)
-print(_fused.unavailable())
-print("tomecore.backends._kernels" in sys.modules)
+print(fused_module.unavailable())
+print("tomecore.backends.kernels.cpu.loops" in sys.modules)
 print(found.flatten()[::7].tolist())
 """
 
@@ -84,8 +85,10 @@ def test_where_nothing_can_be_compiled_the_calls_are_made(monkeypatch):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(x)
-        monkeypatch.setattr(_compiled, "compiled", broken)
-        monkeypatch.setattr(_fused, "kernels", functools.cache(_fused.kernels.__wrapped__))
+        monkeypatch.setattr(compile_module, "compiled", broken)
+        monkeypatch.setattr(
+            fused_module, "kernels", functools.cache(fused_module.kernels.__wrapped__)
+        )
         with pytest.warns(
             RuntimeWarning, match=r"for float32 .*\(ValueError: what was kept"
         ) as seen:
@@ -98,7 +101,7 @@ def test_what_numba_keeps_of_two_dtypes_has_two_names(monkeypatch, tmp_path):
     """Its files of one name hold what it made of several signatures, and nothing locks them."""
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
     for element in ("float32", "bfloat16"):
-        _compiled.compiled(element)
+        compile_module.compiled(element)
     indices = [path.name for path in tmp_path.rglob("*.nbi")]
     assert len(indices) == 4
     assert sum("bfloat16" in name for name in indices) == 2
@@ -118,10 +121,10 @@ def test_memory_that_ran_out_is_no_result(monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", printed.append)
     assert failing.ctypes(2) == 0
     assert [one.exc_type for one in printed] == [MemoryError]
-    units, merge = _fused.kernels("float32")
+    units, merge = fused_module.kernels("float32")
     keys, x = some()
     for kernels in ((lambda *_: 0, merge), (units, lambda *_: 0)):
-        monkeypatch.setattr(_fused, "kernels", lambda element, kernels=kernels: kernels)
+        monkeypatch.setattr(fused_module, "kernels", lambda element, kernels=kernels: kernels)
         with pytest.raises(MemoryError, match="2 x 15 tokens"):
             fused(keys, x)
 
@@ -148,7 +151,7 @@ def test_where_numba_cannot_write_it_compiles_anew(full, monkeypatch, tmp_path):
             monkeypatch.setattr(numba.core.caching.os, "replace", no_space)
         else:
             monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-        kernels = _compiled.compiled("float32")
+        kernels = compile_module.compiled("float32")
         assert made
-        monkeypatch.setattr(_fused, "kernels", lambda element: kernels)
+        monkeypatch.setattr(fused_module, "kernels", lambda element: kernels)
         assert torch.equal(model(x), expected)

@@ -11,8 +11,8 @@ import torch
 from kernel_models import Paddle, Torch, Used, images, in_float32, of_timm, same
 
 import tomecore.adapters.torch
-from tomecore.adapters import _torch_attention
-from tomecore.backends import _fused
+from tomecore.adapters.hosts import torch_attention
+from tomecore.backends.kernels.cpu import fused as fused_module
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_sizes_in_a_column(used, monkeypatch):
     model = tomecore.adapters.torch.apply_patch(of_timm(), r=2)
     expected = Torch.run(model)
     assert used.take() == [True] * 12
-    columns, by_column = [], _torch_attention.attention_by_column
+    columns, by_column = [], torch_attention.attention_by_column
 
     def counted(*args, **kwargs):
         columns.append(1)
         return by_column(*args, **kwargs)
 
-    monkeypatch.setattr(_torch_attention, "attention_by_column", counted)
+    monkeypatch.setattr(torch_attention, "attention_by_column", counted)
     tomecore.adapters.torch.apply_patch(model, prop_attn="column")
     same(Torch.run(model), expected)
     assert used.take() == [True] * 12
@@ -122,7 +122,7 @@ def test_threads_do_not_share_space(name, monkeypatch):
             return models[place](to_array(x)).numpy()
 
     expected = [run(place) for place in (0, 1)]
-    barrier, room, got = threading.Barrier(2, timeout=60), _fused.room, {}
+    barrier, room, got = threading.Barrier(2, timeout=60), fused_module.room, {}
 
     def slow(*args):
         space = room(*args)
@@ -133,7 +133,7 @@ def test_threads_do_not_share_space(name, monkeypatch):
 
         return space._replace(products=products)
 
-    monkeypatch.setattr(_fused, "room", slow)
+    monkeypatch.setattr(fused_module, "room", slow)
     threads = [
         threading.Thread(target=lambda place=place: got.update({place: run(place)}))
         for place in (0, 1)

@@ -15,8 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tomecore.backends import _fused, backend_of
-from tomecore.backends._fused import Keys, worth
+from tomecore.backends import backend_of
+from tomecore.backends.kernels.cpu import fused as fused_module
+from tomecore.backends.kernels.cpu.fused import Keys, worth
 
 
 class Watching(TorchDispatchMode):
@@ -124,7 +125,7 @@ def test_gradients_that_nobody_wants_do_not_hinder():
 
 
 def test_space_made_in_inference_mode_serves_outside_of_it():
-    _fused._kept.spaces.clear()
+    fused_module._kept.spaces.clear()
     with torch.inference_mode():
         first = fused(*some())
     np.testing.assert_array_equal(fused(*some()).x.numpy(), first.x.numpy())
@@ -154,6 +155,6 @@ def test_many_threads_are_worth_it_for_little_alone(monkeypatch):
     assert worth(197 * 384, 16)
     assert not worth(64 * 197 * 768, 16)
     keys, x = some()
-    monkeypatch.setattr(_fused, "_ELEMENTS", x.numel() // 2)
-    many = _fused.Memory(**{**backend_of(x).fused.args[0].__dict__, "threads": lambda: 16})
-    assert _fused.match_and_merge(many, keys, x, None, None, 3, 1) is None
+    monkeypatch.setattr(fused_module, "_ELEMENTS", x.numel() // 2)
+    many = fused_module.Memory(**{**backend_of(x).fused.args[0].__dict__, "threads": lambda: 16})
+    assert fused_module.match_and_merge(many, keys, x, None, None, 3, 1) is None

@@ -9,10 +9,10 @@ from kernel_models import Paddle, Used, images, in_float32, same
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import tomecore.adapters._reduce as reduce
+import tomecore.adapters.engine.reduce as reduce
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from tomecore.adapters._state import Entry, Run
+from tomecore.adapters.engine.state import Entry, Run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
-from tomecore.images import Preprocess, read_image
 from tomecore.loading import has_random_weights, load
+from tomecore.loading.images import Preprocess, read_image
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_weights_from_files(tmp_path: Path) -> None:
 def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"
-        "from tomecore.images import Preprocess\n"
+        "from tomecore.loading.images import Preprocess\n"
         "def pair():\n"
         "    return torch.nn.Linear(2, 2), Preprocess((8, 12), (0.5,), (0.5,))\n"
         "def text():\n"

@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
+from tomecore.frameworks import predict, to_numpy
 from tomecore.models import paddle as paddle_models
 from tomecore.models import torch as torch_models
-from tomecore.running import predict, to_numpy
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 4}
 

@@ -23,7 +23,7 @@ PAIR = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_real_pairs import build
-from tomecore.images import Preprocess
+from tomecore.loading.images import Preprocess
 import tomecore.adapters.paddle, tomecore.adapters.torch
 
 def a():

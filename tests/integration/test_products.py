@@ -8,7 +8,7 @@ import torch
 from kernel_cases import TORCH, agree, asked, defined, fused
 
 import tomecore as tc
-from tomecore.backends import _fused
+from tomecore.backends.kernels.cpu import fused as fused_module
 
 
 def test_jax_multiplies_in_full_precision():
@@ -37,7 +37,7 @@ def test_kernels_take_a_careful_product(monkeypatch):
         return product(a, b) if out is None else product(a, b, out=out)
 
     monkeypatch.setattr(torch, "bmm", bmm)
-    monkeypatch.setattr(_fused, "_kept", _fused.Kept())
+    monkeypatch.setattr(fused_module, "_kept", fused_module.Kept())
     rounded = fused(*given, 12, 1)
     assert not np.array_equal(rounded.tokens, wanted.tokens), "the emulation says nothing"
     before = torch.get_float32_matmul_precision()

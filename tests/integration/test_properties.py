@@ -11,8 +11,8 @@ from libraries import LIBRARIES
 
 import tomecore as tc
 from tomecore import schedule
-from tomecore.arithmetic import Arithmetic, LayerArithmetic
 from tomecore.errors import ArgumentValueError
+from tomecore.schedule.arithmetic import Arithmetic, LayerArithmetic
 
 settings.register_profile("tomecore", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("tomecore")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from tomecore import digits
+from tomecore.models import digits
 
 ROOT = Path(__file__).parents[2]
 

@@ -20,8 +20,8 @@ from vits.of_transformers import vision_config
 import tomecore.adapters.torch as tome
 from tomecore import benchmark, cli
 from tomecore.errors import UnsupportedModelError
-from tomecore.images import Preprocess
 from tomecore.loading import Loaded
+from tomecore.loading.images import Preprocess
 
 torch.set_num_threads(1)
 
@@ -331,7 +331,7 @@ def test_the_benchmark_measures_the_trimmed_model() -> None:
 
 def test_the_command(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
-        "from tomecore.images import Preprocess\n"
+        "from tomecore.loading.images import Preprocess\n"
         "from tomecore.models.torch import VisionTransformer\n"
         "def vit():\n"
         "    sizes = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2)\n"

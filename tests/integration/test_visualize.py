@@ -20,10 +20,13 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
-from tomecore import cli, digits, strips, webpage
-from tomecore.images import read_image
+from tomecore import cli
+from tomecore.frameworks import predict, to_numpy
 from tomecore.loading import load
-from tomecore.running import predict, to_numpy
+from tomecore.loading.images import read_image
+from tomecore.models import digits
+from tomecore.visualization import _page as webpage
+from tomecore.visualization import _sheet as strips
 from tomecore.visualization import make_visualization
 
 BROWSER = Path(sys.prefix) / "browser"
@@ -31,7 +34,7 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 MODELS = """
 import timm, transformers
-from tomecore.images import Preprocess
+from tomecore.loading.images import Preprocess
 
 def wide():
     model = timm.models.VisionTransformer(

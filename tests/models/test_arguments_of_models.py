@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tomecore.frameworks import predict
 from tomecore.models import paddle as paddle_models
 from tomecore.models import torch as torch_models
-from tomecore.running import predict
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 

@@ -11,10 +11,10 @@ import paddle
 import pytest
 import torch
 
+from tomecore.frameworks import predict, to_numpy
 from tomecore.models import paddle as paddle_models
 from tomecore.models import torch as torch_models
 from tomecore.models.pdparams import read_pdparams
-from tomecore.running import predict, to_numpy
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 

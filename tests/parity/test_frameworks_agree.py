@@ -11,7 +11,7 @@ import torch
 from pairs import images, patched_pair
 
 from tomecore import parity
-from tomecore.running import predict, to_numpy
+from tomecore.frameworks import predict, to_numpy
 
 VARIANTS = {
     "class token": {},

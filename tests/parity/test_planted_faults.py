@@ -12,11 +12,14 @@ import pytest
 import torch
 from pairs import images, pair, patched_pair
 
-from tomecore import _matching, _merging, parity
-from tomecore.adapters import _progress, _reduce
-from tomecore.adapters._patch import config_of
-from tomecore.backends import _paddle as paddle_backend
+from tomecore import parity
+from tomecore.adapters.engine import progress as progress_module
+from tomecore.adapters.engine import reduce as reduce_module
+from tomecore.adapters.engine.patch import config_of
+from tomecore.backends import paddle as paddle_backend
+from tomecore.core import merging
 from tomecore.errors import ArgumentValueError, NotPatchedError
+from tomecore.matching import bipartite
 
 
 @pytest.fixture
@@ -268,7 +271,7 @@ def test_ties_alone_are_no_fault(models: tuple[Any, Any], twins: np.ndarray) -> 
 def test_a_token_at_the_front_is_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     model_a, model_b = patched_pair(depth=4, distilled=True)
     config_of(model_b).prefix = 0
-    monkeypatch.setattr(_progress, "check_prefix", lambda *_: None)  # it would notice
+    monkeypatch.setattr(progress_module, "check_prefix", lambda *_: None)  # it would notice
     with torch.no_grad():  # every token alike, so that those at the front would merge first
         model_a.dist_token.copy_(model_a.cls_token)
         model_a.pos_embed[:, 1] = model_a.pos_embed[:, 0]
@@ -328,9 +331,9 @@ def test_a_matching_that_does_not_follow_from_its_keys(
 ) -> None:
     def wrong(backend: Any, keys: Any, *arguments: Any) -> Any:
         keys = keys[..., :3] if backend.name == "torch" else keys
-        return _matching.matched(backend, keys, *arguments)
+        return bipartite.matched(backend, keys, *arguments)
 
-    monkeypatch.setattr(_reduce, "matched", wrong)
+    monkeypatch.setattr(reduce_module, "matched", wrong)
     text = message(*models)
     assert "They diverge at the merge decisions of layer 0" in text
     assert cause(text) == (
@@ -343,10 +346,10 @@ def test_sizes_that_are_miscounted(
     models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(plan: Any, x: Any, sizes: Any, padded: bool) -> Any:
-        x, sizes = _merging.merged_mean(plan, x, sizes, padded)
+        x, sizes = merging.merged_mean(plan, x, sizes, padded)
         return x, sizes + (plan.backend.name == "paddle")
 
-    monkeypatch.setattr(_reduce, "merged_mean", wrong)
+    monkeypatch.setattr(reduce_module, "merged_mean", wrong)
     text = message(*models, r=[0, 8, 0, 0])
     assert "They diverge at the sizes of layer 1: 100.00% of them differ though" in text
     assert "Look next at tomecore's merging" in text

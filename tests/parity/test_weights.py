@@ -9,7 +9,7 @@ from pairs import images, pair
 
 from tomecore import parity
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
-from tomecore.running import predict
+from tomecore.frameworks import predict
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from scripts import load_script
 from torch.nn.attention import SDPBackend
 
-from tomecore.adapters._torch_attention import attention_by_products
+from tomecore.adapters.hosts.torch_attention import attention_by_products
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,11 @@ import torch
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore.adapters import Spec
-from tomecore.adapters._count import StandIn
-from tomecore.arithmetic import Arithmetic, LayerArithmetic, arithmetic_of, plan_table
+from tomecore.adapters.engine.count import StandIn
 from tomecore.errors import ArgumentValueError, NotPatchedError, UnsupportedModelError
 from tomecore.models import paddle as paddle_models
 from tomecore.models import torch as torch_models
+from tomecore.schedule.arithmetic import Arithmetic, LayerArithmetic, arithmetic_of, plan_table
 
 VIT_B = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
 SMALL = VIT_B | {"img_size": 64, "embed_dim": 96, "depth": 3}

@@ -10,10 +10,10 @@ import torch
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from tomecore.arithmetic import plan_table
 from tomecore.models import paddle as paddle_models
 from tomecore.models import torch as torch_models
 from tomecore.schedule import for_speedup
+from tomecore.schedule.arithmetic import plan_table
 
 SIZES = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "num_heads": 4, "depth": 4}
 

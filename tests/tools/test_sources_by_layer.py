@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tomecore.errors import ArgumentValueError, NotPatchedError, UnsupportedModelError
-from tomecore.running import predict, to_numpy
-from tomecore.tracing import Grid, patch_grid, sources_by_layer, square_grid
+from tomecore.frameworks import predict, to_numpy
+from tomecore.visualization._tracing import Grid, patch_grid, sources_by_layer, square_grid
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 4}
 ODD = [3, 0, 30, 5]

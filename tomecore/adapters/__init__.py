@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tomecore.adapters.{name}")
     if name in {"Spec", "Trim"}:
-        return getattr(importlib.import_module("tomecore.adapters._spec"), name)
+        return getattr(importlib.import_module("tomecore.adapters.engine.spec"), name)
     if name in {"apply_patch", "remove_patch", "handle", "register"}:
         raise AttributeError(
             f"tomecore.adapters has no {name!r} of its own: import the framework's module, for example "

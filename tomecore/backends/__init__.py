@@ -6,8 +6,8 @@ before one of its arrays arrives: libraries are recognised by the module that de
 class, so a user's subclass of ``torch.Tensor`` is still torch, and Paddle's torch proxy (which makes
 ``import torch`` return Paddle) cannot mislead us.
 
-A library that speaks the standard works without a line here, on the fallback in ``_standard.py``.
-A fast scatter is about ten lines: see ``_jax.py`` for the shape of such a file.
+A library that speaks the standard works without a line here, on the fallback in ``standard.py``.
+A fast scatter is about ten lines: see ``jax.py`` for the shape of such a file.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tomecore.backends import _standard
-from tomecore.backends._fused import Fused, Keys
+from tomecore.backends import standard
+from tomecore.backends.kernels.cpu.fused import Fused, Keys
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["Array", "Backend", "Fused", "Keys", "backend_of", "register"]
@@ -58,7 +58,7 @@ def _unset_number(x: Array, number: int) -> Array:
 
 
 #: for libraries whose sum is not right everywhere
-one_hot_scatter_add = _standard.one_hot_scatter_add
+one_hot_scatter_add = standard.one_hot_scatter_add
 
 
 def _always(x: Array) -> bool:
@@ -105,7 +105,7 @@ class Backend:
         argmax_rows: ``(x (B, s, t), where, index (B, r)) -> (B, r)``: where each of these rows is largest,
             the first place if there are several; ``where`` as ``max_rows`` gave it. Left out: an argmax of
             all rows.
-        fused: ``(keys, x, size, source, r, protected)`` of :func:`tomecore.backends._fused.match_and_merge`:
+        fused: ``(keys, x, size, source, r, protected)`` of ``kernels/cpu/fused.py``:
             matching and merging in one go, or None where that is not to be had. Left out: it never is.
         permute: ``(index (B, N), values (B, N))``: ``out[b, index[b, j]] = values[b, j]``, where each
             row of ``index`` is a permutation. Left out: a sort of the permutation.
@@ -116,7 +116,7 @@ class Backend:
     scatter_add: Scatter = _unset
     scatter_max: Scatter = _unset
     detach: Callable[[Array], Array] = _same
-    device: Callable[[Array], Any] = _standard.device
+    device: Callable[[Array], Any] = standard.device
     samples: Callable[[Array], Array] = _unset_one
     numbers: Callable[[Array, int, int, int], Array] = _unset_range
     flat_rows: Callable[[Array, int], Array] = _unset_number
@@ -133,27 +133,27 @@ class Backend:
 
     def __post_init__(self) -> None:
         if self.scatter_add is _unset:
-            self.scatter_add = _standard.one_hot_scatter_add(self.xp)
+            self.scatter_add = standard.one_hot_scatter_add(self.xp)
         if self.scatter_max is _unset:
-            self.scatter_max = _standard.masked_scatter_max(self.xp)
+            self.scatter_max = standard.masked_scatter_max(self.xp)
         if self.samples is _unset_one:
-            self.samples = _standard.sample_numbers(self.xp, self.device)
+            self.samples = standard.sample_numbers(self.xp, self.device)
         if self.numbers is _unset_range:
-            self.numbers = _standard.ranges(self)
+            self.numbers = standard.ranges(self)
         if self.flat_rows is _unset_number:
-            self.flat_rows = _standard.laid_end_to_end(self)
+            self.flat_rows = standard.laid_end_to_end(self)
         if self.every_second is _unset_number:
-            self.every_second = _standard.taken(self)
+            self.every_second = standard.taken(self)
         if self.permute is _unset_pair:
-            self.permute = _standard.sorted_permute(self.xp)
+            self.permute = standard.sorted_permute(self.xp)
         if self.products is _unset_pair:
-            self.products = _standard.products(self.xp)
+            self.products = standard.products(self.xp)
         if self.norm is _unset_one:
-            self.norm = _standard.root_of_squares(self.xp)
+            self.norm = standard.root_of_squares(self.xp)
         if self.max_rows is _unset_two:
-            self.max_rows = _standard.maxima(self.xp)
+            self.max_rows = standard.maxima(self.xp)
         if self.argmax_rows is _unset:
-            self.argmax_rows = _standard.argmax_of_all(self.xp)
+            self.argmax_rows = standard.argmax_of_all(self.xp)
 
     def add_rows(
         self, base: Array, index: Array, updates: Array, rows: Array, num_slots: int
@@ -179,11 +179,11 @@ class Backend:
 
 #: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.
 _known: dict[str, Backend | str | Callable[[], Backend]] = {
-    "numpy": "tomecore.backends._numpy",
-    "torch": "tomecore.backends._torch",
-    "paddle": "tomecore.backends._paddle",
-    "jax": "tomecore.backends._jax",
-    "jaxlib": "tomecore.backends._jax",
+    "numpy": "tomecore.backends.numpy",
+    "torch": "tomecore.backends.torch",
+    "paddle": "tomecore.backends.paddle",
+    "jax": "tomecore.backends.jax",
+    "jaxlib": "tomecore.backends.jax",
 }
 _by_type: dict[type, Backend] = {}
 

@@ -1,6 +1,6 @@
 """What merging can give at most, what it gives, and what it costs.
 
-Two limits frame every measurement. The arithmetic limit (``tomecore/arithmetic.py``) counts multiplications
+Two limits frame every measurement. The arithmetic limit (``schedule/arithmetic.py``) counts multiplications
 of the model's own layers. The free-drop limit is measured: the same model in the same run whose blocks drop
 r tokens by a slice, without matching, merging or bias; it is what the machine can really give. The merge
 tax is the time of merging over the time of free-drop. Everything is timed interleaved, because machines

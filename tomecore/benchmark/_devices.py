@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.running import framework_of
+from tomecore.frameworks import framework_of
 
 __all__ = ["MODES", "Place", "peak_bytes", "place_of"]
 

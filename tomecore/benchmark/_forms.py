@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._config import Config
-from tomecore.adapters._patch import config_of
-from tomecore.adapters._state import Run
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.patch import config_of
+from tomecore.adapters.engine.state import Run
 from tomecore.backends import Array
 from tomecore.errors import NotPatchedError
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tomecore.adapters._config import Reduction
-from tomecore.adapters._host import PropAttn
-from tomecore.arithmetic import arithmetic_of
+from tomecore.adapters.engine.config import Reduction
+from tomecore.adapters.engine.host import PropAttn
 from tomecore.benchmark._devices import Place, peak_bytes, place_of
 from tomecore.benchmark._forms import config_of_patched, free_drop
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
+from tomecore.schedule.arithmetic import arithmetic_of
 
 __all__ = ["Measurement", "measure"]
 

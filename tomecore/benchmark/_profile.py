@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tomecore.adapters import _block, _reduce, _state
-from tomecore.adapters._host import PropAttn
+from tomecore.adapters.engine import block as _block
+from tomecore.adapters.engine import reduce as _reduce
+from tomecore.adapters.engine import state as _state
+from tomecore.adapters.engine.host import PropAttn
 from tomecore.benchmark._devices import Place, place_of
 from tomecore.benchmark._forms import config_of_patched, free_drop
 from tomecore.benchmark._timing import interleave

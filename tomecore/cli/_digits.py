@@ -23,7 +23,8 @@ def held_out(loaded: Loaded, limit: int | None) -> tuple[np.ndarray, np.ndarray]
     Raises:
         ArgumentValueError: the model takes other images.
     """
-    from tomecore import digits, evaluation
+    from tomecore import evaluation
+    from tomecore.models import digits
 
     images, labels = digits.load("test")
     if loaded.input_shape != images.shape[1:]:

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 import tomecore
-from tomecore.backends._fused import unavailable
+from tomecore.backends.kernels.cpu.fused import unavailable
 from tomecore.cli._bench_tables import parts_of, table_of
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (

@@ -23,7 +23,7 @@ from tomecore.cli._shared import (
     write_numbers,
 )
 from tomecore.errors import ClampWarning, TomeError
-from tomecore.running import FRAMEWORKS, require
+from tomecore.frameworks import FRAMEWORKS, require
 
 if TYPE_CHECKING:
     from tomecore.demo import Result, Row

@@ -116,7 +116,8 @@ def evaluate(
     check_file(resume, "--resume")
     schedules = [read_r(text) for text in r]
 
-    from tomecore import distributed, evaluation, loading
+    from tomecore import evaluation, loading
+    from tomecore.evaluation import distributed
 
     found = None if data == DIGITS else evaluation.find(data, labelled=not no_labels)
     names = None if classes is None else evaluation.read_names(classes)

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from tomecore import schedule
-from tomecore.arithmetic import PlannedLayer, plan_table
 from tomecore.cli._shared import (
     Json,
     ModelName,
@@ -23,6 +22,7 @@ from tomecore.cli._shared import (
     read_r,
     write_numbers,
 )
+from tomecore.schedule.arithmetic import PlannedLayer, plan_table
 
 if TYPE_CHECKING:
     from tomecore.loading import Loaded
@@ -105,7 +105,7 @@ def _named(wish: schedule.R) -> str:
 
 def _tokens_of(loaded: Loaded) -> int:
     """Tokens that one image becomes."""
-    from tomecore.running import evaluating, to_tensor
+    from tomecore.frameworks import evaluating, to_tensor
 
     zeros = np.zeros((1, *loaded.input_shape), dtype=np.float32)
     with evaluating(loaded.model):

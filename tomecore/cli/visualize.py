@@ -112,8 +112,9 @@ def _draw(
     """Do the work; returns what could not be read."""
     import numpy as np
 
-    from tomecore import strips, webpage
     from tomecore.loading import adapter_of
+    from tomecore.visualization import _page as webpage
+    from tomecore.visualization import _sheet as strips
 
     adapter = adapter_of(loaded.framework)
     patched = adapter.apply_patch(loaded.model)
@@ -189,7 +190,7 @@ def _files(images: list[Path]) -> tuple[list[Path], list[str]]:
 
 def _read(loaded: Loaded, paths: list[Path]) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
     """(name, input) of every picture that can be read, and what is wrong with the others."""
-    from tomecore.images import read_image
+    from tomecore.loading.images import read_image
 
     found, complaints = [], []
     for path in paths:
@@ -227,7 +228,7 @@ def _weights_note(loaded: Loaded, trained: bool) -> str:
 
 
 def _complain(complaints: list[str]) -> None:
-    from tomecore.strips import plain
+    from tomecore.visualization._sheet import plain
 
     for complaint in complaints:
         errors.print(

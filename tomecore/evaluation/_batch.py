@@ -11,7 +11,7 @@ import numpy as np
 from tomecore.errors import ArgumentValueError
 from tomecore.evaluation._reading import Loaded
 from tomecore.evaluation._result import Chunk, count_chunk
-from tomecore.running import evaluating, logits_of, to_numpy, to_tensor
+from tomecore.frameworks import evaluating, logits_of, to_numpy, to_tensor
 from tomecore.schedule import R
 
 __all__ = ["Runner", "outputs_of"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from tomecore.distributed import local_rank
 from tomecore.errors import ArgumentValueError
-from tomecore.running import framework_of
+from tomecore.evaluation.distributed import local_rank
+from tomecore.frameworks import framework_of
 
 __all__ = ["autocast", "put_on"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.images import read_image
+from tomecore.loading.images import read_image
 
 __all__ = ["Pictures", "spread"]
 

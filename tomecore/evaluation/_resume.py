@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.distributed import Processes
 from tomecore.errors import ArgumentValueError
 from tomecore.evaluation._result import Chunk
-from tomecore.running import framework_of, to_numpy
+from tomecore.evaluation.distributed import Processes
+from tomecore.frameworks import framework_of, to_numpy
 
 __all__ = ["Record", "digest_of_array", "digest_of_model"]
 

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from tomecore._checks import whole_number
-from tomecore.adapters._patch import config_of
-from tomecore.distributed import ALONE, Processes
+from tomecore.adapters.engine.patch import config_of
+from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, UnsupportedModelError
 from tomecore.evaluation._batch import Runner
 from tomecore.evaluation._device import autocast
 from tomecore.evaluation._reading import read_ahead
 from tomecore.evaluation._result import Result, plain, result_of
 from tomecore.evaluation._resume import Record, digest_of_array, digest_of_model
+from tomecore.evaluation.distributed import ALONE, Processes
+from tomecore.frameworks import evaluating, framework_of
 from tomecore.loading import adapter_of
-from tomecore.running import evaluating, framework_of
 from tomecore.schedule import R
 
 __all__ = ["evaluate"]
@@ -50,7 +50,7 @@ def evaluate(
 
     Args:
         model: in torch or Paddle; patched, or it is patched for this call. Its outputs are taken as
-            (B, classes), see :func:`tomecore.running.logits_of`.
+            (B, classes), see :func:`tomecore.frameworks.logits_of`.
         images: (n, C, H, W), or anything with a length whose items are (C, H, W) float32, read in
             threads. An item that raises ArgumentValueError is counted as unreadable.
         labels: (n,) ints from 0 to below the number of classes; None: agreement only.
@@ -61,8 +61,8 @@ def evaluate(
         resume: a file to keep what was found in, and to go on from. Of several processes each has its
             own, named after this one.
         name: what the run is of, for ``resume``: another name is another run.
-        processes: this process and the others, from :func:`tomecore.distributed.join`; each runs its
-            share, and all get the same result.
+        processes: this process and the others, from :func:`tomecore.evaluation.distributed.join`; each runs
+            its share, and all get the same result.
         progress: called with the images done, and how many there are, of this process.
 
     Raises:

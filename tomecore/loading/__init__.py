@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tomecore.errors import ArgumentValueError
+from tomecore.frameworks import framework_of
 from tomecore.loading import _paddle, _torch
 from tomecore.loading._function import function_model
 from tomecore.loading._loaded import Loaded
-from tomecore.running import framework_of
 
 __all__ = ["FORMS", "Loaded", "adapter_of", "has_random_weights", "load"]
 
@@ -50,7 +50,7 @@ def load(
 
     Args:
         name: one of the forms in :data:`FORMS`. A function is called without arguments and returns a
-            model, or a pair of a model and a :class:`tomecore.images.Preprocess`.
+            model, or a pair of a model and a :class:`tomecore.loading.images.Preprocess`.
         pretrained: with the weights its library offers (downloaded by the library); otherwise random.
         weights: a file of weights to load instead: safetensors, a torch checkpoint, or ``.pdparams``.
         resolution: pixels on a side of the input; None: the model's own.

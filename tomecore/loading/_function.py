@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tomecore.errors import ArgumentValueError
-from tomecore.images import Preprocess
+from tomecore.frameworks import framework_of
 from tomecore.loading._loaded import Loaded
-from tomecore.running import framework_of
+from tomecore.loading.images import Preprocess
 
 __all__ = ["function_model"]
 

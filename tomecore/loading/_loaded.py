@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import TomeError
-from tomecore.images import Preprocess
-from tomecore.running import framework_of
+from tomecore.frameworks import framework_of
+from tomecore.loading.images import Preprocess
 
 __all__ = ["Loaded", "library"]
 

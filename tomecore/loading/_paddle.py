@@ -7,9 +7,9 @@ import importlib.util
 from collections.abc import Callable
 
 from tomecore.errors import ArgumentValueError, TomeError
-from tomecore.images import Preprocess
+from tomecore.frameworks import require
 from tomecore.loading._loaded import Loaded
-from tomecore.running import require
+from tomecore.loading.images import Preprocess
 
 __all__ = ["digits_model", "library_model", "plain_model"]
 
@@ -70,8 +70,9 @@ def plain_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
 
 
 def digits_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
-    from tomecore import demo, digits
-    from tomecore.running import FRAMEWORKS
+    from tomecore import demo
+    from tomecore.frameworks import FRAMEWORKS
+    from tomecore.models import digits
 
     if name not in FRAMEWORKS:
         raise ArgumentValueError(f"digits:{name} is not one of digits:torch, digits:paddle")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.images import Preprocess
 from tomecore.loading._loaded import Loaded, library
+from tomecore.loading.images import Preprocess
 
 __all__ = ["open_clip_model", "timm_model", "torchvision_model", "transformers_model"]
 

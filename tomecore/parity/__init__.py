@@ -6,11 +6,11 @@ parity.assert_parity(torch_model, paddle_model, images, r=8)   # in a test: says
 
 from __future__ import annotations
 
+from tomecore.models.convert import convert_weights, load_arrays, transfer_weights
 from tomecore.parity._compare import compare
 from tomecore.parity._diagnose import Diagnosis, assert_parity, diagnose
 from tomecore.parity._flip import Flip
 from tomecore.parity._report import BlockReport, Difference, LayerReport, Report
-from tomecore.parity._weights import convert_weights, load_arrays, transfer_weights
 
 __all__ = [
     "BlockReport",

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
+from tomecore.frameworks import framework_of
 from tomecore.parity._flip import Flip, flip
 from tomecore.parity._report import BlockReport, Difference, LayerReport, Report
 from tomecore.parity._trace import Merge, Trace, patched_config, trace
-from tomecore.running import framework_of
 
 __all__ = ["DifferentMergesError", "compare"]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters._patch import config_of
+from tomecore.adapters.engine.patch import config_of
 from tomecore.errors import NotPatchedError
+from tomecore.frameworks import framework_of
 from tomecore.parity._causes import likely_causes, unseen
 from tomecore.parity._compare import DifferentMergesError, compare
 from tomecore.parity._place import Place, located
 from tomecore.parity._report import Report
 from tomecore.parity._tolerance import Tolerance
-from tomecore.running import framework_of
 from tomecore.schedule import R
 
 __all__ = ["Diagnosis", "assert_parity", "diagnose"]

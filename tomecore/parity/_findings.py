@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters._config import Config
+from tomecore.adapters.engine.config import Config
 from tomecore.errors import ArgumentValueError
+from tomecore.frameworks import framework_of, to_numpy
+from tomecore.models.convert import convert_weights
 from tomecore.parity._trace import patched_config
-from tomecore.parity._weights import convert_weights
-from tomecore.running import framework_of, to_numpy
 
 __all__ = ["EMBEDDING", "Finding", "findings_of_modules", "findings_of_weights"]
 

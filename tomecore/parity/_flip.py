@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tomecore._matching import bipartite_soft_matching
+from tomecore.matching.bipartite import bipartite_soft_matching
 from tomecore.parity._trace import Merge
 
 __all__ = ["Flip", "flip"]

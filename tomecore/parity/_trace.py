@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tomecore._plan import MergePlan
-from tomecore.adapters._config import Config
-from tomecore.adapters._patch import config_of
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.patch import config_of
 from tomecore.backends import Array
+from tomecore.core.plan import MergePlan
 from tomecore.errors import NotPatchedError, UnsupportedModelError
-from tomecore.running import framework_of, predict, to_numpy
+from tomecore.frameworks import framework_of, predict, to_numpy
 
 __all__ = ["Merge", "Trace", "patched_config", "trace"]
 

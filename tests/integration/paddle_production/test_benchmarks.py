@@ -11,10 +11,10 @@ import pytest
 from adapters.paddle_gpu import gpu
 from scripts import load_script
 
-from tomecore.adapters import _paddle_attention as forms
-from tomecore.adapters import paddle as tome
-from tomecore.adapters._paddle_attention import with_key_column, with_mask
-from tomecore.backends import _paddle as backend
+from tomecore.adapters.hosts import paddle as paddle_host
+from tomecore.adapters.hosts import paddle_attention as forms
+from tomecore.adapters.hosts.paddle_attention import with_key_column, with_mask
+from tomecore.backends import paddle as backend
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1}
 
@@ -114,7 +114,7 @@ def test_the_gpu_script_notices(planted, script, tmp_path, monkeypatch):
 def test_the_gpu_script_notices_a_mask_of_one_row(wrong, dtype, script, monkeypatch):
     """On an emulated card: what tomecore once handed over fails in every dtype."""
     if wrong:
-        monkeypatch.setattr(tome, "form_of", lambda *_: "mask")
+        monkeypatch.setattr(paddle_host, "form_of", lambda *_: "mask")
     bench = script.Bench("cpu")
     with gpu((8, 0)):
         line = script.ran("attention", lambda: bench.attention(dtype))

@@ -12,9 +12,9 @@ import paddle
 import pytest
 
 from paddle_production.models import CLAS
-from tomecore.adapters import _paddle_programs
 from tomecore.adapters import paddle as tome
-from tomecore.backends import _paddle as backend
+from tomecore.adapters.hosts import paddle_programs
+from tomecore.backends import paddle as backend
 
 #: where the test helpers are: the folders of tests, and of tests of real libraries
 PATHS = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
@@ -70,7 +70,7 @@ def test_an_export_is_seen_on_the_stack(exporting):
 def test_saving_drops_programs_for_onnx_only(exporting, tmp_path):
     """A public hook of ``paddle.jit.save`` in all but name; see ``watch_exports``."""
     model, images = CLAS.patched(depth=2, r=8), CLAS.tensors()
-    assert paddle.jit.api._save_pre_hooks.count(_paddle_programs.before_save) == 1
+    assert paddle.jit.api._save_pre_hooks.count(paddle_programs.before_save) == 1
     spec = [paddle.static.InputSpec([None, 3, 32, 32], "float64")]
     program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
     program(images)
@@ -91,6 +91,6 @@ def test_programs_of_other_models_are_left_alone(exporting, tmp_path):
     spec = [paddle.static.InputSpec([None, 4], "float32")]
     program = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
     program(paddle.ones([2, 4]))
-    exporting(_paddle_programs.before_save, program, None, None)
+    exporting(paddle_programs.before_save, program, None, None)
     assert len(program.forward.program_cache) == 1
     tome.HOST.changed(CLAS.patched(r=2))

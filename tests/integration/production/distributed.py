@@ -15,7 +15,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import tomecore.adapters.torch as tome
-from tomecore.adapters._spec import attribute
+from tomecore.adapters.engine.spec import attribute
 from tomecore.errors import UnsupportedModelError
 
 PROCESSES = 2

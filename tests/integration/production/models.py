@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tomecore.adapters.torch as tome
-from tomecore.adapters._spec import attribute
+from tomecore.adapters.engine.spec import attribute
 
 __all__ = [
     "DEPTH",

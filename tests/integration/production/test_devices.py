@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tomecore.adapters.torch as tome
 from production.models import images
-from tomecore.adapters import _reduce
+from tomecore.adapters.engine import reduce as reduce_module
 
 
 class CreatedOnCPU(TorchDispatchMode):
@@ -92,13 +92,13 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_would_be_seen(vit, monkeypatch, fault, error):
-    merged_mean = _reduce.merged_mean
+    merged_mean = reduce_module.merged_mean
 
     def faulty(plan, x, *rest):
         fault(x)
         return merged_mean(plan, x, *rest)
 
-    monkeypatch.setattr(_reduce, "merged_mean", faulty)
+    monkeypatch.setattr(reduce_module, "merged_mean", faulty)
     if error is None:
         assert on_fake_cuda(vit, r=8) != on_fake_cuda(vit)
     else:

@@ -10,7 +10,7 @@ import torch
 
 import tomecore as tc
 from production.models import close, images, kind_named
-from tomecore.backends._torch import BACKEND
+from tomecore.backends.torch import BACKEND
 from tomecore.errors import UnsupportedModelError
 
 BATCH = {0: torch.export.Dim("batch", min=1, max=64)}

@@ -8,7 +8,7 @@ from adapters.frameworks import TORCH as FW
 from dinov2.layers.attention import Attention
 
 from tomecore.adapters import torch as tome
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import UnsupportedModelError
 from vits.of_dinov2 import MORE, dinov2_model
 

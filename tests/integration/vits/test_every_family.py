@@ -6,7 +6,7 @@ import pytest
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from vits.cases import MORE, PLAIN
 from vits.of_transformers import SINGLE
 

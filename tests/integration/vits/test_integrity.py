@@ -36,7 +36,7 @@ from adapters.test_prefix import (
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from vits.cases import MORE, PLAIN
 from vits.test_every_family import ELSEWHERE
 

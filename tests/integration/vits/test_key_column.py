@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from adapters.frameworks import TORCH
 
-from tomecore.adapters import _torch_attention as forms
+from tomecore.adapters.hosts import torch_attention as forms
 from vits.cases import MORE, PLAIN
 
 #: calls of a block, where it is not one: two branches; eager attention; sizes within biases of pairs

@@ -12,8 +12,8 @@ from adapters.test_paddle_only import same, static
 from paddle import nn
 
 from tomecore.adapters import paddle as tome
-from tomecore.adapters._find import find_tower
-from tomecore.adapters._spec import attributes
+from tomecore.adapters.engine.find import find_tower
+from tomecore.adapters.engine.spec import attributes
 from tomecore.errors import UnsupportedModelError
 from vits.cases import case_named
 from vits.of_paddle import MORE

@@ -15,9 +15,9 @@ from adapters.test_paddle_only import same, static
 from paddle import nn
 
 from tomecore.adapters import paddle as tome
-from tomecore.adapters._find import find_tower
-from tomecore.adapters._spec import attributes
-from tomecore.adapters.families.paddle_nn import ENCODER_LAYER
+from tomecore.adapters.engine.find import find_tower
+from tomecore.adapters.engine.spec import attributes
+from tomecore.adapters.families.paddle.nn import ENCODER_LAYER
 from tomecore.errors import UnsupportedModelError
 from vits.cases import case_named
 from vits.twins.paddlenlp.transformers.clip.modeling import CLIPModel

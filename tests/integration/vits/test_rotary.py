@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from tomecore.adapters._carry import merged_table
+from tomecore.adapters.engine.positions import merged_table
 from tomecore.adapters.torch import HOST
 from vits.cases import case_named
 

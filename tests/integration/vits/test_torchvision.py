@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from tomecore.adapters import torch as tome
-from tomecore.adapters._find import find_tower
+from tomecore.adapters.engine.find import find_tower
 from tomecore.errors import UnsupportedModelError
 from vits.of_torchvision import MORE, torchvision_model
 

@@ -15,8 +15,8 @@ from adapters.test_gradients import assert_same
 from torch import nn
 
 from tomecore.adapters import torch as tome
-from tomecore.adapters._find import find_tower
-from tomecore.adapters._swap import original_class
+from tomecore.adapters.engine.find import find_tower
+from tomecore.adapters.engine.swap import original_class
 from tomecore.errors import UnsupportedModelError
 from vits.of_transformers import MORE, SINGLE, with_paired_positions
 

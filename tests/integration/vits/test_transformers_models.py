@@ -12,7 +12,7 @@ from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionCo
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from tomecore.adapters import torch as tome
-from tomecore.adapters.families._transformers import recorded
+from tomecore.adapters.families.transformers.common import recorded
 from tomecore.errors import UnsupportedModelError
 from vits.of_transformers import vision_config
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._config import Config
-from tomecore.adapters._spec import Spec
-from tomecore.adapters._swap import Swapped
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.swap import Swapped
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 

@@ -2,7 +2,7 @@
 
 Only the vision tower is patched; text towers are built of the same blocks and stay as they are.
 Towers that open_clip takes from timm are found as timm's. The default block attends with torch's
-MultiheadAttention, whose half is ours (``_multihead.py``), batch first or sequence first; the custom
+MultiheadAttention, whose half is ours (``multihead.py``), batch first or sequence first; the custom
 block has an attention of its own, called as a module with the key tapped behind ``ln_k``. Blocks that
 attend to something else (``ln_1_kv``) or with scaled cosine are refused.
 """
@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
-from tomecore.adapters.families._multihead import (
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.multihead import (
     MULTIHEAD,
     attention,
     attention_of_rows,
     trim_of,
     why_not,
 )
-from tomecore.adapters.families._timm import Dense
+from tomecore.adapters.families.timm.common import Dense
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 

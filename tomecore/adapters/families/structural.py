@@ -2,7 +2,7 @@
 
 The children must have timm's names and there must be nothing else; the attention must take
 ``attn_mask`` and give its keys through ``k_norm``. That is not enough to trust a forward, so each block
-is tried on a copy first (``adapters/_verify.py``): this spec is used only where its halves reproduce the
+is tried on a copy first (``engine/verify.py``): this spec is used only where its halves reproduce the
 block's own numbers, where the attention treats tokens alike whatever their order, and where the MLP treats
 each token by itself.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
-from tomecore.adapters.families import timm
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.timm import vit as timm
 from tomecore.backends import Array
 
 __all__ = ["FRAMEWORK", "PRE_NORM", "SPECS"]

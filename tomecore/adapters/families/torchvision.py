@@ -1,15 +1,15 @@
 """torchvision's VisionTransformer: ViT-B, L and H, also with SWAG weights or a convolutional stem.
 
 One class token, which alone is read at the end. The attention is torch's MultiheadAttention, which
-hands out no keys, so the attention half is ours (``_multihead.py``): equal to rounding.
+hands out no keys, so the attention half is ours (``multihead.py``): equal to rounding.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters._spec import Spec
-from tomecore.adapters.families._multihead import (
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.multihead import (
     MULTIHEAD,
     attention,
     attention_of_rows,

@@ -1,0 +1,303 @@
+"""The merging forward of a block: written once, for every framework and family.
+
+It is a mixin put in front of the block's own class, so ``super().forward`` is the original. With
+nothing to merge and nothing merged before, that original runs: r=0 is exact by construction.
+Written without lambdas, generators and early batch sizes, because static graphs convert this source;
+and with the arguments of ``super`` written out, because Paddle's takes a bare one for
+``super(type(self), self)``, which is this very mixin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.progress import begin, check_symbolic, note, reach, resume, unreached
+from tomecore.adapters.engine.state import Run
+from tomecore.adapters.engine.swap import Swapped, own
+from tomecore.backends import Array
+from tomecore.core.plan import take_rows
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["Merging"]
+
+
+class Merging(Swapped):
+    """Mixin of a patched block; ``_tome`` in its ``__dict__`` is the model's Config.
+
+    Its place in the list is ``_tome_index``, which compiled code must not read: it would be compiled anew for
+    each block. ``_tome_first`` and ``_tome_last`` say what compiled code may know of it.
+    """
+
+    _tome: Config
+    _tome_index: int
+    _tome_first: bool
+    _tome_last: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "_tome" not in self.__dict__:
+            return own(Merging, self, "__call__")(*args, **kwargs)
+        config = self._tome
+        config.host.run_as_is(True)
+        tracing = config.host.tracing()
+        config.passes.reached.set(False, tracing)
+        call = None if tracing else config.passes.call.get(False)
+        if call is not None:
+            call.inside = self._tome_index
+        called = super(Merging, self).__call__  # type: ignore[misc] # noqa: UP008
+        if tracing or "forward" not in self.__dict__:
+            output = called(*args, **kwargs)
+        else:
+            output = with_own_forward(config, self, called, args, kwargs)
+        if not config.passes.reached.get(tracing):
+            unreached(config, self, (*args, *kwargs.values()), tracing)
+        if call is not None:
+            call.inside = None
+        return output
+
+    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        if "_tome" not in self.__dict__:
+            return own(Merging, self, "forward")(x, *args, **kwargs)
+        config = self._tome
+        host, spec = config.host, config.spec
+        host.run_as_is(True)
+        tracing = host.tracing()
+        reach(config, tracing)
+        if host.symbolic(x) or not hasattr(x, "shape"):
+            check_symbolic(config, x)
+            return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        index, last = -1 if tracing else self._tome_index, self._tome_last
+        run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
+        if run is None:  # never merged: a block called by itself, with r = 0 everywhere
+            return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
+        if config.trims(run, last):
+            return trimmed(config, self, x, args, kwargs, run, tracing)
+        amount = config.clamp(run)
+        if amount == 0 and run.trail is None:
+            y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
+            return hand_on(config, y, run.after(run.width), tracing, last)
+        backend = host.backend()
+        if config.token_axis == 0:
+            x = backend.xp.permute_dims(x, (1, 0, 2))
+        given: dict[str, Any] = {}
+        if args or kwargs or spec.carry is not None:
+            given, run = arguments(config, self, args, kwargs, run, x)
+        if run.every and run.owners is not None:
+            x = take_rows(backend, x, run.owners)
+        bias = key_bias(config, run, x)
+        config.check_block(self, biased=bias is not None)
+        if not tracing:
+            config.check_children(self, x, run.width - amount)
+        x, keys = attend(config, self, x, bias, given, tracing)
+        if amount > 0:
+            x, run = config.reduce(config, self, x, keys, run, amount)
+        keys = []  # a view of all queries, keys and values, which the other half does not need
+        if spec.feed is not None:
+            x = spec.feed(self, x)
+        run = run.after(run.width - amount)
+        if run.trail is not None and (run.every or (last and config.restore)):
+            x = take_rows(backend, x, run.source)
+        if config.token_axis == 0:
+            x = backend.xp.permute_dims(x, (1, 0, 2))
+        x = hand_on(config, x, run, tracing, last)
+        return (x,) if spec.returns_tuple else x
+
+
+def with_own_forward(
+    config: Config, block: Any, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a block that was given a forward of its own; merged tokens may be more than it can take."""
+    try:
+        return called(*args, **kwargs)
+    except Exception as error:
+        if not config.passes.reached.get(False):
+            unreached(config, block, (*args, *kwargs.values()), False, error)
+        raise
+
+
+def trimmed(
+    config: Config,
+    block: Any,
+    x: Array,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Run,
+    tracing: bool,
+) -> Any:
+    """The last block where the first tokens alone are read: it makes those, and merges nothing."""
+    host, spec = config.host, config.spec
+    config.check_block(block, biased=run.sizes is not None, trimmed=True)
+    xp = host.backend().xp
+    if config.token_axis == 0:
+        x = xp.permute_dims(x, (1, 0, 2))
+    given: dict[str, Any] = {}
+    if args or kwargs or spec.carry is not None:
+        given, run = arguments(config, block, args, kwargs, run, x)
+    bias = key_bias(config, run, x)
+    x = spec.trim.attend(host, block, x, bias, given, config.protected)  # type: ignore[union-attr]
+    if spec.feed is not None:
+        x = spec.feed(block, x)
+    if config.token_axis == 0:
+        x = xp.permute_dims(x, (1, 0, 2))
+    x = hand_on(config, x, run.after(run.width), tracing, True)
+    return (x,) if spec.returns_tuple else x
+
+
+def attend(
+    config: Config,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    given: dict[str, Any],
+    tracing: bool,
+) -> tuple[Array, list[Array]]:
+    """The attention half, and the keys it computed on the way."""
+    spec, taps = config.spec, config.host.taps
+    if not spec.key:
+        x, key = spec.attend(config.host, block, x, bias, given)
+        return x, [key]
+    watched = None if bias is None else watched_bias(config, block, bias, tracing)
+    tapped: list[tuple[Any, Array]] = []
+    taps.set(tapped, tracing)
+    try:
+        if watched is None and (tracing or config.contract().called_otherwise(block) is None):
+            x = spec.attend(config.host, block, x, bias, given)
+        else:
+            x = attend_otherwise(config, block, x, watched or (bias, always), given)
+    finally:
+        taps.set(None, tracing)
+    check_keys(config, block, tapped)
+    return x, [key for _, key in tapped]
+
+
+def watched_bias(
+    config: Config, block: Any, bias: Array, tracing: bool
+) -> tuple[Array, Callable[[], bool]] | None:
+    """The bias, and whether it was used, for an attention that was changed since the patch; None for
+    others."""
+    path = config.contract().called_otherwise(block)
+    if path is None:
+        return None
+    found = None if tracing else config.host.watched_bias(bias)
+    if found is None:
+        raise UnsupportedModelError(
+            f"{path} in {config.where(block)} has a forward that was not there at apply_patch, and while "
+            "a graph "
+            "is traced nobody sees whether it adds the sizes of merged tokens to its scores. Undo the "
+            "change, or "
+            "set model.r = 0 for tracing."
+        )
+    return found
+
+
+def always() -> bool:
+    return True
+
+
+def attend_otherwise(
+    config: Config,
+    block: Any,
+    x: Array,
+    watched: tuple[Array | None, Callable[[], bool]],
+    given: dict[str, Any],
+) -> Array:
+    """The attention half by an attention that has another forward than at ``apply_patch``.
+
+    Raises:
+        UnsupportedModelError: it takes no bias, or ignores the one it got.
+    """
+    bias, used = watched
+    reason = "ignores the mask that tells it the sizes of merged tokens"
+    cause: Exception | None = None
+    try:
+        x = config.spec.attend(config.host, block, x, bias, given)
+    except TypeError as error:
+        reason, cause = f"cannot be called with the sizes of merged tokens ({error})", error
+    if cause is None and used():
+        return x
+    path = config.contract().called_otherwise(block)
+    raise UnsupportedModelError(
+        f"{path} in {config.where(block)} got another forward since apply_patch, which {reason}. Undo the "
+        "change, add the mask to the attention scores there, patch with prop_attn=False, or set model.r = 0."
+    ) from cause
+
+
+def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
+    """Raise unless the attention called the modules whose outputs are the keys, each once."""
+    spec, contract = config.spec, config.contract()
+    modules = contract.modules_at(block, contract.key) or []
+    same = len(tapped) == len(modules)
+    for index, (module, _) in enumerate(tapped):
+        same = same and module is modules[index]
+    if not same:
+        raise UnsupportedModelError(
+            f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
+            "that tokens are matched by, as it was when the model was patched. Something replaced it, "
+            "or the attention, after apply_patch: remove_patch, then apply_patch again."
+        )
+
+
+def key_bias(config: Config, run: Run, x: Array) -> Array | None:
+    """(B, 1, 1, n): what each token's size adds to its attention scores; -inf for padding."""
+    if run.sizes is None or (run.valid is None and not config.prop_attn):
+        return None
+    if run.bias is not None and config.prop_attn and run.bias.dtype == x.dtype:
+        return config.host.formed(run.bias, x, config.prop_attn)
+    sizes = run.sizes
+    if not config.prop_attn:
+        xp = config.host.backend().xp
+        sizes = xp.astype(sizes > 0, xp.float32)
+    bias = config.host.log_sizes(sizes, x)
+    # A sample that is all padding is zeros to the fused kernel, and no number to a softmax.
+    return bias if run.valid is not None else config.host.formed(bias, x, config.prop_attn)
+
+
+def hand_on(config: Config, x: Array, run: Run, tracing: bool, last: bool) -> Array:
+    """Let the run ride on ``x`` to the next block, and note it for ``model.tome``.
+
+    Of a tuple, which a block may return where nothing merges (with attention maps, say), on the first.
+    """
+    note(config, run, tracing, last)
+    if not last:
+        config.host.write(config, x[0] if isinstance(x, tuple) else x, run, tracing)
+    return x
+
+
+def arguments(
+    config: Config,
+    block: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Run,
+    x: Array,
+) -> tuple[dict[str, Any], Run]:
+    """The block's arguments beside x, as those of the merged tokens; refuse what cannot be."""
+    spec = config.spec
+    named = dict(zip(spec.arguments, args))  # noqa: B905 (Paddle's static graphs know no strict=)
+    named.update(kwargs)
+    given = {}
+    for name, value in named.items():
+        if value is not None and value is not spec.accepts.get(name):
+            given[name] = value
+    mask = given.pop(spec.mask, None)
+    if mask is not None and run.trail is None:
+        xp = config.host.backend().xp
+        ones = xp.astype(xp.ones_like(x[:, :, 0]), xp.float32)
+        run = run.padded(ones * xp.astype(spec.real_tokens(mask), xp.float32))
+    if mask is not None and run.valid is None:
+        unknown = [f"{spec.mask}=, which earlier blocks did not get"]
+    else:
+        unknown = [f"a positional {type(a).__name__}" for a in args[len(spec.arguments) :]]
+        known = () if spec.carry is None else spec.arguments
+        unknown += [f"{name}=" for name in given if name not in known]
+    if unknown:
+        raise UnsupportedModelError(
+            f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes "
+            "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 "
+            "(without trim_last) for such calls."
+        )
+    # Before the first merge, too: what cannot be carried is refused at once.
+    if spec.carry is not None:
+        given = spec.carry(config.host, block, given, run)
+    return given, run

@@ -1,0 +1,231 @@
+"""``model.tome``: what a patched model did in its last forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.count import count
+from tomecore.adapters.engine.host import PropAttn
+from tomecore.adapters.engine.state import Run
+from tomecore.backends import Array, backend_of
+from tomecore.core.checks import rank, whole_number
+from tomecore.core.plan import take_rows
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, NoForwardError
+from tomecore.schedule import R
+from tomecore.schedule.arithmetic import Arithmetic
+
+__all__ = ["Handle"]
+
+
+class Handle:
+    """Settings and results of a patched model.
+
+    Results are those of the last forward pass of the calling thread, without gradients. Asking for
+    them when there is none raises :class:`tomecore.errors.NoForwardError`, which says why: nothing has
+    run, the
+    last pass raised or ran as a compiled graph, it did not reach the patched blocks, or blocks that were
+    called one by one stopped before the last.
+    """
+
+    def __init__(self, config: Config, model: Any) -> None:
+        self._config = config
+        self._model = model
+
+    @property
+    def r(self) -> R:
+        """Tokens merged per layer, as it was set; the same as ``model.r``."""
+        return self._config.r
+
+    @r.setter
+    def r(self, value: R) -> None:
+        self._config.r = value
+        self._config.host.changed(self._model)
+
+    @property
+    def schedule(self) -> list[int]:
+        """Tokens to merge in each layer, before clamping to what is there.
+
+        A schedule object is asked with the token count of the last forward pass.
+        """
+        config = self._config
+        return config.schedule(self._run().num_tokens if callable(config.r) else None)
+
+    @property
+    def protected(self) -> int:
+        """Prefix tokens, which never merge: class, distillation and register tokens, or as many as you
+        said."""
+        return self._config.protected
+
+    @property
+    def prop_attn(self) -> PropAttn:
+        """Whether attention counts each token as often as its size says; "column": in that form."""
+        return self._config.prop_attn
+
+    @property
+    def trim_last(self) -> bool:
+        """Whether the last block makes the tokens at the front alone."""
+        return self._config.trim_last
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """The model's multiply-adds, for any r; ``model.tome.arithmetic.limit(197, 16)``. No forward needed.
+
+        See :func:`tomecore.schedule.arithmetic.arithmetic_of`.
+        """
+        return count(self._config, self._model)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens after each layer.
+
+        With ``trim_last`` the last layer merges nothing: its tokens are those it attends to, of which it
+        hands on the first ``protected``. ``sizes``, ``source`` and ``unmerge`` are about the same tokens.
+        """
+        return list(self._run().tokens)
+
+    @property
+    def sizes(self) -> Array:
+        """(B, n) float32: how many original tokens each token stands for at the end."""
+        run = self._run()
+        if run.sizes is not None:
+            return run.sizes
+        return self._config.host.ones((run.entry.batch, run.width), run.entry.device)
+
+    @property
+    def source(self) -> Array:
+        """(B, N) int: original token -> slot at the end; needs ``trace_source=True``."""
+        if not self._config.trace_source:
+            raise NoForwardError(
+                "the source map was not kept: call apply_patch(model, trace_source=True), then run "
+                "the model"
+            )
+        return self._source()
+
+    def unmerge(self, x: Array) -> Array:
+        """Give every original token the value of the slot that holds it.
+
+        Args:
+            x: (B, n, C), one row per slot of the last forward pass.
+
+        Returns:
+            (B, N, C).
+
+        Raises:
+            ArgumentValueError: another number of tokens or samples than the last forward pass had.
+        """
+        source, run = self._source(), self._run()
+        backend = self._config.host.backend()
+        if backend_of(x) is not backend:
+            raise ArgumentTypeError(
+                f"`x` must be a {backend.name} array, as the model's are; "
+                f"got {type(x).__module__}.{type(x).__qualname__}"
+            )
+        rank(x, "x", "(B, n, C)")
+        if tuple(x.shape[:2]) != (source.shape[0], run.width):
+            raise ArgumentValueError(
+                f"`x` must have shape ({source.shape[0]}, {run.width}, C), the samples and slots of "
+                f"the last forward pass; got {tuple(x.shape)}{self._trimmed(x)}"
+            )
+        return take_rows(backend, x, source)
+
+    @contextmanager
+    def all_tokens(self) -> Iterator[None]:
+        """Within this context every block hands on all N tokens, each at its original position.
+
+        For hooks on blocks and other readers of intermediate layers. Merging goes on, and so does its speed,
+        less two gathers per block; the output is the same. It holds for the calling thread.
+
+        Modules *inside* a block get the merged tokens here too: a hook on ``blocks[-1].norm1``, as Grad-CAM
+        puts it there, sees fewer of them, and :class:`tomecore.errors.InnerHookWarning` says so. Hook the
+        block itself, or set ``model.r = 0`` for such a pass.
+        """
+        config = self._config
+        tracing = config.host.tracing()
+        every, user = config.dense.enter(tracing), config.dense_by_user.enter(tracing)
+        try:
+            yield
+        finally:
+            config.dense.leave(every, tracing)
+            config.dense_by_user.leave(user, tracing)
+
+    def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        """Lay tokens out as the image they came from, for dense prediction.
+
+        Args:
+            x: (B, n, C) slots or (B, N, C) tokens of the last forward pass, those at the front
+                included.
+            size: (height, width) of the grid in patches; None: square.
+
+        Returns:
+            (B, C, height, width), without the tokens at the front; merged patches share their values.
+
+        Raises:
+            ArgumentValueError: a shape that is not of the last forward pass, or a size that does not
+                hold its patches.
+        """
+        run = self._run()
+        rank(x, "x", "(B, n, C)")
+        if x.shape[1] != run.num_tokens:
+            x = self.unmerge(x)
+        patches = run.num_tokens - self.protected
+        if size is None:
+            side = math.isqrt(patches)
+            size = (side, side)
+        height, width = (whole_number(n, "size", unit="patches") for n in size)
+        if height * width != patches:
+            raise ArgumentValueError(
+                f"`size` must be (height, width) with height * width = {patches}, the patches of the "
+                f"last forward pass; got {height} x {width}"
+            )
+        xp = self._config.host.backend().xp
+        rows = xp.reshape(x[:, self.protected :], (-1, height, width, x.shape[2]))
+        return xp.permute_dims(rows, (0, 3, 1, 2))
+
+    def __repr__(self) -> str:
+        config = self._config
+        return (
+            f"<tome: {config.spec.family}, {len(config.blocks)} layers, r={config.r!r}, "
+            f"prop_attn={config.prop_attn}, restore={config.restore}"
+            f"{', trim_last=True' if config.trim_last else ''}>"
+        )
+
+    def _trimmed(self, x: Array) -> str:
+        """Why ``x`` may have too few tokens, for a message."""
+        if not self.trim_last or x.shape[1] != self.protected:
+            return ""
+        return (
+            ". The last block makes no others with trim_last=True: apply_patch(model) again without it, "
+            "or run the model within model.tome.all_tokens()"
+        )
+
+    def _source(self) -> Array:
+        run = self._run()
+        if run.source is not None:
+            return run.source
+        xp = self._config.host.backend().xp
+        zeros = 0 * self._config.host.ones((run.entry.batch, run.num_tokens), run.entry.device)
+        tokens = xp.arange(run.num_tokens, dtype=xp.int64, device=run.entry.device)
+        return xp.astype(zeros, xp.int64) + tokens
+
+    def _run(self) -> Run:
+        config = self._config
+        outcome = config.passes.outcome.get(False)
+        if outcome is None:
+            raise NoForwardError(
+                "this model has no forward pass in this thread since it was patched; run it first"
+            )
+        run: Run | None = outcome.run
+        if run is None:
+            raise NoForwardError(outcome.problem)
+        if run.blocks < config.num_layers and not outcome.returned:
+            raise NoForwardError(
+                "the last forward pass, of blocks called one by one, stopped after block "
+                f"{run.blocks - 1} (of 0 "
+                f"to {config.num_layers - 1}) with {run.width} of {run.num_tokens} tokens; results are there "
+                "when the last block has run"
+            )
+        return run

@@ -1,0 +1,364 @@
+"""Find, check, swap, restore. Everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any
+
+from tomecore.adapters.engine.block import Merging
+from tomecore.adapters.engine.calls import Watched
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.find import find_tower
+from tomecore.adapters.engine.handle import Handle
+from tomecore.adapters.engine.host import Host, PropAttn
+from tomecore.adapters.engine.prefix import embedded, patch_embedding
+from tomecore.adapters.engine.reduce import merge_tokens
+from tomecore.adapters.engine.spec import Spec, attributes, matches
+from tomecore.adapters.engine.swap import original_class, swap, swapped_class, unswap
+from tomecore.adapters.engine.trim import why_not_trimmed
+from tomecore.core.checks import whole_number
+from tomecore.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    NotPatchedError,
+    UnsupportedModelError,
+)
+from tomecore.schedule import R, parse_r
+
+__all__ = ["Root", "handle", "patch", "register", "unpatch"]
+
+
+class Root(Watched):
+    """Mixin of the model that was given to ``apply_patch``: adds ``r`` and ``tome``."""
+
+    _tome: Config
+
+    @property
+    def r(self) -> R:
+        """Tokens merged per layer: int | (r, inflect) | list | schedule object."""
+        return self._tome.r
+
+    @r.setter
+    def r(self, value: R) -> None:
+        self.tome.r = value
+
+    @property
+    def tome(self) -> Handle:
+        """Settings and results of the patch."""
+        return Handle(self._tome, self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "r":  # also a schedule object that is a module, which must not become a child
+            self.tome.r = value
+        else:
+            super().__setattr__(name, value)
+
+
+def patch(
+    host: Host,
+    specs: tuple[Spec, ...],
+    model: Any,
+    *,
+    r: R | None,
+    protected: int | str | None,
+    prop_attn: PropAttn | None,
+    trace_source: bool,
+    restore: bool,
+    trim_last: bool,
+) -> Any:
+    """Patch ``model`` in place; see ``apply_patch`` of the adapters."""
+    check_prop_attn(host, prop_attn)
+    for value, name in (
+        (trace_source, "trace_source"),
+        (restore, "restore"),
+        (trim_last, "trim_last"),
+    ):
+        if not isinstance(value, bool):
+            raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
+    check_model(host, model)
+    announced = check_protected(protected)
+    old = owner(host, model)
+    if old is not None:
+        check_unchanged(old, model)
+    spec, tower, blocks = find_tower(host, specs, model)
+    keep = protected is None and old is not None
+    announced = old.announced if keep else announced  # type: ignore[union-attr]
+    known = spec.prefix(tower)
+    if announced is not None and announced < known:
+        raise ArgumentValueError(
+            f"`protected` must be at least {known}, the prefix tokens that {spec.family} has by itself "
+            "(class, "
+            f"distillation and register tokens); got {announced}. Count them too, or give 'auto'."
+        )
+    reason = None if restore else spec.why_restore(tower) or why_read(host, spec, model)
+    if reason:
+        raise UnsupportedModelError(
+            f"restore=False would give wrong results: {reason}. Use restore=True."
+        )
+    if trim_last:
+        reason = why_read(host, spec, model)
+        reason = reason or why_not_trimmed(host, spec, model, tower, blocks[-1])
+        if reason:
+            raise UnsupportedModelError(
+                f"trim_last=True cannot be had for this {original_class(model).__name__} "
+                f"({spec.family}): {reason}. Leave trim_last=False, which is right for every model."
+            )
+    if config_of(model) is None:
+        for name in ("r", "tome"):
+            if hasattr(model, name):
+                raise UnsupportedModelError(
+                    f"`model` ({type(model).__name__}) has an attribute {name!r} of its own, which the "
+                    "patch would hide; patch the vision model inside it instead"
+                )
+    wanted = r if r is not None else (old.r if old is not None else 0)
+    if not callable(wanted):
+        parse_r(len(blocks), wanted)
+
+    config = Config(host, spec, model, tower, blocks, merge_tokens)
+    config.r = wanted
+    config.announced = announced
+    config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
+    config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
+    config.note_contract()
+    check_classes(config, model)
+    if old is not None:  # but not released: a program that to_static made of the model stays one
+        undo(old, model)
+    install(config, model)
+    host.changed(model)
+    return model
+
+
+def check_classes(config: Config, model: Any) -> None:
+    """Make the classes that :func:`install` swaps in, before anything is changed.
+
+    Raises:
+        UnsupportedModelError: a class does not let itself be inherited from.
+    """
+    mixins = config.spec.mixins_of(config.tower)
+    wanted: list[tuple[Any, tuple[type, ...]]] = [(block, (Merging,)) for block in config.blocks]
+    if config.tower is not model:
+        wanted.append((config.tower, (Watched, *mixins)))
+    wanted.append((model, (Root, *(mixins if config.tower is model else ()))))
+    for module, added in wanted:
+        original = original_class(module)
+        try:
+            swapped_class(original, added)
+        except Exception as error:  # whatever a metaclass may raise
+            raise UnsupportedModelError(
+                f"{original.__qualname__} does not let a class inherit from it, which is how blocks are "
+                "patched "
+                f"({type(error).__name__}: {error}); the model is untouched"
+            ) from error
+
+
+def install(config: Config, model: Any) -> None:
+    """Swap the classes of the blocks, the tower and the model, and hook what is listened to."""
+    host, spec, tower, blocks = config.host, config.spec, config.tower, config.blocks
+    tapped: set[int] = set()
+    for index, block in enumerate(blocks):
+        place = vars(block)
+        place.update(_tome=config, _tome_index=index)
+        place.update(_tome_first=index == 0, _tome_last=index == len(blocks) - 1)
+        swap(block, Merging)
+        for module in attributes(block, spec.key) if spec.key else ():
+            if id(module) not in tapped:  # blocks may share one
+                tapped.add(id(module))
+                host.tap(module)
+                config.listening.append(weakref.ref(module))
+    mixins = spec.mixins_of(tower)
+    vars(tower).update(_tome=config, _tome_tower=True)
+    vars(model).update(_tome=config, _tome_root=True)
+    if tower is not model:
+        swap(tower, Watched, *mixins)
+    swap(model, Root, *(mixins if tower is model else ()))
+    embedding = patch_embedding(config)
+    if embedding is not None:
+        host.watch_output(embedding, functools.partial(embedded, config))
+        config.listening.append(weakref.ref(embedding))
+
+
+def check_protected(protected: Any) -> int | None:
+    """The number of tokens in front that a user gave; None for what the family knows."""
+    if protected is None or (isinstance(protected, str) and protected == "auto"):
+        return None
+    if isinstance(protected, str):
+        raise ArgumentValueError(
+            f"`protected` must be a number of tokens, 'auto' or None; got {protected!r}"
+        )
+    return whole_number(protected, "protected", unit="tokens in front that never merge")
+
+
+def check_prop_attn(host: Host, prop_attn: Any) -> None:
+    """Raise unless proportional attention is on, off, left to the family or a form of this framework."""
+    if prop_attn is None or isinstance(prop_attn, bool) or prop_attn in host.forms:
+        return
+    named = "".join(f" or {form!r}" for form in host.forms)
+    message = f"`prop_attn` must be True, False{named}, or None for the family's default; got {prop_attn!r}"
+    if not isinstance(prop_attn, str):
+        raise ArgumentTypeError(message)
+    if not host.forms:
+        message += ". Forms have names in PyTorch; in this framework True takes the fastest one"
+    raise ArgumentValueError(message)
+
+
+def why_read(host: Host, spec: Spec, model: Any) -> str | None:
+    """Why something around the tower needs all tokens, or None."""
+    for _, module in host.named_modules(model):
+        for cls in original_class(module).__mro__:
+            for name, reason in spec.readers.items():
+                if matches(cls, (name,)):
+                    return f"{cls.__qualname__} {reason}"
+    return None
+
+
+def register(host: Host, spec: Spec) -> None:
+    """See ``register`` of the adapters."""
+    if not isinstance(spec, Spec):
+        raise ArgumentTypeError(
+            f"`spec` must be a tomecore.adapters.Spec; got {type(spec).__module__}."
+            f"{type(spec).__qualname__}"
+        )
+    others = [known for known in host.registered if known.family != spec.family]
+    host.registered[:] = [spec, *others]
+
+
+def unpatch(host: Host, model: Any) -> Any:
+    """Undo :func:`patch`; returns the model."""
+    holds = config_of(model) is None and any(
+        config_of(module) is not None and module is config.root
+        for module, config in patched_modules(host, model)
+    )
+    config = None if holds else owner(host, model)
+    if config is None:
+        raise not_patched(host, model)
+    check_unchanged(config, model)
+    modules = undo(config, model)
+    for module in modules:  # what a graph left, the outermost first
+        host.released(module)
+    return model
+
+
+def undo(config: Config, model: Any) -> list[Any]:
+    """Take hooks, classes and attributes off again; returns the modules, the outermost first."""
+    modules = [module for module, found in patched_modules(config.host, model) if found is config]
+    modules += [m for m in (config.root, config.tower, *config.blocks) if m is not None]
+    modules = list({id(module): module for module in modules}.values())
+    for outer in (model, *modules):
+        for _, module in config.host.named_modules(outer):
+            config.host.unhook(module)
+    for reference in config.listening:  # those that were replaced since
+        module = reference()
+        if module is not None:
+            config.host.unhook(module)
+    for module in modules:
+        unswap(module)
+        for name in [name for name in vars(module) if name.startswith("_tome")]:
+            del vars(module)[name]
+    return modules
+
+
+def patched_modules(host: Host, model: Any) -> list[tuple[Any, Config]]:
+    """Modules in ``model`` that are patched, it included, and the config of each."""
+    found = []
+    for _, module in host.named_modules(model):
+        config = vars(module).get("_tome")
+        if config is not None:
+            found.append((module, config))
+    return found
+
+
+def owner(host: Host, model: Any) -> Config | None:
+    """The config that ``model`` is patched by, or was as a part of a model that is gone; None if by none.
+
+    Raises:
+        UnsupportedModelError: it is a part of a model that was patched as a whole, or holds one.
+    """
+    config = config_of(model)
+    paths = {id(module): path for path, module in host.named_modules(model)}
+    for module, other in patched_modules(host, model):
+        if other is config:
+            continue
+        root, path = other.root, paths[id(module)]
+        if (
+            root is not None
+            and id(root) in paths
+            and root is not model
+            and config_of(root) is other
+        ):
+            raise UnsupportedModelError(
+                f"`model` contains {paths[id(root)]!r}, which is already patched by itself. Use that "
+                "module's "
+                f"r, or call remove_patch(model.{paths[id(root)]}) first."
+            )
+        if root is not None and any(part is module for _, part in host.named_modules(root)):
+            what = f"model.{path}" if path else "`model`"
+            raise UnsupportedModelError(
+                f"{what} ({type(module).__name__}) is part of a {type(root).__name__} that was patched as a "
+                f"whole. Set r on that {type(root).__name__}, or call remove_patch on it first."
+            )
+        if config is not None:
+            raise UnsupportedModelError(
+                f"`model` holds {path!r} ({type(module).__name__}), which was patched in another model; call "
+                f"remove_patch(model.{path}) first"
+            )
+    if config is not None:
+        return config
+    others = {id(other): other for _, other in patched_modules(host, model)}
+    if len(others) > 1:
+        raise UnsupportedModelError(
+            "`model` holds parts of several patched models; call remove_patch on each of them first"
+        )
+    return next(iter(others.values()), None)
+
+
+def handle(host: Host, model: Any) -> Handle:
+    """``model.tome``, or NotPatchedError."""
+    config = config_of(model)
+    if config is None:
+        raise not_patched(host, model)
+    return Handle(config, model)
+
+
+def config_of(model: Any) -> Config | None:
+    return vars(model).get("_tome") if isinstance(model, Root) else None
+
+
+def not_patched(host: Host, model: Any) -> NotPatchedError:
+    found = f"this {type(model).__name__} is not patched"
+    if isinstance(model, host.module_class):
+        for path, module in host.named_modules(model):
+            if config_of(module) is not None:
+                return NotPatchedError(f"{found}, but model.{path} is: use that")
+    return NotPatchedError(f"{found}; call apply_patch(model) first")
+
+
+def check_model(host: Host, model: Any) -> None:
+    """Raise for what is no model, or only wraps one."""
+    if not isinstance(model, host.module_class):
+        raise ArgumentTypeError(
+            f"`model` must be a {host.module_class.__module__}.{host.module_class.__qualname__}; "
+            f"got {type(model).__module__}.{type(model).__qualname__}"
+        )
+    for cls in type(model).__mro__:
+        inner = host.wrappers.get(cls.__qualname__)
+        if (
+            inner is not None
+            and cls.__module__.partition(".")[0] == host.module_class.__module__.partition(".")[0]
+        ):
+            raise UnsupportedModelError(
+                f"`model` is wrapped in {cls.__qualname__}: setting r on the wrapper would leave the "
+                f"model inside unchanged. Call apply_patch(model.{inner}), then set model.{inner}.r, "
+                "or patch before wrapping."
+            )
+
+
+def check_unchanged(config: Config, model: Any) -> None:
+    """Raise if something else changed the class of a patched module since."""
+    for module, found in patched_modules(config.host, model):
+        if found is config and "_tome_original" not in vars(type(module)):
+            raise UnsupportedModelError(
+                f"the class of a patched {original_class(module).__name__} was changed after "
+                "apply_patch (FSDP2 and torch.nn.utils.parametrize do that); undo that first, or "
+                "patch a fresh copy of the model"
+            )

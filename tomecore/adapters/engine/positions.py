@@ -1,0 +1,107 @@
+"""What describes tokens by position, made to describe merged tokens: RoPE tables and position biases.
+
+Every library hands the same table of all N0 tokens to each block, so nothing is carried from block to
+block: the table of the merged tokens is made anew from the run's map of original tokens to slots.
+"""
+
+from __future__ import annotations
+
+from tomecore.adapters.engine.host import Host
+from tomecore.adapters.engine.state import Run
+from tomecore.backends import Array, Backend
+from tomecore.core.plan import compute_dtype
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["merged_bias", "merged_table"]
+
+#: a normal number in float32; its log is -87
+SMALLEST = 2e-38
+
+
+def merged_table(host: Host, table: Array, run: Run) -> Array:
+    """Rotary tables of merged tokens: the plain mean of cos and sin over each group.
+
+    For keys that are alike, the mean over a group of q R(p) k is q (mean R) k exactly; the rotation by
+    a mean angle, or by the destination's, is not. Rotations of uncertain positions are damped.
+
+    Args:
+        host: the framework.
+        table: (N', D) | (B, 1, N', D) | (H, N', D) | (B, H, N', D): rows of the last N' of the run's
+            tokens; those in front have no position and never merge.
+        run: which tokens have merged.
+
+    Returns:
+        (B, 1, n', D), or (B, H, n', D) where the table has heads; its dtype is kept.
+    """
+    if run.source is None:
+        return table
+    xp = host.backend().xp
+    prefix = run.num_tokens - table.shape[-2]
+    width = table.shape[-1]
+    if len(table.shape) == 2:
+        heads, rows = 1, table[None]
+    elif len(table.shape) == 3:
+        heads = table.shape[0]
+        rows = xp.reshape(xp.permute_dims(table, (1, 0, 2)), (1, -1, heads * width))
+    else:
+        heads = table.shape[1]
+        tokens = table.shape[2]
+        rows = xp.reshape(xp.permute_dims(table, (0, 2, 1, 3)), (-1, tokens, heads * width))
+    merged = group_mean(host.backend(), rows, run, prefix)
+    merged = xp.reshape(merged, (-1, run.width - prefix, heads, width))
+    return xp.astype(xp.permute_dims(merged, (0, 2, 1, 3)), table.dtype, copy=False)
+
+
+def merged_bias(host: Host, bias: Array, run: Run) -> Array:
+    """Position biases of merged tokens: what the attention weights of each group need on average.
+
+    Biases are added to scores, and scores are exponents of weights; so rows and columns are averaged
+    as exponentials, log(mean(exp(bias))). Over columns that is exact for keys and values that are
+    alike; the plain mean is two to five times further off (docs/design.md).
+
+    Args:
+        host: the framework.
+        bias: (B or 1, H, N0, N0), one number for each pair of original tokens.
+        run: which tokens have merged.
+
+    Returns:
+        (B, H, n, n) in the dtype of ``bias``. It is as large as the attention scores.
+    """
+    if run.source is None:
+        return bias
+    backend, n, n0 = host.backend(), run.width, run.num_tokens
+    if bias.shape[-1] != n0 or bias.shape[-2] != n0:
+        raise UnsupportedModelError(
+            f"a bias of shape {tuple(bias.shape)} does not describe the {n0} tokens that entered the "
+            "first block, so it cannot be merged; set model.r = 0 for such calls"
+        )
+    xp, heads, dtype = backend.xp, bias.shape[1], bias.dtype
+    wide = xp.astype(bias, compute_dtype(xp, dtype), copy=False)
+    top = backend.detach(xp.max(xp.reshape(wide, (-1,)), axis=0))
+    factor = xp.exp(wide - top)
+    for _ in range(2):  # the rows, then, with the axes swapped, the columns
+        left = factor.shape[-1]
+        rows = xp.reshape(xp.permute_dims(factor, (0, 2, 1, 3)), (-1, n0, heads * left))
+        rows = xp.reshape(group_mean(backend, rows, run, 0), (-1, n, heads, left))
+        factor = xp.permute_dims(rows, (0, 2, 3, 1))
+    # no row may be -inf throughout: a bias so far below the others is as good as this one
+    least = xp.zeros_like(factor) + SMALLEST
+    merged = xp.log(xp.where(factor > SMALLEST, factor, least)) + top
+    return xp.astype(merged, dtype, copy=False)
+
+
+def group_mean(backend: Backend, rows: Array, run: Run, prefix: int) -> Array:
+    """Mean over each group of its original tokens' rows (B or 1, N0 - prefix, C), padding left out.
+
+    Returns (B, n - prefix, C), float32 or float64; groups of padding alone are 0.
+    """
+    xp = backend.xp
+    rows = xp.astype(rows, compute_dtype(xp, rows.dtype), copy=False)
+    source, sizes = run.source[:, prefix:] - prefix, run.sizes[:, prefix:]  # type: ignore[index]
+    ones = xp.ones_like(sizes)  # not 1: Paddle's static graphs divide it by an operation ONNX lacks
+    weight = xp.take_along_axis(ones / xp.where(sizes > 0, sizes, ones), source, axis=1)
+    if run.valid is not None:
+        weight = weight * run.valid[:, prefix:]
+    rows_of_all = xp.astype(weight, rows.dtype)[:, :, None] * rows
+    empty = xp.zeros_like(rows_of_all[:, : run.width - prefix])
+    return backend.scatter_add(empty, source, rows_of_all)

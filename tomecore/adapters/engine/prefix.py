@@ -1,0 +1,148 @@
+"""Tokens in front of the patches: those that nobody announced must not merge in silence."""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.count import around
+from tomecore.adapters.engine.spec import attribute, reaches
+from tomecore.adapters.engine.state import Start, amounts
+from tomecore.adapters.engine.swap import original_class
+from tomecore.adapters.engine.trim import known
+from tomecore.backends import Array
+from tomecore.errors import ArgumentValueError, UnsupportedModelError
+
+__all__ = ["check_prefix", "embedded", "patch_embedding"]
+
+
+#: starts of names of methods that do not take part in a forward pass
+_UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_", "no_weight_decay")
+
+
+def embedded(config: Config, output: Array) -> None:
+    """The patch embedding of the tower has run."""
+    if config.host.symbolic(output):
+        return
+    if isinstance(output, (tuple, list)):  # not a union: Dynamo of torch 2.8
+        output = output[0]
+    if not hasattr(output, "shape"):
+        return
+    tracing, shape = config.host.tracing(), tuple(output.shape)
+    before = config.passes.patches.get(tracing) or ()
+    if config.passes.call.get(tracing) is None:  # called by hand, for who knows what
+        before = ()
+    config.passes.patches.set((*before, shape), tracing)
+
+
+def check_prefix(
+    config: Config, shapes: tuple[tuple[int, ...], ...] | None, x: Array, tokens: int, start: Start
+) -> None:
+    """Raise if there are tokens in front of the patches that nobody announced.
+
+    Args:
+        config: of the model.
+        shapes: of what the patch embedding computed for this pass; None if it did not run.
+        x: what enters the first block,
+        tokens: how many tokens that is,
+        start: and how the pass begins.
+
+    Raises:
+        UnsupportedModelError: more tokens than patches and protected tokens.
+        ArgumentValueError: ``protected`` is more than there are tokens.
+    """
+    if not any(amounts(start.step)):
+        return
+    if config.announced is not None and config.announced > tokens:
+        raise ArgumentValueError(
+            f"`protected` is {config.announced}, and the first block got {tokens} tokens; give the number of "
+            "tokens in front of the patches, or 'auto'"
+        )
+    found = [_patches(shape, int(x.shape[2])) for shape in shapes or ()]
+    same = bool(shapes) and shapes[-1][0] == x.shape[1 - config.token_axis]  # type: ignore[index]
+    patches = sum(found) if same and None not in found else None  # type: ignore[arg-type]
+    if patches is not None and tokens - patches > config.protected:
+        given = "" if config.announced is None else f" (protected={config.announced})"
+        raise UnsupportedModelError(
+            f"the first block got {tokens} tokens, of which {patches} are patches, so {tokens - patches} "
+            f"others are there; {config.protected} are known not to merge{given}, and the others would merge "
+            f"with patches. Call apply_patch(model, protected={tokens - patches}) if they stand in front "
+            "(prompts, registers, more class tokens), or set model.r = 0."
+        )
+    exact = patches is not None and tokens - patches == config.protected and len(found) == 1
+    if config.announced is None and not exact and config.spec.patches:
+        check_tokens_made(config, tokens)
+
+
+def check_tokens_made(config: Config, tokens: int) -> None:
+    """Raise if the tower computes its tokens otherwise than its family does.
+
+    Asked where the number of patches does not say what is in front of them: the embedding did not run, or
+    more than once, or patches were dropped.
+    """
+    reason = None
+    replaced = _replaced_method(config)
+    if replaced is not None:
+        reason = f"the tower has another {replaced}() than its family"
+    elif config.passes.call.get(config.host.tracing()) is not None and _replaced_embedding(config):
+        reason = f"its patch embedding ({config.spec.patches}) was replaced"
+    if reason is None:
+        return
+    raise UnsupportedModelError(
+        f"{reason}, and how many of the {tokens} tokens stand in front of the patches is unknown. Call "
+        "apply_patch(model, protected=N) with their number (class, distillation and register tokens, "
+        "prompts), or set model.r = 0."
+    )
+
+
+def patch_embedding(config: Config) -> Any:
+    """The module that computes the patches, below the tower or what holds it; None if it is not there."""
+    path = config.spec.patches
+    if not path or config.root is None or config.tower is None:
+        return None
+    for module in around(config.host, config.tower, config.root):
+        if reaches(module, path):
+            found = attribute(module, path)
+            return found if isinstance(found, config.host.module_class) else None
+    return None
+
+
+def _replaced_embedding(config: Config) -> bool:
+    """Whether another module computes the patches than the one that is listened to."""
+    found = patch_embedding(config)
+    if found is not None:
+        return not config.host.listened(found, config)
+    first, dot, _ = config.spec.patches.partition(".")
+    modules = () if config.root is None else around(config.host, config.tower, config.root)
+    return bool(dot) and any(reaches(module, first) for module in modules)
+
+
+def _replaced_method(config: Config) -> str | None:
+    """A method of the tower's family that its subclass or this very tower has in another form."""
+    tower = config.tower
+    cls = None if tower is None else known(tower, tuple(config.spec.towers))
+    if cls is None:
+        return None
+    for name, value in vars(tower).items():
+        if isinstance(value, (types.FunctionType, types.MethodType)) and hasattr(cls, name):
+            return name
+    if config.passes.call.get(config.host.tracing()) is None:  # blocks called by hand
+        return None
+    found = original_class(tower).__mro__
+    for between in found[: found.index(cls)]:
+        for name, value in vars(between).items():
+            ours = isinstance(value, types.FunctionType) and not name.startswith(_UNRELATED)
+            if ours and hasattr(cls, name) and not hasattr(config.host.module_class, name):
+                return name
+    return None
+
+
+def _patches(shape: tuple[int, ...], width: int) -> int | None:
+    """Patches in an embedding of this shape, for tokens ``width`` wide; None if the shape does not say."""
+    if len(shape) > 2 and shape[-1] == width:
+        return math.prod(shape[1:-1])
+    if len(shape) > 3 and shape[1] == width:
+        return math.prod(shape[2:])
+    return None

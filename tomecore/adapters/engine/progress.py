@@ -1,0 +1,190 @@
+"""From block to block: a forward pass begins, goes on, and ends at the last block of the list."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+from tomecore.adapters.engine.config import CHANGED_WAY_OUT, Config
+from tomecore.adapters.engine.passes import TRACED, UNREACHED, Outcome
+from tomecore.adapters.engine.prefix import check_prefix
+from tomecore.adapters.engine.recompute import remember, restart
+from tomecore.adapters.engine.state import Entry, Run
+from tomecore.backends import Array
+from tomecore.errors import InnerHookWarning, LostStateError, UnsupportedModelError
+
+__all__ = ["begin", "check_symbolic", "note", "reach", "resume", "unreached"]
+
+_numbers = itertools.count(1)
+
+
+def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None:
+    """Start a run at block ``index``, which is the first that is reached in this forward pass.
+
+    None for a block that was copied out of its model, if nothing merges.
+    """
+    if config.tower is None and config.merges_nothing():
+        return None
+    tokens = int(x.shape[config.token_axis])
+    config.check_intact()
+    call = config.passes.call.get(tracing)
+    number = 0
+    if tracing:
+        start = config.start(tokens, tracing)
+    elif config.host.recomputing():
+        start, number = restart(config, x, tokens, call), -1
+    else:
+        start, number = config.start(tokens, tracing), next(_numbers)
+        remember(config, x, tokens, start, call)
+        config.look(start.step, tokens)
+        if start.every and config.dense_by_user.on(False):
+            warn_of_inner_hooks(config)
+    shapes = config.passes.patches.get(tracing)
+    config.passes.patches.set(None, tracing)
+    if call is not None:
+        shapes = call.shapes = shapes or call.shapes
+    if number >= 0:  # a recomputed pass was looked at the first time
+        check_prefix(config, shapes, x, tokens, start)
+    config.passes.open.set(False, tracing)
+    entry = Entry(
+        num_tokens=tokens,
+        batch=x.shape[1 - config.token_axis],
+        device=None if tracing else config.host.backend().device(x),
+        number=number,
+        every=start.every,
+    )
+    run = Run(entry, start.step, tokens)
+    return run if index == 0 else run.at(index)
+
+
+def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
+    """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
+    run = config.host.read(config, x, tracing)
+    axis = config.token_axis
+    if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
+        here = run if tracing else run.at(index)
+        if here is not None or (run.trail is None and config.merges_nothing()):
+            return here
+        raise LostStateError(
+            f"{config.layers}[{index}] of {config.spec.family} was called after block {run.blocks - 1}: "
+            "while "
+            "tokens merge, blocks run in the order of their list, each once. Set model.r = 0 for "
+            "another order."
+        )
+    if not tracing and run is None and may_begin(config, index):
+        return begin(config, x, tracing, index)
+    nothing = (run is None or run.trail is None) and config.merges_nothing()
+    if nothing and not config.trim_last:
+        return None
+    way_out = "apply_patch(model) again without trim_last" if nothing else "set model.r = 0"
+    raise LostStateError(
+        f"a patched block of {config.spec.family} got tokens of shape {tuple(x.shape)} without "
+        "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
+        "tensor on (a copy, a slice, a cast, or a hook that returns a new tensor loses them), "
+        f"call the whole model instead of single blocks, or {way_out}."
+    )
+
+
+def may_begin(config: Config, index: int) -> bool:
+    """Whether a run may begin at block ``index``: the blocks before it were left out, or merged nothing."""
+    call = config.passes.call.get(False)
+    if call is None or config.host.recomputing():
+        return False
+    run = call.run
+    return run is None or (run.trail is None and run.valid is None and run.blocks <= index)
+
+
+def reach(config: Config, tracing: bool) -> None:
+    """The patched forward of a block runs."""
+    config.passes.reached.set(True, tracing)
+    if tracing:
+        config.passes.reached.mark(True)
+
+
+def unreached(
+    config: Config,
+    block: Any,
+    args: tuple[Any, ...],
+    tracing: bool,
+    cause: Exception | None = None,
+) -> None:
+    """A block was called and its patched forward did not run: right where nothing merges.
+
+    Raises:
+        UnsupportedModelError: something would have merged, or had before; ``cause`` is what came of it.
+    """
+    merged, index = False, vars(block)["_tome_index"]
+    if not tracing:
+        for array in args:
+            if isinstance(array, config.host.array_class):
+                run = config.host.read(config, array, tracing)
+                merged = merged or (run is not None and run.trail is not None)
+    may_merge = callable(config._r) or (
+        any(config.schedule(None)) if tracing else config.schedule(None)[index] > 0
+    )
+    if merged or may_merge:
+        raise UnsupportedModelError(
+            f"{config.layers}[{index}] of {config.spec.family} has a forward of its own, which does not "
+            "call the "
+            f"one that merges. {CHANGED_WAY_OUT} A forward that calls the one it replaces works."
+        ) from cause
+    if not tracing:
+        config.passes.outcome.set(UNREACHED, False)
+
+
+def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
+    """Keep ``run`` for ``model.tome``; a recomputation is not a forward pass of its own."""
+    if tracing:
+        unfinished = run.trail is not None and not run.every and config.restore and not last
+        config.passes.outcome.mark(TRACED)
+        config.passes.open.set(unfinished, True)
+        config.passes.open.mark(unfinished)
+        if last:
+            config.passes.closed.mark(True)
+        return
+    call = config.passes.call.get(False)
+    if call is not None:
+        call.run = run
+        if not run.unfinished or run.entry.number < 0:
+            call.open.pop(id(run.entry), None)
+        else:
+            call.open[id(run.entry)] = run
+        config.passes.open.set(False, False)
+    outcome = config.passes.outcome.get(False)
+    newest = None if outcome is None else outcome.run
+    if newest is not None and newest.entry is run.entry and run.blocks >= newest.blocks:
+        outcome.run = run
+    elif run.progress >= ((0, 0) if newest is None else newest.progress):
+        config.passes.outcome.set(Outcome(run), False)
+
+
+def check_symbolic(config: Config, x: Any) -> None:
+    """Raise unless the original forward may run; ``x`` is a tracer's stand-in, or a list of images."""
+    if config.merges_nothing() and not config.trim_last:
+        return
+    if not config.host.symbolic(x):
+        raise UnsupportedModelError(
+            f"a patched block of {config.spec.family} got a {type(x).__name__} in place of tokens (B, N, C). "
+            "Call the model with one batch after the other, or set model.r = 0."
+        )
+    raise UnsupportedModelError(
+        "torch.fx cannot follow a block that merges tokens, because its graph knows no token counts. Use "
+        "torch.export or torch.compile, hooks on the blocks, or model.tome.all_tokens(); with model.r = 0 "
+        "(without trim_last) the model is traced as if it were not patched."
+    )
+
+
+def warn_of_inner_hooks(config: Config) -> None:
+    """Warn, once, of hooks inside blocks: within ``all_tokens()``, too, they see merged tokens."""
+    for index, block in enumerate(config.blocks):
+        for path, module in config.host.named_modules(block):
+            if path and config.host.hooked_by_user(module):
+                warnings.warn(
+                    f"{config.layers}[{index}].{path} has a hook. Within all_tokens() the blocks hand on all "
+                    "tokens, but modules inside a block still get the merged ones. Hook the block itself, "
+                    "or set model.r = 0 while you look inside.",
+                    InnerHookWarning,
+                    stacklevel=2,
+                )
+                return

@@ -1,0 +1,80 @@
+"""How a block's tokens become fewer: matched on the keys of its attention, merged, followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.state import Run, Trail
+from tomecore.backends import Array, Fused, Keys
+from tomecore.core.merging import merged_mean
+from tomecore.core.plan import MergePlan, compute_dtype
+from tomecore.matching.bipartite import matched
+
+__all__ = ["matching_key", "merge_tokens"]
+
+
+def merge_tokens(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> tuple[Array, Run]:
+    """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
+    backend = config.host.backend()
+    found = in_one_go(config, block, x, keys, run, amount)
+    if found is not None:
+        x, sizes, bias = found.x, found.sizes, found.bias
+        plan = MergePlan.made(backend, found.tokens, found.into, run.width - amount)
+        trail = Trail(plan, run.trail, found.source)
+    else:
+        key = matching_key(config, block, keys)
+        valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
+        plan = matched(backend, key, amount, config.protected, valid)
+        x, sizes = merged_mean(plan, x, run.sizes, valid is not None)
+        bias, trail = None, Trail(plan, run.trail)
+    owners = None
+    if run.every:
+        owners = plan.kept
+        if run.owners is not None:
+            owners = backend.xp.take_along_axis(run.owners, plan.kept, axis=1)
+    if config.observer is not None:
+        key = matching_key(config, block, keys)
+        config.observer(len(run.tokens), key, plan, sizes, x)
+    return x, run.merged(sizes, trail, owners, bias)
+
+
+def in_one_go(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> Fused | None:
+    """All of it by the backend's kernels, where it has them for these arrays.
+
+    Not in training: a checkpoint runs a block without gradients, and again with them, which kernels have not,
+    and both times the same tokens must merge, near ties too.
+    """
+    if len(keys) != 1 or run.valid is not None or block.training:
+        return None
+    backend, spec, key = config.host.backend(), config.spec, keys[0]
+    if len(key.shape) == 4:
+        axis, heads = spec.key_heads, key.shape[spec.key_heads]
+    else:
+        axis, heads = None, 1 if spec.heads is None else spec.heads(block)
+    source = None if run.trail is None else run.trail.source
+    return backend.fused(Keys(key, axis, heads), x, run.sizes, source, amount, config.protected)
+
+
+def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:
+    """What tokens are compared by, (B, N, D): the keys' sum over heads, and over branches.
+
+    ToMe's mean, but for a factor, and tokens are compared by cosine.
+    """
+    spec, backend = config.spec, config.host.backend()
+    xp = backend.xp
+    total = None
+    for key in keys:
+        key = backend.detach(key)
+        key = xp.astype(key, compute_dtype(xp, key.dtype), copy=False)
+        if len(key.shape) == 4:
+            key = xp.sum(key, axis=spec.key_heads)
+        elif spec.heads is not None:
+            heads = spec.heads(block)
+            key = xp.sum(xp.reshape(key, (-1, key.shape[1], heads, key.shape[2] // heads)), axis=2)
+        total = key if total is None else total + key
+    return total

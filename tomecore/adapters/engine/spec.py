@@ -1,0 +1,330 @@
+"""What tomecore knows of one block class: a spec. One small file per model library holds them.
+
+A spec never copies a block's forward. It names the two halves in terms of the block's own submodules,
+and lists every child the halves use, so that a block with something more is refused and not served
+wrongly.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tomecore.adapters.engine.swap import original_class
+
+__all__ = [
+    "Spec",
+    "Trim",
+    "attribute",
+    "attributes",
+    "defines_forward",
+    "has_own_forward",
+    "helper_methods",
+    "nothing",
+    "qualified_name",
+    "replaced_forward",
+]
+
+
+def nothing(module: Any) -> None:
+    """The check of a family that has nothing more to check."""
+
+
+def never(tower: Any) -> bool:
+    return False
+
+
+def not_mae(tower: Any) -> bool:
+    """False for the classes of masked autoencoders, which were trained without (ToMe, appendix)."""
+    names = [qualified_name(cls) for cls in original_class(tower).__mro__]
+    return not any(".mae." in n or ".MAE" in n or ".MaskedAutoencoder" in n for n in names)
+
+
+def has_hooks(host: Any, module: Any) -> bool:
+    return bool(host.hooked(module))
+
+
+@dataclass(eq=False)
+class Trim:
+    """How the last block makes the first tokens alone, where nobody reads the others (``trim_last``).
+
+    Args:
+        of: the ``Spec.attend`` that this goes with; a spec that has another is without a trimmed form.
+        attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``of`` makes of the first
+            ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
+            tokens of ``x``.
+        attention: path of the module below the block whose forward ``attend`` replaces by its own.
+        classes: names of the classes it may have there -> the children and parameters it may have.
+        towers: names of towers behind whose blocks the first tokens alone are read, until the logits. A
+            subclass with methods of its own is refused.
+        around: names of classes around a tower that read its first tokens alone. Whatever else holds the
+            tower is refused, unless ``apply_patch`` is given the tower itself.
+        within: names of classes between a tower and its list of blocks. Subclasses with methods of their own
+            are refused in all three places.
+        why_not: ``tower -> reason`` why more than the first tokens are read, or None.
+        refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
+        watched: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants what
+            ``attend`` does not compute (attention maps); that pass is not trimmed.
+        keys: paths below the block of weights that see all tokens -> how much of each; for the count of
+            multiply-adds.
+    """
+
+    of: Callable[..., Any]
+    attend: Callable[..., Any]
+    attention: str
+    classes: Mapping[str, tuple[str, ...]]
+    towers: tuple[str, ...]
+    keys: Mapping[str, float]
+    around: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
+    why_not: Callable[[Any], str | None] = nothing
+    refuse: Callable[[Any], str | None] = nothing
+    watched: Callable[[Any], bool] = never
+
+
+@dataclass(eq=False)
+class Spec:
+    """One block class and the tower that owns a list of them.
+
+    Classes are given by ``module.QualName``; a name that starts with a dot matches any module path that
+    ends with it, for classes that are distributed under several paths. The class itself will do too.
+
+    Args:
+        family: what messages and the support table call it.
+        blocks: names of the block classes whose forward is understood. A subclass matches if it
+            inherits that forward unchanged.
+        towers: names of the classes that own the list of blocks, subclasses included -> dotted path
+            of that list below them.
+        children: every child a block may have -> names of the classes allowed there, ``("*",)`` for
+            any. A child that is missing here is refused.
+        attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip connection,
+            or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to be
+            added to the attention scores, or None; ``given`` the block's other arguments that are
+            not None, by name, already those of the merged tokens.
+        feed: ``(block, x) -> x``, the other half with its skip connection. None where nothing lies
+            between the halves (parallel blocks): ``attend`` is the whole block, and tokens merge
+            behind it.
+        key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C); a
+            ``*`` in it means every child there, and several keys are averaged. "" where ``attend``
+            returns the key.
+        key_heads: axis of the heads in a key of four axes.
+        heads: ``block -> int``, the heads side by side in a key of three axes; None: one.
+        prefix: ``tower -> int``, tokens at the front that never merge.
+        prop_attn: ``tower -> bool``, the default of proportional attention.
+        tensors: names of parameters and buffers that the block itself may hold.
+        arguments: names of the parameters of the block's forward behind x, in order.
+        accepts: keyword arguments of the block's forward that may be given while tokens are merged,
+            with the only value they may have.
+        mask: the argument that tells the blocks which tokens are padding; "" where none does.
+        real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
+            mask that says something else. Asked once in each forward pass that merges; from then on
+            padding is what has size 0, and ``given`` is without the mask.
+        carry: ``(host, block, given, run) -> given`` of the merged tokens, in each block that merges
+            or comes after a merge; None: the blocks take no argument that describes tokens.
+        returns_tuple: whether the block's forward returns ``(x,)``, to which it may add what it is
+            asked for only with r = 0; the tower hands the first on.
+        dense: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants all
+            tokens of every layer.
+        batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.
+        why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
+        readers: names of classes around the tower that pool its tokens or lay them out -> why
+            ``restore=False`` would give wrong results there.
+        bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
+        bypasses_biased: the same, where it does so only when it is given a bias.
+        hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
+            library may put hooks there that do nothing unless it is told to.
+        replacers: parts of names of modules that replace the forward of the block class, which is understood.
+        patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
+            (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
+            prefix are tokens that tomecore was not told about, see ``apply_patch(protected=)``.
+        refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
+        refused: names of the library's classes that merging would break -> why; only for the message,
+            where no tower is found.
+        tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
+            layer; for towers that have these methods.
+        trim: how the last block makes the first tokens alone; None: ``trim_last=True`` is refused.
+        notes: what users of these models should know, for the table in the README.
+    """
+
+    family: str
+    blocks: tuple[str, ...]
+    towers: Mapping[str, str]
+    children: Mapping[str, tuple[str, ...]]
+    attend: Callable[..., Any]
+    feed: Callable[..., Any] | None
+    prefix: Callable[[Any], int]
+    key: str = ""
+    key_heads: int = 1
+    heads: Callable[[Any], int] | None = None
+    prop_attn: Callable[[Any], bool] = not_mae
+    tensors: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    accepts: Mapping[str, Any] = field(default_factory=dict)
+    mask: str = ""
+    real_tokens: Callable[[Any], Any] = nothing
+    carry: Callable[..., dict[str, Any]] | None = None
+    returns_tuple: bool = False
+    dense: Callable[[Any], bool] = never
+    batch_first: Callable[[Any], bool] | None = None
+    why_restore: Callable[[Any], str | None] = nothing
+    readers: Mapping[str, str] = field(default_factory=dict)
+    bypasses: tuple[str, ...] = ()
+    bypasses_biased: tuple[str, ...] = ()
+    hooked: Callable[[Any, Any], bool] = has_hooks
+    patches: str = ""
+    replacers: tuple[str, ...] = ()
+    refuse: Callable[[Any], str | None] = nothing
+    refused: Mapping[str, str] = field(default_factory=dict)
+    tower_mixin: type | None = None
+    trim: Trim | None = None
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if self.trim is not None and self.trim.of is not self.attend:
+            self.trim = None  # of the spec that this one was made from
+        self.blocks = tuple(map(as_name, self.blocks))
+        self.towers = {as_name(tower): path for tower, path in self.towers.items()}
+        self.children = {
+            child: tuple(map(as_name, classes)) for child, classes in self.children.items()
+        }
+
+    @property
+    def attention(self) -> str:
+        """Path of the module that ``attend`` calls with the bias; "" where the block itself is that."""
+        return self.key.rpartition(".")[0]
+
+    def is_block(self, module: Any) -> bool:
+        return matches(defines_forward(original_class(module)), self.blocks)
+
+    def mixins_of(self, tower: Any) -> tuple[type, ...]:
+        """The mixin, where the tower has what it wraps."""
+        if self.tower_mixin is None:
+            return ()
+        wrapped = [name for name in vars(self.tower_mixin) if not name.startswith("_")]
+        cls = original_class(tower)
+        return (self.tower_mixin,) if all(hasattr(cls, name) for name in wrapped) else ()
+
+    def is_tower(self, module: Any) -> bool:
+        return self.layers(module) is not None
+
+    def layers(self, tower: Any) -> str | None:
+        """Path of the list of blocks below ``tower``; None if it is no tower of this family."""
+        for cls in original_class(tower).__mro__:
+            for name, path in self.towers.items():
+                if matches(cls, (name,)) and reaches(tower, path):
+                    return path
+        return None
+
+    def listed(self, tower: Any) -> list[Any]:
+        """The blocks of ``tower``, in order."""
+        return list(attribute(tower, self.layers(tower) or ""))
+
+
+def attribute(module: Any, path: str) -> Any:
+    """The attribute at a dotted path."""
+    for name in path.split(".") if path else ():
+        module = getattr(module, name)
+    return module
+
+
+def reaches(module: Any, path: str) -> bool:
+    """Whether there is something at a dotted path; other versions of a library may have other paths."""
+    try:
+        attributes(module, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def attributes(module: Any, path: str) -> list[Any]:
+    """The attributes at a dotted path in which ``*`` stands for every child."""
+    before, star, after = path.partition("*")
+    if not star:
+        return [attribute(module, path)]
+    children = attribute(module, before.strip("."))
+    return [found for child in children for found in attributes(child, after.strip("."))]
+
+
+def as_name(cls: str | type) -> str:
+    return cls if isinstance(cls, str) else qualified_name(cls)
+
+
+def qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def matches(cls: type, names: tuple[str, ...]) -> bool:
+    name = qualified_name(cls)
+    return any(
+        one == "*" or one == name or (one.startswith(".") and f".{name}".endswith(one))
+        for one in names
+    )
+
+
+def defines_forward(cls: type) -> type:
+    """The class in the ancestry of ``cls`` whose ``forward`` would run.
+
+    A base class may wrap the forward of each subclass anew, also of one that has none of its own
+    (transformers does, for checkpointing): a wrapper of what would be inherited is no other forward.
+    """
+    owners = [c for c in cls.__mro__ if "forward" in vars(c)]
+    for owner, inherited in itertools.pairwise(owners):
+        wrapped = getattr(vars(owner)["forward"], "__wrapped__", None)
+        if wrapped is None or wrapped is not vars(inherited)["forward"]:
+            return owner
+    return owners[-1] if owners else cls
+
+
+def has_own_forward(module: Any) -> bool:
+    """Whether an instance has another forward than its class; tools may leave the class's own there."""
+    own = module.__dict__.get("forward")
+    if own is None:
+        return False
+    function = getattr(own, "__func__", None)
+    if str(getattr(function, "__module__", "")).startswith("tomecore.adapters."):
+        return False  # of a patch that was removed: it calls the class's own
+    return getattr(own, "__self__", None) is not module or function not in [
+        vars(cls).get("forward") for cls in type(module).__mro__
+    ]
+
+
+def replaced_forward(cls: type, known: tuple[str, ...] = ()) -> str | None:
+    """Name of the function that somebody put in the place of the forward of ``cls``; None if nobody did.
+
+    Args:
+        cls: a class of modules.
+        known: starts of names of modules whose forwards are understood too.
+    """
+    owner = defines_forward(cls)
+    forward = inspect.unwrap(vars(owner).get("forward", object))
+    module = str(getattr(forward, "__module__", None))
+    if not isinstance(forward, types.FunctionType) or module == owner.__module__:
+        return None
+    if (
+        forward.__qualname__ == f"{owner.__qualname__}.forward"
+    ):  # the class goes by another module's name
+        return None
+    if module.partition(".")[0] == owner.__module__.partition(".")[0] or any(
+        k in module for k in known
+    ):
+        return None
+    return f"{module}.{forward.__qualname__}"
+
+
+def helper_methods(cls: type, base: type) -> tuple[str, ...]:
+    """Names of the methods that the class which defines the forward of ``cls`` has beside it.
+
+    Methods that ``base``, the framework's module, has too do not count: they take no part in a forward.
+    """
+    owner, found = defines_forward(cls), []
+    for parent in owner.__mro__:
+        if parent in base.__mro__:
+            continue
+        for name, value in vars(parent).items():
+            if isinstance(value, types.FunctionType) and not hasattr(base, name):
+                found.append(name)
+    return tuple(dict.fromkeys(found))

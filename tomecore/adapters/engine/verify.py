@@ -1,0 +1,284 @@
+"""Does a spec do what a block does, and may tokens merge in it? The block itself answers, with numbers.
+
+For blocks that tomecore has never read: before tokens merge in one, all that merging relies on is tried on a
+copy of it, in float64, at several numbers of tokens. Specs that users register are trusted, and not tried.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tomecore.adapters.engine.host import Host
+from tomecore.adapters.engine.spec import Spec, attributes
+from tomecore.adapters.engine.swap import unswap
+from tomecore.backends import Array
+
+__all__ = ["mixes_tokens", "why_not"]
+
+#: far above rounding in float64, far below what a dropped norm or scale changes
+TOLERANCE = 1e-9
+#: tokens behind the prefix: an odd number, and a small grid
+FEW = (13, 16)
+#: a grid on which wide windows and bands show too; less is tried on it, because it takes most of the time
+MANY = (196,)
+#: the same where the prefix is unknown, with and without one token in front of the grid
+ANY_FEW, ANY_MANY = (13, 16, 17), (196, 197)
+
+HALVES = "its two halves do not reproduce its forward"
+MIXES = (
+    "its MLP half does not treat each token by itself (a convolution, a shift, a pooling or a norm over "
+    "tokens, or over the batch), so that merged tokens would change the others"
+)
+SAMPLES = "its attention mixes the samples of a batch"
+ORDER = (
+    "its attention depends on the order of the tokens (a causal mask, a band, windows, or positions of its "
+    "own), which merging changes"
+)
+BIAS = "its attention does not add the mask it is given to the scores of all tokens alike"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A copy of a block, with what its attention and MLP halves compute of two samples of tokens.
+
+    Args:
+        prefix: how many tokens at the front never merge; a block may treat them in a way of their own.
+        count: N, all tokens.
+        draw: of the numbers that decide which tokens change.
+    """
+
+    host: Host
+    spec: Spec
+    block: Any
+    prefix: int
+    count: int
+    draw: np.random.Generator
+
+    def array(self, values: np.ndarray) -> Array:
+        return self.host.backend().xp.asarray(values, device=self.host.device(self.block))
+
+    def attended(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+        """The attention half of ``x`` (B, N, C); proportional if there are ``sizes`` (B, N)."""
+        host, tokens, bias = self.host, self.array(x), None
+        if sizes is not None:
+            log = host.log_sizes(self.array(sizes), tokens)
+            bias = host.formed(log, tokens)
+        with host.seeded(1):
+            out: np.ndarray = host.numbers(self.spec.attend(host, self.block, tokens, bias, {}))
+        return out
+
+    def fed(self, y: np.ndarray) -> np.ndarray:
+        """The MLP half of ``y`` (B, N, C)."""
+        if self.spec.feed is None:
+            return y
+        with self.host.seeded(1):
+            out: np.ndarray = self.host.numbers(self.spec.feed(self.block, self.array(y)))
+        return out
+
+
+#: of a trial of one module; a square, for modules that lay tokens out
+_TRIED_TOKENS = 16
+#: share of a token's largest output by which others must change it to count as mixing: far above rounding
+_MIXING = 1e-3
+#: how much larger one of the unchanged tokens is: layers that quantise choose one scale for all tokens, and
+#: so have the same one whatever the others are
+_LARGE = 16.0
+
+
+def why_not(
+    host: Host, spec: Spec, block: Any, width: int, prefix: int | None = None
+) -> str | None:
+    """The reason why tokens must not merge in ``block`` as ``spec`` says; None if they may.
+
+    Args:
+        width: channels of the block's tokens.
+        prefix: how many tokens at the front never merge; a block may treat them in a way of its own. None:
+            unknown, so that it may not.
+    """
+    few, many = (ANY_FEW, ANY_MANY) if prefix is None else (FEW, MANY)
+    front = prefix or 0
+    try:
+        block = host.double(copy.deepcopy(block))
+        for _, module in host.named_modules(block):
+            unswap(module)
+        with host.seeded(0):
+            draw = np.random.default_rng(0)
+            for behind in (*few, *many):
+                trial = Trial(host, spec, block, front, front + behind, draw)
+                reason = _tried(trial, width, behind in few)
+                if reason is not None:
+                    return reason
+    except Exception as error:  # whatever a stranger's block may raise
+        return f"trying it on a copy failed with {type(error).__name__}: {error}"
+    return None
+
+
+def _tried(trial: Trial, width: int, thorough: bool) -> str | None:
+    block = trial.block
+    x = trial.draw.standard_normal((2 if thorough else 1, trial.count, width))
+    for start in (block.train, block.eval) if thorough else (block.eval,):
+        start()
+        reason = _halves_reason(trial, x)
+        if reason is None and thorough:
+            reason = _changed_reason(trial, x)
+        if reason is None and not (block.training and _is_random(trial, x)):
+            reason = _order_reason(trial, x) or _feed_reason(trial, x)
+            if thorough:
+                reason = reason or _bias_reason(trial, x)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _is_random(trial: Trial, x: np.ndarray) -> bool:
+    """Whether the block draws random numbers: their shapes then forbid other tokens, but not other values."""
+    found = []
+    for seed in (1, 2):
+        with trial.host.seeded(seed):
+            found.append(trial.host.numbers(trial.block(trial.array(x))))
+    return not np.array_equal(*found)
+
+
+def _halves_reason(trial: Trial, x: np.ndarray) -> str | None:
+    """The two halves, one after the other, are the block, and the keys come out where the spec says."""
+    host, spec, block = trial.host, trial.spec, trial.block
+    taps: list[tuple[Any, Array]] = []
+    handles = [host.tap(module) for module in attributes(block, spec.key)]
+    try:
+        with host.seeded(1):
+            whole = host.numbers(block(trial.array(x)))
+        host.taps.set(taps, False)
+        with host.seeded(1):
+            y = spec.attend(host, block, trial.array(x), None, {})
+            host.taps.set(None, False)
+            halves = host.numbers(y if spec.feed is None else spec.feed(block, y))
+    finally:
+        host.taps.set(None, False)
+        for handle in handles:
+            handle.remove()
+    if not _close(halves, whole):
+        return HALVES
+    if len(taps) != len(handles) or any(key.shape[-2] != trial.count for _, key in taps):
+        return f"{spec.key} does not give the keys, (B, H, N, D), once in each forward"
+    return None
+
+
+def _changed_reason(trial: Trial, x: np.ndarray) -> str | None:
+    """Other values in some tokens of the MLP half, or in another sample, change nothing else.
+
+    Shapes stay, so random draws do too: this holds in training mode, and sees a norm over the batch.
+    """
+    other = x.copy()
+    other[1] = trial.draw.standard_normal(other[1].shape)
+    if not _close(trial.attended(other)[0], trial.attended(x)[0]):
+        return SAMPLES
+    changed = trial.draw.permutation(trial.count) < trial.count // 2
+    other[0, changed] = trial.draw.standard_normal((int(changed.sum()), x.shape[2]))
+    if not _close(trial.fed(other)[0, ~changed], trial.fed(x)[0, ~changed]):
+        return MIXES
+    return None
+
+
+def _order_reason(trial: Trial, x: np.ndarray) -> str | None:
+    """Tokens behind the prefix, in another order, come out in that order, whatever their sizes."""
+    order = np.arange(trial.count)
+    trial.draw.shuffle(order[trial.prefix :])
+    sizes = trial.draw.integers(1, 5, x.shape[:2]).astype("float32")
+    got, want = trial.attended(x[:, order], sizes[:, order]), trial.attended(x, sizes)[:, order]
+    return None if _close(got, want) else ORDER
+
+
+def _bias_reason(trial: Trial, x: np.ndarray) -> str | None:
+    """A token of size 2 counts as that token twice, and one of size 0 as none, wherever it is."""
+    place = int(trial.draw.integers(trial.prefix, trial.count))
+    rest = np.delete(np.arange(trial.count), place)
+    for size, tokens in ((2, np.append(rest, [place, place])), (0, rest)):
+        sizes = np.ones((2, trial.count), "float32")
+        sizes[:, place] = size
+        got, want = trial.attended(x, sizes), trial.attended(x[:, tokens])
+        if not _close(got[:, rest], want[:, : len(rest)]):
+            return BIAS
+    return None
+
+
+def _feed_reason(trial: Trial, x: np.ndarray) -> str | None:
+    """The MLP half makes of each token, beside the prefix and nothing else, what it makes of it among all."""
+    front, behind = x[:, : trial.prefix], x[:, trial.prefix :]
+    single = np.concatenate([np.repeat(front, behind.shape[1], axis=0), _rows(behind)], axis=1)
+    whole, apart = trial.fed(x), trial.fed(single)
+    if not _close(apart[:, trial.prefix :], _rows(whole[:, trial.prefix :])):
+        return MIXES
+    same = np.repeat(whole[:, : trial.prefix], behind.shape[1], axis=0)
+    return None if _close(apart[:, : trial.prefix], same) else MIXES
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """(B, N, C) -> (B * N, 1, C)."""
+    return x.reshape(-1, 1, x.shape[2])
+
+
+def _close(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return False
+    return a.size == 0 or bool(np.abs(a - b).max() <= TOLERANCE * np.abs(b).max())
+
+
+def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left: int) -> bool:
+    """Whether what ``module`` computes of a token depends on other tokens, tried on a copy of it.
+
+    Args:
+        host: the framework.
+        spec: the family of the block.
+        block: the block that ``module`` is a child of.
+        module: called by the halves, most often with tokens (B, N, C).
+        x: (B, n, C), the tokens that enter the block; for the dtype, the device and the shape.
+        left: how many tokens the block leaves.
+
+    Returns:
+        True only if a trial shows it. A module that does not run alone (it takes another width, or more
+        arguments) is tried inside the MLP half, with as many tokens as it is about to get. If that raises,
+        so does the forward pass.
+    """
+    try:
+        alone = copy.deepcopy(module)
+        alone.eval()
+    except Exception:  # it cannot be copied, so it cannot be tried without side effects
+        return False
+    calls = [(alone, count) for count in (_TRIED_TOKENS, int(x.shape[1]), left)]
+    found = [_mixes(host, call, count, x) for call, count in calls]
+    if set(found) == {None} and spec.feed is not None:
+        whole = copy.deepcopy(block)
+        for _, part in host.named_modules(whole):
+            unswap(part)
+        whole.eval()
+        found = [_mixes(host, functools.partial(spec.feed, whole), left, x)]
+    return True in found
+
+
+def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
+    """Whether ``call``, of ``count`` tokens, changes the others' outputs with some; None if it raises."""
+    xp, here = host.backend().xp, count // 2
+    values = np.random.default_rng(0).standard_normal((2, count, int(x.shape[2])))
+    values[:, 0] *= _LARGE
+    others = values.copy()
+    others[:, here:] += 1.0
+    device = host.backend().device(x)
+    try:
+        one, two = (
+            host.numbers(
+                xp.astype(call(xp.astype(xp.asarray(a, device=device), x.dtype)), xp.float64)
+            )
+            for a in (values, others)
+        )
+    except Exception:  # whatever a stranger's module may raise; the caller tries it otherwise
+        return None
+    if one.shape != two.shape or one.shape[:2] != values.shape[:2]:
+        return None
+    change = np.abs(one - two).reshape(2, count, -1).max(2)
+    size = np.abs(one).reshape(2, count, -1).max(2)
+    return bool((change > _MIXING * size)[:, :here].any())

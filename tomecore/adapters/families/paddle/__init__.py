@@ -1,0 +1,1 @@
+"""The vision transformers of Paddle's libraries."""

@@ -1,0 +1,99 @@
+"""PaddleClas' ``foundation_vit``: CLIP, MAE, EVA, MoCo v3, BEiT v2, CAE, LaCLIP, React, Unicom.
+
+One class for all of them: LayerScale is two raw parameters (or None), position biases a table in each
+block. The catch is the library's: its forward reads module globals that the last constructor wrote, so
+a process should build one kind of these models. A bias shared by all blocks, which no published
+configuration switches on, is refused where it is given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.paddle.common import (
+    NORMS,
+    attend_by_parts,
+    carry_bias,
+    position_bias,
+    with_bias,
+)
+from tomecore.adapters.families.paddle.plsc import prefix
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "paddle"
+
+_MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    qkv = attn.qkv(block.norm1(x))
+    scale = attn.scale
+    if attn.use_fused_attn:  # that branch of the library leaves attn.scale out
+        scale = (qkv.shape[2] // (3 * attn.num_heads)) ** -0.5
+    bias = with_bias(position_bias(attn, given), bias)
+    y, k = attend_by_parts(host, attn, qkv, bias, scale, attn.attn_drop)
+    y = attn.proj_drop(attn.proj(y))
+    if block.gamma_1 is not None:
+        y = block.gamma_1 * y
+    return x + block.drop_path(y), k
+
+
+def feed(block: Any, x: Array) -> Array:
+    y = block.mlp(block.norm2(x))
+    if block.gamma_2 is not None:
+        y = block.gamma_2 * y
+    return x + block.drop_path(y)
+
+
+def not_mae(tower: Any) -> bool:
+    """False for models built as MAE's, which were trained without."""
+    return bool(tower.model_name != "MAE")
+
+
+def why_restore(tower: Any) -> str | None:
+    if tower.feature_frame:
+        return "the model lays all patches side by side (feature_frame)"
+    if tower.return_mean_embed:
+        return (
+            "the model pools over tokens (return_mean_embed), and would count a merged token once "
+            "instead of as often as its size"
+        )
+    if (tower.model_name, tower.model_size) == ("CLIP", "vit_base_patch16_224"):
+        return "the model drops its class token and reads the first patch"
+    return None
+
+
+VIT = Spec(
+    family="PaddleClas foundation_vit",
+    blocks=(f"{_MODULE}.Block",),
+    towers={f"{_MODULE}.VisionTransformer": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": (f"{_MODULE}.Attention",),
+        "drop_path": (f"{_MODULE}.DropPath", f"{_MODULE}.Identity"),
+        "norm2": NORMS,
+        "mlp": (f"{_MODULE}.Mlp",),
+    },
+    tensors=("gamma_1", "gamma_2"),
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=prefix,
+    patches="patch_embed",
+    prop_attn=not_mae,
+    carry=carry_bias,
+    why_restore=why_restore,
+    bypasses=("attn",),
+    notes=(
+        "CLIP, MAE, EVA, MoCo v3, BEiT v2, CAE, LaCLIP, React, Unicom; build one kind per process, "
+        "because the library keeps it in module globals"
+    ),
+)
+
+SPECS = (VIT,)

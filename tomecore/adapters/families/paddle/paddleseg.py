@@ -1,0 +1,114 @@
+"""PaddleSeg's ViT and CAE backbones, whose readers get the tokens of every block as a grid.
+
+So every block hands on all tokens, each position with its merged token, and the next takes one of each
+group again: the tokens that are computed with are as few as elsewhere. Not covered: ViT-Adapter, which
+runs its blocks in groups with the grid between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.paddle.common import (
+    NORMS,
+    attend_by_parts,
+    carry_bias,
+    one_in_front,
+    position_bias,
+    with_bias,
+)
+from tomecore.adapters.families.paddle.plsc import attend as attend_plain
+from tomecore.adapters.families.paddle.plsc import feed as feed_plain
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "paddle"
+
+_VIT = "paddleseg.models.backbones.vision_transformer"
+_CAE = "paddleseg.models.backbones.cae"
+_DROP_PATHS = (
+    "paddleseg.models.backbones.transformer_utils.DropPath",
+    "paddleseg.models.backbones.transformer_utils.Identity",
+)
+
+
+def attend_cae(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    y = block.norm1(x)
+    projected = None
+    if attn.q_bias is not None:
+        xp = host.backend().xp
+        projected = xp.concat([attn.q_bias, xp.zeros_like(attn.v_bias), attn.v_bias])
+    qkv = host.linear(y, attn.qkv.weight, projected)
+    bias = with_bias(position_bias(attn, given), bias)
+    y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
+    y = attn.proj_drop(attn.proj(y))
+    if block.gamma_1 is not None:
+        y = block.gamma_1 * y
+    return x + block.drop_path(y), k
+
+
+def feed_cae(block: Any, x: Array) -> Array:
+    y = block.mlp(block.norm2(x))
+    if block.gamma_2 is not None:
+        y = block.gamma_2 * y
+    return x + block.drop_path(y)
+
+
+def always(tower: Any) -> bool:
+    return True
+
+
+def lays_out(tower: Any) -> str | None:
+    return "the model hands on the tokens of every block as a grid of patches"
+
+
+VIT = Spec(
+    family="PaddleSeg VisionTransformer",
+    blocks=(f"{_VIT}.Block",),
+    towers={f"{_VIT}.VisionTransformer": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": (f"{_VIT}.Attention",),
+        "drop_path": _DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": (f"{_VIT}.Mlp",),
+    },
+    attend=attend_plain,
+    feed=feed_plain,
+    key_heads=2,
+    prefix=one_in_front,
+    patches="patch_embed",
+    dense=always,
+    why_restore=lays_out,
+    bypasses=("attn",),
+    refused={
+        "paddleseg.models.backbones.vit_adapter.ViTAdapter": (
+            "it hands groups of blocks a grid of patches, which must stay whole"
+        )
+    },
+    notes="every block hands on all tokens, for decoders; no ViT-Adapter",
+)
+
+CAE = replace(
+    VIT,
+    family="PaddleSeg CAE",
+    blocks=(f"{_CAE}.Block",),
+    towers={f"{_CAE}.CAE": "blocks"},
+    children={**VIT.children, "attn": (f"{_CAE}.Attention",), "mlp": (f"{_CAE}.Mlp",)},
+    tensors=("gamma_1", "gamma_2"),
+    attend=attend_cae,
+    feed=feed_cae,
+    arguments=("rel_pos_bias",),
+    carry=carry_bias,
+    bypasses=("attn", "attn.qkv"),
+    refused={},
+    notes="as above; biases of merged tokens are as large as the attention scores",
+)
+
+SPECS = (VIT, CAE)

@@ -1,0 +1,122 @@
+"""PASSL's DINO and DINOv2, whose blocks differ from the plain ones it shares with PLSC.
+
+Their attention takes no bias, so the attention half is ours, around the framework's fused kernel and
+the module's own projections. Not covered, and refused: blocks in chunks (``block_chunks``), and
+training DINOv2 with a drop path above 0.1, where the library calls ``paddle.index_add_`` with
+arguments that it does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.paddle.common import (
+    IDENTITY,
+    NORMS,
+    Dense,
+    attend_by_parts,
+    one_in_front,
+)
+from tomecore.adapters.families.paddle.plsc import feed as feed_plain
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "paddle"
+
+_PLAIN = ".passl.models.vision_transformer"
+_DINO = ".passl.models.dino.dino_vit"
+_DINOV2 = ".passl.models.dinov2.dinov2_vit"
+_DROP_PATHS = (f"{_PLAIN}.DropPath", IDENTITY)
+_SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
+
+
+def attend_dino(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    qkv = attn.qkv(block.norm1(x))
+    y, k = attend_by_parts(host, attn, qkv, bias, attn.scales, attn.attn_dropout)
+    return x + block.drop_path(attn.proj_dropout(attn.proj(y))), k
+
+
+def attend_dinov2(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    qkv = attn.qkv(block.norm1(x))
+    y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
+    return x + drop_path(block, block.ls1(attn.proj_drop(attn.proj(y)))), k
+
+
+def feed_dinov2(block: Any, x: Array) -> Array:
+    return x + drop_path(block, block.ls2(block.mlp(block.norm2(x))))
+
+
+def drop_path(block: Any, y: Array) -> Array:
+    """Both halves of the block share one drop path."""
+    if not block.training:
+        return y
+    if block.sample_drop_ratio > 0.1:
+        raise UnsupportedModelError(
+            f"a DINOv2 block of PASSL in training with drop_path={block.sample_drop_ratio} fails in "
+            "the library itself. Build the model with drop_path_rate up to 0.1."
+        )
+    return block.drop_path1(y)
+
+
+DINO = Spec(
+    family="PASSL DINO",
+    blocks=(f"{_DINO}.Block",),
+    towers={f"{_DINO}.DINOVisionTransformer": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": (f"{_DINO}.Attention",),
+        "drop_path": _DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": (f"{_PLAIN}.Mlp",),
+    },
+    attend=attend_dino,
+    feed=feed_plain,
+    key_heads=2,
+    prefix=one_in_front,
+    patches="patch_embed",
+    arguments=("return_attention",),
+    accepts={"return_attention": False},
+    bypasses=("attn",),
+    tower_mixin=Dense,
+    notes="attention maps only with r = 0; PASSL needs a shim on Paddle 3: tested on a twin",
+)
+
+DINOV2 = Spec(
+    family="PASSL DINOv2",
+    blocks=(f"{_DINOV2}.Block",),
+    towers={f"{_DINOV2}.DINOv2VisionTransformer": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": (f"{_PLAIN}.Attention",),
+        "ls1": _SCALES,
+        "drop_path1": _DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": (
+            f"{_PLAIN}.Mlp",
+            f"{_DINOV2}.SwiGLUFFN",
+            f"{_DINOV2}.SwiGLUFFNFused",
+            IDENTITY,
+        ),
+        "ls2": _SCALES,
+        "drop_path2": _DROP_PATHS,
+    },
+    attend=attend_dinov2,
+    feed=feed_dinov2,
+    key_heads=2,
+    prefix=one_in_front,
+    patches="patch_embed",
+    bypasses=("attn",),
+    tower_mixin=Dense,
+    notes="LayerScale and SwiGLU; no block chunks; as above, its own class by benchmarks/plsc_sources.py",
+)
+
+SPECS = (DINO, DINOV2)

@@ -1,0 +1,140 @@
+"""The ViT of Paddle's model libraries: PLSC, PaddleClas, PASSL and ppim, and tomecore's own.
+
+They share one text: fused qkv, one ``drop_path`` for both halves, class and perhaps distillation
+token, no LayerScale. Their attention takes no bias, so the attention half here is ours, around the
+framework's fused kernel; the module's own projections and dropouts are used. Classes are matched by
+the end of their qualified name, because PaddleClas is distributed under two module paths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec, Trim
+from tomecore.adapters.families.paddle.common import NORMS, attend_by_parts, attention_with
+from tomecore.adapters.families.rows import of_fused
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS", "VIT"]
+
+FRAMEWORK = "paddle"
+
+_LIBRARIES = (
+    "plsc.models.vision_transformer",
+    "passl.models.vision_transformer",
+    "ppcls.arch.backbone.model_zoo.vision_transformer",
+    "ppim.models.vit",
+    "tomecore.models.paddle",
+)
+
+
+def _names(cls: str) -> tuple[str, ...]:
+    return tuple(f".{module}.{cls}" for module in _LIBRARIES)
+
+
+#: Towers of the same blocks that are no subclass of VisionTransformer.
+_OTHER_TOWERS = tuple(
+    f".{library}.models.{name}"
+    for library in ("plsc", "passl")
+    for name in ("deit.DeitVisionTransformer", "mae.MaskedAutoencoderViT")
+)
+_DROP_PATHS = (
+    *_names("DropPath"),
+    *_names("Identity"),
+    ".paddle.nn.layer.common.Identity",
+    ".ppim.models.common.Identity",
+    ".ppim.models.common.DropPath",
+    ".plsc.nn.stochastic_depth.DropPath",
+)
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    y, k = attend_by_parts(host, attn, attn.qkv(block.norm1(x)), bias, attn.scale, attn.attn_drop)
+    return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
+
+
+def attend_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    """What ``attend`` makes of the first ``rows`` tokens."""
+    attn = block.attn
+    q, k, v = of_fused(host, attn, block.norm1(x), rows)
+    y = attention_with(host, attn, attn.attn_drop)(q, k, v, bias, scale=attn.scale)
+    y = y.reshape([-1, rows, y.shape[2] * y.shape[3]])
+    host.observed(attn, y)
+    return x[:, :rows] + block.drop_path(attn.proj_drop(attn.proj(y)))
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + block.drop_path(block.mlp(block.norm2(x)))
+
+
+def prefix(tower: Any) -> int:
+    """The class token, the distillation token, or none."""
+    return sum(getattr(tower, name, None) is not None for name in ("cls_token", "dist_token"))
+
+
+def why_restore(tower: Any) -> str | None:
+    if getattr(tower, "global_pool", "token") not in (False, "token", ""):
+        return (
+            f"the model pools over tokens (global_pool={tower.global_pool!r}), and would count a "
+            "merged token once instead of as often as its size"
+        )
+    if hasattr(tower, "decoder_blocks"):
+        return "the model has a decoder, which puts its tokens back by position"
+    return None
+
+
+def why_not_rows(tower: Any) -> str | None:
+    """Why more than the tokens at the front are read, or None."""
+    if why_restore(tower) is None:
+        return None
+    return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
+
+
+#: the libraries whose whole models were read, and their towers: the first tokens alone are read behind
+#: the blocks, unless they pool
+_READ = (
+    *(name for name in _names("VisionTransformer") if not name.startswith((".plsc.", ".passl."))),
+    ".ppcls.arch.backbone.model_zoo.distilled_vision_transformer.DistilledVisionTransformer",
+    ".ppim.models.deit.DistilledVisionTransformer",
+)
+
+VIT = Spec(
+    family="PLSC / PaddleClas / ppim VisionTransformer",
+    blocks=_names("Block"),
+    towers=dict.fromkeys((*_names("VisionTransformer"), *_OTHER_TOWERS), "blocks"),
+    children={
+        "norm1": NORMS,
+        "attn": _names("Attention"),
+        "drop_path": _DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": _names("Mlp"),
+    },
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=prefix,
+    patches="patch_embed",
+    why_restore=why_restore,
+    bypasses=("attn",),
+    trim=Trim(
+        of=attend,
+        attend=attend_rows,
+        attention="attn",
+        classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),
+        towers=_READ,
+        keys={"attn.qkv": 2 / 3},
+        why_not=why_not_rows,
+    ),
+    notes=(
+        "DeiT, distilled DeiT, MAE with its decoder or finetuned; PLSC and PASSL import on Paddle 3 once "
+        "`paddle.fluid` is aliased: `benchmarks/plsc_sources.py` does so and checks their own classes; "
+        "tests use twins; `tomecore.models.paddle` has their parameter names"
+    ),
+)
+
+SPECS = (VIT,)

@@ -1,0 +1,65 @@
+"""ppdiffusers' CLIP: the vision tower as transformers had it, whose layers return tuples.
+
+q, k and v have a projection each; attention is the module's own projections around the framework's fused
+kernel. Only the vision tower is patched: the text tower has layers of the same class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.paddle.common import (
+    NORMS,
+    HiddenStates,
+    attend_projected,
+    one_in_front,
+)
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "paddle"
+
+_CLIP = ".ppdiffusers.transformers.clip.modeling"
+
+
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.self_attn
+    y, k = attend_projected(host, attn, block.layer_norm1(x), bias, attn.scale)
+    return x + y, k
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + block.mlp(block.layer_norm2(x))
+
+
+CLIP = Spec(
+    family="ppdiffusers CLIP",
+    blocks=(f"{_CLIP}.CLIPEncoderLayer",),
+    towers={f"{_CLIP}.CLIPVisionTransformer": "encoder.layers"},
+    children={
+        "self_attn": (f"{_CLIP}.CLIPAttention",),
+        "layer_norm1": NORMS,
+        "mlp": (f"{_CLIP}.CLIPMLP",),
+        "layer_norm2": NORMS,
+    },
+    attend=attend,
+    feed=feed,
+    key_heads=2,
+    prefix=one_in_front,
+    patches="embeddings.patch_embedding",
+    arguments=("attention_mask", "causal_attention_mask", "output_attentions"),
+    accepts={"output_attentions": False},
+    returns_tuple=True,
+    bypasses=("self_attn",),
+    tower_mixin=HiddenStates,
+    notes=(
+        "the vision tower; attention maps only with r = 0; does not import beside today's "
+        "huggingface_hub: tested on a twin"
+    ),
+)
+
+SPECS = (CLIP,)

@@ -1,0 +1,207 @@
+"""timm's ViTs with relative position biases: Beit and VisionTransformerRelPos.
+
+A bias for each pair of positions is added to the scores, from a table in each block, from one shared
+by all, or both (Beit). That of merged tokens is the mean over both groups, so it is one bias per
+sample, as large as the scores: the catch is memory. Their attention does not take such a bias where it
+has a table of its own, so the attention half here is ours, around torch's fused kernel, from the
+module's own projections, norms and dropouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters.engine.positions import merged_bias
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.timm.common import (
+    DROP_PATHS,
+    MLPS,
+    NORMS,
+    SCALES,
+    Dense,
+    pools_over_tokens,
+    prefix,
+)
+from tomecore.adapters.families.timm.variants import feed_post_norm
+from tomecore.backends import Array
+
+__all__ = ["BEIT", "FRAMEWORK", "REL_POS", "REL_POS_POST_NORM", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_MERGED = "merged bias"
+
+
+def attend_beit(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    y = block.norm1(x)
+    qkv = beit_qkv(host, attn, y)
+    qkv = qkv.reshape([y.shape[0], y.shape[1], 3, attn.num_heads, -1])
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    y = attend_by_parts(host, attn, q, k, v, with_bias(beit_bias(attn, given), bias))
+    if block.gamma_1 is not None:
+        y = block.gamma_1 * y
+    return x + block.drop_path1(y), k
+
+
+def feed_beit(block: Any, x: Array) -> Array:
+    y = block.mlp(block.norm2(x))
+    if block.gamma_2 is not None:
+        y = block.gamma_2 * y
+    return x + block.drop_path2(y)
+
+
+def carry_beit(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    bias = beit_bias(block.attn, given)
+    if bias is None:
+        return {}
+    return {_MERGED: merged_bias(host, bias if len(bias.shape) == 4 else bias[None], run)}
+
+
+def beit_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+    """(B or 1, H, N, N) of the tokens there are, or None; a shared one alone may lack the first axis."""
+    if _MERGED in given:
+        return given[_MERGED]
+    bias = given.get("shared_rel_pos_bias")
+    if attn.relative_position_bias_table is None:
+        return bias
+    own = attn._get_rel_pos_bias()
+    return own if bias is None else own + bias
+
+
+def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
+    """The projection, with the biases of queries and values, which have no place in ``attn.qkv``."""
+    if attn.q_bias is None:
+        return attn.qkv(y)
+    bias = host.backend().xp.concat([attn.q_bias, attn.k_bias, attn.v_bias])
+    if getattr(attn, "qkv_bias_separate", False):
+        return attn.qkv(y) + bias
+    return host.linear(y, attn.qkv.weight, bias)
+
+
+def attend_rel_pos(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    y, k = rel_pos_attention(host, block, block.norm1(x), bias, given)
+    return x + block.drop_path1(block.ls1(y)), k
+
+
+def feed_rel_pos(block: Any, x: Array) -> Array:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def attend_rel_pos_post_norm(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    y, k = rel_pos_attention(host, block, x, bias, given)
+    return x + block.drop_path1(block.norm1(y)), k
+
+
+def rel_pos_attention(
+    host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attn = block.attn
+    qkv = attn.qkv(y).reshape([y.shape[0], y.shape[1], 3, attn.num_heads, attn.head_dim])
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    # transposed as timm has them, so that strides and last bits agree
+    q = attn.q_norm(q.transpose(1, 2)).transpose(1, 2)
+    k = attn.k_norm(k.transpose(1, 2)).transpose(1, 2)
+    return attend_by_parts(host, attn, q, k, v, with_bias(rel_pos_bias(attn, given), bias)), k
+
+
+def carry_rel_pos(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    bias = rel_pos_bias(block.attn, given)
+    return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
+
+
+def rel_pos_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+    """(B or 1, H, N, N) of the tokens there are, or None; a table of its own hides a shared one."""
+    if _MERGED in given:
+        return given[_MERGED]
+    if attn.rel_pos is not None:
+        return attn.rel_pos.get_bias()
+    return given.get("shared_rel_pos")
+
+
+def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
+    if positions is None or sizes is None:
+        return sizes if positions is None else positions
+    return positions + sizes
+
+
+def attend_by_parts(
+    host: Any, attn: Any, q: Array, k: Array, v: Array, bias: Array | None
+) -> Array:
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    scale = 1 / q.shape[-1] ** 0.5  # attn.scale to the last bit as the fused kernel has it
+    y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
+    return attn.proj_drop(attn.proj(y.reshape([y.shape[0], y.shape[1], -1])))
+
+
+BEIT = Spec(
+    family="timm Beit",
+    blocks=("timm.models.beit.Block",),
+    towers={"timm.models.beit.Beit": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": ("timm.models.beit.Attention",),
+        "drop_path1": DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": MLPS,
+        "drop_path2": DROP_PATHS,
+    },
+    tensors=("gamma_1", "gamma_2"),
+    attend=attend_beit,
+    feed=feed_beit,
+    key_heads=2,
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=("shared_rel_pos_bias",),
+    carry=carry_beit,
+    why_restore=pools_over_tokens,
+    bypasses=("attn",),
+    tower_mixin=Dense,
+    notes="BEiT, BEiT v2; biases of merged tokens are as large as the attention scores",
+)
+
+_REL_POS_CHILDREN = {
+    "norm1": NORMS,
+    "attn": ("timm.models.vision_transformer_relpos.RelPosAttention",),
+    "drop_path1": DROP_PATHS,
+    "norm2": NORMS,
+    "mlp": MLPS,
+    "drop_path2": DROP_PATHS,
+}
+
+REL_POS = Spec(
+    family="timm VisionTransformerRelPos",
+    blocks=("timm.models.vision_transformer_relpos.RelPosBlock",),
+    towers={"timm.models.vision_transformer_relpos.VisionTransformerRelPos": "blocks"},
+    children={**_REL_POS_CHILDREN, "ls1": SCALES, "ls2": SCALES},
+    attend=attend_rel_pos,
+    feed=feed_rel_pos,
+    key_heads=2,
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=("shared_rel_pos",),
+    carry=carry_rel_pos,
+    why_restore=pools_over_tokens,
+    bypasses=("attn",),
+    tower_mixin=Dense,
+    notes="biases of merged tokens are as large as the attention scores",
+)
+
+REL_POS_POST_NORM = replace(
+    REL_POS,
+    family="timm VisionTransformerRelPos (post-norm)",
+    blocks=("timm.models.vision_transformer_relpos.ResPostRelPosBlock",),
+    children=_REL_POS_CHILDREN,
+    attend=attend_rel_pos_post_norm,
+    feed=feed_post_norm,
+    notes="as above",
+)
+
+SPECS = (BEIT, REL_POS, REL_POS_POST_NORM)

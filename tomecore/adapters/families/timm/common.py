@@ -1,0 +1,131 @@
+"""What timm's families share: names of norms and MLPs, masks, readers of intermediate layers.
+
+The catch is in masks: while tokens merge, a mask may only say which tokens are padding. To be sure of
+that, the values of a float mask, or of a mask of pairs, are looked at once in each forward pass: that
+waits for the device, and does not compile into one graph. A bool mask of keys (B, 1, 1, N) is taken as it
+is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.swap import Swapped
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = [
+    "ARGUMENTS",
+    "ATTENTIONS",
+    "DROP_PATHS",
+    "MLPS",
+    "NORMS",
+    "SCALES",
+    "TOWERS",
+    "Dense",
+    "pools_over_tokens",
+    "prefix",
+    "real_tokens",
+]
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+NORMS = (
+    "torch.nn.modules.normalization.LayerNorm",
+    "torch.nn.modules.normalization.RMSNorm",
+    "timm.layers.norm.LayerNorm",
+    "timm.layers.norm.LayerNormFp32",
+    "timm.layers.norm.RmsNorm",
+    "timm.layers.norm.RmsNormFp32",
+    "timm.layers.norm.SimpleNorm",
+    "timm.layers.norm.SimpleNormFp32",
+    IDENTITY,
+)
+SCALES = (
+    IDENTITY,
+    "timm.layers.layer_scale.LayerScale",
+    "timm.models.vision_transformer.LayerScale",
+    "timm.models.vision_transformer_relpos.LayerScale",
+)
+DROP_PATHS = (
+    IDENTITY,
+    "timm.layers.drop.DropPath",
+    "tomecore.models.torch.DropPath",
+)
+ATTENTIONS = ("timm.layers.attention.Attention", "timm.layers.diff_attention.DiffAttention")
+MLPS = (
+    "timm.layers.mlp.Mlp",
+    "timm.layers.mlp.GluMlp",
+    "timm.layers.mlp.SwiGLU",
+    "timm.models.vitamin.GeGluMlp",
+)
+TOWERS = {
+    "timm.models.vision_transformer.VisionTransformer": "blocks",
+    "timm.models.naflexvit.NaFlexVit": "blocks",
+}
+#: parameters of the forward of the blocks of these towers
+ARGUMENTS = ("attn_mask", "is_causal")
+
+#: what masks are made of: at and below this, a score is as good as -inf in every precision
+_MASKED = -1e4
+
+
+def prefix(tower: Any) -> int:
+    return int(tower.num_prefix_tokens)
+
+
+def pools_over_tokens(tower: Any) -> str | None:
+    """Why the shorter sequence would be pooled wrongly, or None."""
+    if getattr(tower, "attn_pool", None) is not None or tower.global_pool not in ("", "token"):
+        return (
+            f"the model pools over tokens (global_pool={tower.global_pool!r}), and would count a "
+            "merged token once instead of as often as its size"
+        )
+    return None
+
+
+def real_tokens(mask: Array) -> Array:
+    """(B or 1, N) bool, False for padding.
+
+    Masks of keys (B or 1, 1, 1, N) are understood, and masks of pairs (B or 1, 1, N, N) in which the
+    pairs of two real tokens are open, and the others are not (NaFlexVit).
+
+    Raises:
+        UnsupportedModelError: the mask says something else than which tokens are padding.
+    """
+    shape = tuple(mask.shape)
+    is_bool = str(mask.dtype).endswith("bool")
+    ok = len(shape) == 4 and shape[1] == 1 and shape[2] in (1, shape[3])
+    if ok:
+        allowed = mask if is_bool else mask > _MASKED
+        if shape[2] == 1:
+            real = allowed[:, 0, 0]
+        else:
+            real = allowed[:, 0].diagonal(dim1=1, dim2=2)
+            pairs = real[:, None, :] & real[:, :, None]
+            ok = bool((allowed[:, 0] == pairs).all())
+    if ok and not is_bool:
+        ok = bool(((mask == 0) | ~allowed).all())
+    if not ok:
+        raise UnsupportedModelError(
+            f"attn_mask of shape {shape} and {mask.dtype} describes single pairs of tokens, or weighs "
+            "them, and merged tokens have no such pairs. While tokens merge, a mask can only tell "
+            "which tokens are padding: give a bool mask of shape (batch, 1, 1, tokens), True for real "
+            "tokens, or set model.r = 0 for such calls."
+        )
+    return real
+
+
+class Dense(Swapped):
+    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
+
+    _tome: Config
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        config = self._tome
+        tracing = config.host.tracing()
+        entered = config.dense.enter(tracing)
+        try:
+            return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            config.dense.leave(entered, tracing)

@@ -1,0 +1,186 @@
+"""timm's towers with rotary positions: Eva (EVA, EVA02, DINOv3, PE, RoPE-ViT, Sapiens2), NaFlexVit,
+and the encoders of Qwen3-VL, DeepSeek and Gemma 4.
+
+Their attention takes the bias as ``attn_mask`` and calls ``k_norm``, before the rotation, on what
+becomes the key; with grouped queries there are fewer key heads, and the mean is over those. The table
+of rotations is given to every block for all patches, as (N, D), per head, per sample or both; that of
+merged tokens is the mean over each group. The catch: from the first merge on it is one table per
+sample, and rotations of merged tokens are shorter than 1, because that is what a mean over keys at
+several positions is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters.engine.positions import merged_table
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.timm.common import (
+    DROP_PATHS,
+    MLPS,
+    NORMS,
+    Dense,
+    pools_over_tokens,
+    prefix,
+    real_tokens,
+)
+from tomecore.backends import Array
+
+__all__ = ["DEEPSEEK", "EVA", "EVA_POST_NORM", "FRAMEWORK", "GEMMA", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_ATTENTIONS = ("timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttention")
+_NAFLEX = {"timm.models.naflexvit.NaFlexVit": "blocks"}
+
+
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    y = block.attn(block.norm1(x), rope=given.get("rope"), attn_mask=bias)
+    gamma = getattr(block, "gamma_1", None)
+    return x + block.drop_path1(y if gamma is None else gamma * y)
+
+
+def feed(block: Any, x: Array) -> Array:
+    y = block.mlp(block.norm2(x))
+    gamma = getattr(block, "gamma_2", None)
+    return x + block.drop_path2(y if gamma is None else gamma * y)
+
+
+def attend_post_norm(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    y = block.attn(x, rope=given.get("rope"), attn_mask=bias)
+    return x + block.drop_path1(block.norm1(y))
+
+
+def feed_post_norm(block: Any, x: Array) -> Array:
+    return x + block.drop_path2(block.norm2(block.mlp(x)))
+
+
+def carry(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    if "rope" in given:
+        return {**given, "rope": merged_table(host, given["rope"], run)}
+    return given
+
+
+def attend_gemma(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    y = block.attn(block.norm1(x), given["rope_cos"], given["rope_sin"], attn_mask=bias)
+    return x + block.drop_path(block.norm2(y))
+
+
+def feed_gemma(block: Any, x: Array) -> Array:
+    return x + block.drop_path(block.norm4(block.mlp(block.norm3(x))))
+
+
+def carry_gemma(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    """Gemma's tables are (B, N, D), without an axis of heads."""
+    tables = {
+        name: merged_table(host, given[name][:, None], run)[:, 0]
+        for name in ("rope_cos", "rope_sin")
+    }
+    return {**given, **tables}
+
+
+def lays_out(tower: Any) -> str | None:
+    """These encoders hand their tokens on as a grid of patches, or pool them."""
+    if tower.global_pool == "none":
+        return None
+    return f"the model lays its tokens out by position, or pools them (global_pool={tower.global_pool!r})"
+
+
+_CHILDREN = {
+    "norm1": NORMS,
+    "attn": _ATTENTIONS,
+    "drop_path1": DROP_PATHS,
+    "norm2": NORMS,
+    "mlp": MLPS,
+    "drop_path2": DROP_PATHS,
+}
+
+EVA = Spec(
+    family="timm Eva",
+    blocks=("timm.models.eva.EvaBlock",),
+    towers={"timm.models.eva.Eva": "blocks", **_NAFLEX},
+    children=_CHILDREN,
+    tensors=("gamma_1", "gamma_2"),
+    attend=attend,
+    feed=feed,
+    key="attn.k_norm",
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=("rope", "attn_mask", "is_causal"),
+    accepts={"is_causal": False},
+    mask="attn_mask",
+    real_tokens=real_tokens,
+    carry=carry,
+    why_restore=pools_over_tokens,
+    tower_mixin=Dense,
+    notes=(
+        "EVA, EVA02, DINOv3, Perception Encoder, RoPE-ViT; rotary tables are averaged over "
+        "merged patches"
+    ),
+)
+
+EVA_POST_NORM = replace(
+    EVA,
+    family="timm Eva (post-norm)",
+    blocks=("timm.models.eva.EvaBlockPostNorm",),
+    towers={"timm.models.eva.Eva": "blocks"},
+    tensors=(),
+    attend=attend_post_norm,
+    feed=feed_post_norm,
+    notes="",
+)
+
+DEEPSEEK = Spec(
+    family="timm Qwen3 / DeepSeek vision encoder",
+    blocks=("timm.models.eva.EvaBlock", "timm.models.deepseek_vit.DeepseekVitBlock"),
+    towers={
+        "timm.models.qwen3_vit.Qwen3VitEncoder": "blocks",
+        "timm.models.deepseek_vit.DeepseekVitEncoder": "blocks",
+    },
+    children=_CHILDREN,
+    attend=attend,
+    feed=feed,
+    key="attn.k_norm",
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=("rope",),
+    carry=carry,
+    why_restore=lays_out,
+    tower_mixin=Dense,
+    notes="rotary tables are averaged over merged patches",
+)
+
+GEMMA = Spec(
+    family="timm Gemma 4 vision encoder",
+    blocks=("timm.models.gemma4_vit.Gemma4Block",),
+    towers={"timm.models.gemma4_vit.Gemma4VitEncoder": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": ("timm.models.gemma4_vit.Gemma4Attention",),
+        "norm2": NORMS,
+        "norm3": NORMS,
+        "mlp": ("timm.models.gemma4_vit.Gemma4GatedMlp",),
+        "norm4": NORMS,
+        "drop_path": DROP_PATHS,
+    },
+    attend=attend_gemma,
+    feed=feed_gemma,
+    key="attn.k_norm",
+    key_heads=2,
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=("rope_cos", "rope_sin", "attn_mask"),
+    mask="attn_mask",
+    real_tokens=real_tokens,
+    carry=carry_gemma,
+    why_restore=lays_out,
+    tower_mixin=Dense,
+    notes="rotary tables are averaged over merged patches",
+)
+
+SPECS = (EVA, EVA_POST_NORM, DEEPSEEK, GEMMA)

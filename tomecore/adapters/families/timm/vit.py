@@ -1,0 +1,124 @@
+"""timm's VisionTransformer with its standard Block, and tomecore's own ViT, which has the same anatomy.
+
+Covers LayerScale, query-key norm, attention norm and gates, differential attention, drop path,
+distillation and register tokens, all pools, and NaFlexVit's padded batches: the attention is timm's
+own, called as a module, with the key tapped behind ``k_norm`` and the bias given as ``attn_mask``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec, Trim
+from tomecore.adapters.families.rows import attended, of_fused
+from tomecore.adapters.families.timm.common import (
+    ARGUMENTS,
+    ATTENTIONS,
+    DROP_PATHS,
+    MLPS,
+    NORMS,
+    SCALES,
+    TOWERS,
+    Dense,
+    pools_over_tokens,
+    prefix,
+    real_tokens,
+)
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS", "VIT"]
+
+FRAMEWORK = "torch"
+
+
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    y = block.attn(block.norm1(x), attn_mask=bias)
+    return x + block.drop_path1(block.ls1(y))
+
+
+def attend_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    """What ``attend`` makes of the first ``rows`` tokens."""
+    attn, y = block.attn, block.norm1(x)
+    q, k, v = of_fused(host, attn, y, rows)
+    q, k = normed(host, attn.q_norm, q), normed(host, attn.k_norm, k)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    out = attended(host, (q, k, v), bias, dropout=dropout, scale=attn.scale)
+    out = out if getattr(attn, "norm", None) is None else attn.norm(out)
+    if getattr(attn, "gate", None) is not None:
+        out = out * attn.gate(y[:, :rows]).sigmoid()
+    out = attn.proj_drop(attn.proj(out))
+    return x[:, :rows] + block.drop_path1(block.ls1(out))
+
+
+def normed(host: Any, norm: Any, x: Array) -> Array:
+    """(B, N, H, D), normed as timm does, with the heads in front."""
+    xp = host.backend().xp
+    y: Array = xp.permute_dims(norm(xp.permute_dims(x, (0, 2, 1, 3))), (0, 2, 1, 3))
+    return y
+
+
+def why_not_rows(tower: Any) -> str | None:
+    """Why more than the tokens at the front are read, or None."""
+    if tower.global_pool == "":
+        return "the model hands out all tokens (global_pool='')"
+    if pools_over_tokens(tower) is not None:
+        return f"the model pools over all tokens (global_pool={tower.global_pool!r})"
+    return None
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+_PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop")
+
+VIT = Spec(
+    family="timm VisionTransformer",
+    blocks=("timm.models.vision_transformer.Block", "tomecore.models.torch.Block"),
+    towers={**TOWERS, "tomecore.models.torch.VisionTransformer": "blocks"},
+    children={
+        "norm1": NORMS,
+        "attn": (*ATTENTIONS, "tomecore.models.torch.Attention"),
+        "ls1": SCALES,
+        "drop_path1": DROP_PATHS,
+        "norm2": NORMS,
+        "mlp": (*MLPS, "tomecore.models.torch.Mlp"),
+        "ls2": SCALES,
+        "drop_path2": DROP_PATHS,
+    },
+    attend=attend,
+    feed=feed,
+    key="attn.k_norm",
+    prefix=prefix,
+    patches="patch_embed",
+    arguments=ARGUMENTS,
+    accepts={"is_causal": False},
+    mask="attn_mask",
+    real_tokens=real_tokens,
+    why_restore=pools_over_tokens,
+    tower_mixin=Dense,
+    trim=Trim(
+        of=attend,
+        attend=attend_rows,
+        attention="attn",
+        classes={
+            "timm.layers.attention.Attention": (*_PARTS, "norm", "gate"),
+            "tomecore.models.torch.Attention": _PARTS,
+        },
+        towers=(
+            *TOWERS,
+            "timm.models.deit.VisionTransformerDistilled",
+            "tomecore.models.torch.VisionTransformer",
+        ),
+        keys={"attn.qkv": 2 / 3},
+        why_not=why_not_rows,
+    ),
+    notes=(
+        "DeiT, DeiT III, DINOv2, SigLIP, CLIP, MAE, AugReg ...; LayerScale, query-key norm, "
+        "gates, registers, all pools; padding masks"
+    ),
+)
+
+SPECS = (VIT,)

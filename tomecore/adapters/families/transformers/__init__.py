@@ -1,0 +1,1 @@
+"""transformers' vision towers, and others built like them."""

@@ -1,0 +1,188 @@
+"""Hugging Face transformers: CLIP's vision tower, and those built like it.
+
+Covers CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, SigLIP, Kosmos-2 and GIT, and SigLIP 2, Idefics 2 and 3 and
+SmolVLM, whose towers pad; so also LLaVA, PaliGemma, Gemma 3 and others that hold one of them. Only the
+vision tower is patched: text towers have layers of the same class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.transformers.common import (
+    MASKED,
+    READERS,
+    Names,
+    hidden_states_wanted,
+    hooked_by_others,
+    no_mask,
+    of,
+    rows_attended,
+    trim_of,
+    where_pooled,
+    with_bias,
+)
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_NAMES = Names("num_heads", "dropout", "scale", "out_proj")
+_NORM = ("torch.nn.modules.normalization.LayerNorm",)
+
+#: module -> name of the tower, layer, attention, MLP
+_CLIPS = {
+    "clip": ("CLIPVisionModel", "CLIPEncoderLayer", "CLIPAttention", "CLIPMLP"),
+    "metaclip_2": (
+        "MetaClip2VisionModel",
+        "MetaClip2EncoderLayer",
+        "MetaClip2Attention",
+        "MetaClip2MLP",
+    ),
+    "siglip": ("SiglipVisionModel", "SiglipEncoderLayer", "SiglipAttention", "SiglipMLP"),
+    "altclip": ("AltCLIPVisionModel", "AltCLIPEncoderLayer", "AltCLIPAttention", "AltCLIPMLP"),
+    "chinese_clip": (
+        "ChineseCLIPVisionModel",
+        "ChineseCLIPVisionLayer",
+        "ChineseCLIPVisionAttention",
+        "ChineseCLIPVisionMLP",
+    ),
+    "kosmos2": (
+        "Kosmos2VisionTransformer",
+        "Kosmos2VisionEncoderLayer",
+        "Kosmos2VisionAttention",
+        "Kosmos2VisionMLP",
+    ),
+    "git": ("GitVisionTransformer", "GitVisionEncoderLayer", "GitVisionAttention", "GitVisionMLP"),
+}
+_PADDED = {
+    "siglip2": ("Siglip2VisionModel", "Siglip2EncoderLayer", "Siglip2Attention", "Siglip2MLP"),
+    "idefics2": (
+        "Idefics2VisionTransformer",
+        "Idefics2EncoderLayer",
+        "Idefics2VisionAttention",
+        "Idefics2VisionMLP",
+    ),
+    "idefics3": (
+        "Idefics3VisionTransformer",
+        "Idefics3EncoderLayer",
+        "Idefics3VisionAttention",
+        "Idefics3VisionMLP",
+    ),
+    "smolvlm": (
+        "SmolVLMVisionTransformer",
+        "SmolVLMEncoderLayer",
+        "SmolVLMVisionAttention",
+        "SmolVLMVisionMLP",
+    ),
+}
+
+
+def _nth(models: Mapping[str, tuple[str, ...]], n: int) -> tuple[str, ...]:
+    return tuple(name for module, classes in models.items() for name in of(module, classes[n]))
+
+
+def attend_clip(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    attention = block.self_attn
+    y, _ = attention(hidden_states=block.layer_norm1(x), **with_bias(attention, bias, given))
+    return x + y
+
+
+def attend_clip_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.self_attn, block.layer_norm1(x), bias, rows, names=_NAMES)
+    return x[:, :rows] + y
+
+
+def feed_clip(block: Any, x: Array) -> Array:
+    return x + block.mlp(block.layer_norm2(x))
+
+
+def heads_clip(block: Any) -> int:
+    return int(block.self_attn.num_heads)
+
+
+def prefix_clip(tower: Any) -> int:
+    """The class token; SigLIP has none."""
+    return int(getattr(tower.embeddings, "class_embedding", None) is not None)
+
+
+def real_tokens(mask: Array) -> Array:
+    """Which tokens are real, from the mask that the tower made of its own padding mask.
+
+    It is the same for every query: (B, N) for flash attention, else (B, 1, N or 1, N), True or 0 where
+    a token is real.
+    """
+    row = mask if len(mask.shape) == 2 else mask[:, 0, 0]
+    return row == 0 if row.dtype.is_floating_point else row != 0
+
+
+#: those whose pooler reads the class token, and whose models read the pooler
+_POOLED_IN_FRONT = ("clip", "metaclip_2", "altclip", "chinese_clip")
+_IN_FRONT = {name: _CLIPS[name] for name in _POOLED_IN_FRONT}
+
+CLIP = Spec(
+    family="transformers CLIP / SigLIP",
+    blocks=_nth(_CLIPS, 1),
+    towers=dict.fromkeys(_nth(_CLIPS, 0), "encoder.layers"),
+    children={
+        "self_attn": _nth(_CLIPS, 2),
+        "layer_norm1": _NORM,
+        "mlp": _nth(_CLIPS, 3),
+        "layer_norm2": _NORM,
+    },
+    attend=attend_clip,
+    feed=feed_clip,
+    key="self_attn.k_proj",
+    heads=heads_clip,
+    prefix=prefix_clip,
+    arguments=MASKED,
+    accepts={"is_causal": False},
+    carry=no_mask,
+    dense=hidden_states_wanted,
+    readers=READERS,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embedding",
+    why_restore=where_pooled,
+    trim=trim_of(
+        "self_attn",
+        dict.fromkeys(_nth(_IN_FRONT, 2), ("q_proj", "k_proj", "v_proj", "out_proj")),
+        of=attend_clip,
+        attend=attend_clip_rows,
+        towers=_nth(_IN_FRONT, 0),
+        around=(
+            *of("clip", "CLIPModel", "CLIPVisionModelWithProjection"),
+            *of("metaclip_2", "MetaClip2Model", "MetaClip2VisionModelWithProjection"),
+            *of("altclip", "AltCLIPModel"),
+            *of("chinese_clip", "ChineseCLIPModel"),
+        ),
+        within=(
+            *of("clip", "CLIPEncoder"),
+            *of("metaclip_2", "MetaClip2Encoder"),
+            *of("altclip", "AltCLIPEncoder"),
+            *of("chinese_clip", "ChineseCLIPVisionEncoder"),
+        ),
+    ),
+    notes="also inside LLaVA, PaliGemma, Gemma 3 ...; flash attention needs prop_attn=False",
+)
+
+PADDED = replace(
+    CLIP,
+    family="transformers SigLIP 2 / Idefics",
+    blocks=_nth(_PADDED, 1),
+    towers=dict.fromkeys(_nth(_PADDED, 0), "encoder.layers"),
+    children={**CLIP.children, "self_attn": _nth(_PADDED, 2), "mlp": _nth(_PADDED, 3)},
+    mask="attention_mask",
+    real_tokens=real_tokens,
+    trim=None,
+    notes="padding merges first and weighs nothing; needs sdpa or eager attention where there is padding",
+)
+
+SPECS = (CLIP, PADDED)

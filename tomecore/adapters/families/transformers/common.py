@@ -1,0 +1,248 @@
+"""What all families of Hugging Face transformers share.
+
+Layers call ``attention(x, attention_mask=...)``, which hands queries, keys, values and mask to the kernel
+named by ``config._attn_implementation``; the key is the output of the layer's own projection. Layers are
+given whatever keyword arguments the user gave the model, flags of the outputs among them.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+from tomecore.adapters.engine.spec import Trim, qualified_name
+from tomecore.adapters.engine.swap import original_class
+from tomecore.adapters.families.rows import attended, of_separate
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = [
+    "FLAGS",
+    "MASKED",
+    "READERS",
+    "SEPARATE",
+    "Names",
+    "hidden_states_wanted",
+    "hooked_by_others",
+    "no_mask",
+    "none_in_front",
+    "of",
+    "one_in_front",
+    "recorded",
+    "registers_in_front",
+    "rows_attended",
+    "trim_of",
+    "where_pooled",
+    "with_bias",
+]
+
+#: arguments that say nothing about tokens, and so hold for merged ones too
+FLAGS = (
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "use_cache",
+    "num_items_in_batch",
+    "interpolate_pos_encoding",
+)
+#: what layers that take a mask are called with, in order
+MASKED = ("attention_mask", *FLAGS)
+
+#: children of attention with a projection for each of queries, keys and values
+SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+#: rotary cos and sin
+Tables = tuple[Array, Array]
+
+
+class Names(NamedTuple):
+    """Attributes of an attention."""
+
+    heads: str
+    dropout: str
+    scale: str
+    project: str
+
+
+_NAMES = Names("num_attention_heads", "attention_dropout", "scaling", "o_proj")
+
+#: kernels that add a bias of one number for each key to the attention scores
+_WITH_BIAS = ("sdpa", "eager")
+
+_POOLS = "pools over tokens, and would count a merged token once instead of as often as its size"
+_LAYS_OUT = "lays tokens out as the image they came from"
+
+
+def of(module: str, *classes: str) -> tuple[str, ...]:
+    """Full names of classes of one model of transformers."""
+    return tuple(f"transformers.models.{module}.modeling_{module}.{cls}" for cls in classes)
+
+
+#: models around a tower that need all of its tokens -> why
+READERS = {
+    **dict.fromkeys(
+        (
+            *of("ijepa", "IJepaForImageClassification"),
+            *of("dinov2", "Dinov2ForImageClassification"),
+            *of("dinov2_with_registers", "Dinov2WithRegistersForImageClassification"),
+            *of("clip", "CLIPForImageClassification"),
+            *of("metaclip_2", "MetaClip2ForImageClassification"),
+            *of("siglip", "SiglipForImageClassification"),
+            *of("siglip2", "Siglip2ForImageClassification"),
+        ),
+        _POOLS,
+    ),
+    **dict.fromkeys(
+        (
+            *of("vit", "ViTForMaskedImageModeling"),
+            *of("deit", "DeiTForMaskedImageModeling"),
+        ),
+        _LAYS_OUT,
+    ),
+}
+
+
+def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What ``attention`` is called with, so that ``bias`` is added to its scores."""
+    if bias is None:
+        return given
+    kernel = attention.config._attn_implementation
+    if kernel not in _WITH_BIAS:
+        raise UnsupportedModelError(
+            f"the model attends by {kernel!r}, which cannot add the sizes of merged tokens (or leave "
+            "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
+            "prop_attn=False where there is no padding."
+        )
+    mask = given.get("attention_mask")
+    return {**given, "attention_mask": bias if mask is None else mask + bias}
+
+
+def no_mask(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    """``Spec.carry`` of layers whose only argument about tokens is a mask by the user.
+
+    While torch.export traces, the library makes a mask even where it was given none: one row for each
+    query, expanded over the keys. Such a mask says nothing about keys, and is left out.
+    """
+    mask = given.get("attention_mask")
+    if mask is None:
+        return given
+    if mask.stride(-1) == 0:
+        return {name: value for name, value in given.items() if name != "attention_mask"}
+    raise UnsupportedModelError(
+        "a layer was called with attention_mask=, which describes all tokens while merging leaves "
+        "fewer. Call the model without it, or set model.r = 0 (without trim_last) for such calls. "
+        "(torch.export makes one under attn_implementation='eager': export with 'sdpa'.)"
+    )
+
+
+def hidden_states_wanted(tower: Any) -> bool:
+    """Whether the output of every layer is recorded in this forward pass."""
+    return recorded("hidden_states")
+
+
+def attentions_wanted(tower: Any) -> bool:
+    """Whether attention maps are recorded in this forward pass."""
+    return recorded("attentions")
+
+
+def hooked_by_others(host: Any, attention: Any) -> bool:
+    """Whether a hook waits for the forward of ``attention`` that is not the library's own recorder."""
+    if not host.hooked(attention):
+        return False
+    if attention._backward_hooks or attention._backward_pre_hooks or attention._forward_pre_hooks:
+        return True
+    for hook in attention._forward_hooks.values():
+        if getattr(hook, "__module__", None) != "transformers.utils.output_capturing":
+            return True
+    return False
+
+
+def rows_attended(
+    host: Any,
+    attention: Any,
+    x: Array,
+    bias: Array | None,
+    rows: int,
+    *,
+    names: Names = _NAMES,
+    tables: Tables | None = None,
+) -> Array:
+    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel.
+
+    Args:
+        host: the framework.
+        attention: with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
+        x: (B, N, C).
+        bias: (B, 1, 1, N) or None.
+        rows: tokens at the front; with tables none that these rotate.
+        names: what the attention calls the rest.
+        tables: rotary cos and sin of the tokens at the end, shape (... , N - P, D), for ``attention``'s own
+            ``apply_rotary_pos_emb``.
+    """
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    dropout = getattr(attention, names.dropout) if attention.training else 0.0
+    heads = getattr(attention, names.heads)
+    q, k, v = of_separate(projections, x, rows, heads, attention.head_dim)
+    if tables is not None:
+        k = k.transpose(1, 2)
+        rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
+        k = rotate(k[:, :1], k, *tables)[1].transpose(1, 2)
+    y = attended(host, (q, k, v), bias, dropout=dropout, scale=getattr(attention, names.scale))
+    out: Array = getattr(attention, names.project)(y)
+    return out
+
+
+def why_not_rows(attention: Any) -> str | None:
+    """Why :func:`rows_attended` would not be what ``attention`` computes, or None."""
+    kernel = attention.config._attn_implementation
+    if kernel not in _WITH_BIAS:
+        return (
+            f"the model attends by {kernel!r}, and the form for single tokens is written for "
+            f"{' and '.join(map(repr, _WITH_BIAS))}: call model.set_attn_implementation('sdpa')"
+        )
+    return None
+
+
+def trim_of(path: str, classes: dict[str, tuple[str, ...]], **known: Any) -> Trim:
+    """The trimmed form of layers that attend by :func:`rows_attended`, at ``path``; see :class:`Trim`."""
+    return Trim(
+        attention=path,
+        classes=classes,
+        keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
+        refuse=why_not_rows,
+        watched=attentions_wanted,
+        **known,
+    )
+
+
+def recorded(what: str) -> bool:
+    """Whether transformers records ``what`` ("hidden_states" or "attentions") in this forward pass.
+
+    Its hooks on layers look into one variable, which a model sets while it runs; so does this.
+    """
+    capturing = sys.modules.get("transformers.utils.output_capturing")
+    collected = None if capturing is None else capturing._active_collector.get()
+    return collected is not None and what in collected
+
+
+def none_in_front(tower: Any) -> int:
+    return 0
+
+
+def one_in_front(tower: Any) -> int:
+    return 1
+
+
+def registers_in_front(tower: Any) -> int:
+    """The class token, and registers where the model has any."""
+    return 1 + (getattr(tower.config, "num_register_tokens", 0) or 0)
+
+
+def where_pooled(tower: Any) -> str | None:
+    """Why the towers that pool over tokens by themselves need all of them."""
+    head = getattr(tower, "head", None)
+    mean = getattr(tower.config, "use_mean_pooling", False)
+    if head is not None or (mean and getattr(tower, "pooler", tower) is not None):
+        what = qualified_name(original_class(tower if head is None else head))
+        return f"{what} {_POOLS}"
+    return None

@@ -1,0 +1,172 @@
+"""Hugging Face transformers: vision transformers whose layers know the positions of tokens.
+
+DINOv3 rotates queries and keys by tables of all patches, handed to every layer: cos and sin are averaged
+over each group. BEiT adds a bias for each pair of tokens, made in the layer from the image's resolution,
+or once for all layers, where it comes as the mask: rows and columns are averaged over each group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.positions import merged_bias, merged_table
+from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.transformers.common import (
+    MASKED,
+    SEPARATE,
+    Names,
+    hidden_states_wanted,
+    hooked_by_others,
+    no_mask,
+    of,
+    one_in_front,
+    registers_in_front,
+    rows_attended,
+    trim_of,
+    where_pooled,
+    with_bias,
+)
+from tomecore.adapters.families.transformers.vit import attend_dino, feed_dino, heads_vit
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_NAMES = Names("num_heads", "dropout", "scaling", "o_proj")
+_NORM = ("torch.nn.modules.normalization.LayerNorm",)
+_IDENTITY = ("torch.nn.modules.linear.Identity",)
+
+
+def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
+    given = no_mask(host, block, given, run)
+    cos, sin = given["position_embeddings"]
+    tables = (merged_table(host, cos, run), merged_table(host, sin, run))
+    return {**given, "position_embeddings": tables}
+
+
+def attend_dinov3_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    """The class token and registers, which are the rows, are not rotated."""
+    tables = given["position_embeddings"]
+    y = rows_attended(
+        host, block.attention, block.norm1(x), bias, rows, names=_NAMES, tables=tables
+    )
+    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
+
+
+def heads_of_dinov3(block: Any) -> int:
+    return int(block.attention.num_heads)
+
+
+def attend_beit(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    attention = block.attention
+    given = with_positions(block, given, x.shape[1])
+    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
+    return block.drop_path(block.lambda_1 * block.dropout(y)) + x
+
+
+def feed_beit(block: Any, x: Array) -> Array:
+    y = block.dropout(block.mlp(block.layernorm_after(x)))
+    return block.drop_path(block.lambda_2 * y) + x
+
+
+def with_positions(block: Any, given: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+    """``given`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it was not there."""
+    if "resolution" not in given:
+        return given
+    known = ("resolution", "interpolate_pos_encoding")
+    rest = {name: value for name, value in given.items() if name not in known}
+    if block.relative_position_bias is not None:
+        height, width = given["resolution"]
+        bias = block.relative_position_bias(
+            (height // block.patch_size, width // block.patch_size),
+            given.get("interpolate_pos_encoding", False),
+            dim_size=num_tokens,
+        )
+        mask = rest.get("attention_mask")
+        rest["attention_mask"] = bias if mask is None else bias + mask
+    return rest
+
+
+def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+    """The bias of all tokens, shared or the layer's own, as that of the merged ones."""
+    mask = given.get("attention_mask")
+    shared = block.attention.config.use_shared_relative_position_bias
+    if mask is not None and (not shared or mask.shape[0] != 1):  # a user's, for each sample
+        no_mask(host, block, given, run)
+    given = with_positions(block, given, run.num_tokens)
+    if "attention_mask" in given:
+        given["attention_mask"] = merged_bias(host, given["attention_mask"], run)
+    return given
+
+
+DINOV3 = Spec(
+    family="transformers DINOv3",
+    blocks=of("dinov3_vit", "DINOv3ViTLayer"),
+    towers=dict.fromkeys(of("dinov3_vit", "DINOv3ViTEncoder"), "layer"),
+    children={
+        "norm1": _NORM,
+        "attention": of("dinov3_vit", "DINOv3ViTAttention"),
+        "layer_scale1": of("dinov3_vit", "DINOv3ViTLayerScale"),
+        "drop_path": (*_IDENTITY, *of("dinov3_vit", "Dinov3ViTDropPath", "DINOv3ViTDropPath")),
+        "norm2": _NORM,
+        "mlp": of("dinov3_vit", "DINOv3ViTMLP", "DINOv3ViTGatedMLP"),
+        "layer_scale2": of("dinov3_vit", "DINOv3ViTLayerScale"),
+    },
+    attend=attend_dino,
+    feed=feed_dino,
+    key="attention.k_proj",
+    heads=heads_of_dinov3,
+    prefix=registers_in_front,
+    arguments=("attention_mask", "position_embeddings", *MASKED[1:]),
+    accepts={"is_causal": False},
+    carry=carry_tables,
+    dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
+        of=attend_dino,
+        attend=attend_dinov3_rows,
+        towers=of("dinov3_vit", "DINOv3ViTEncoder"),
+        around=of("dinov3_vit", "DINOv3ViTModel"),
+    ),
+    notes="rotary tables are averaged over merged patches",
+)
+
+BEIT = Spec(
+    family="transformers BEiT",
+    blocks=of("beit", "BeitLayer"),
+    towers=dict.fromkeys(of("beit", "BeitModel"), "layers"),
+    children={
+        "attention": of("beit", "BeitAttention"),
+        "layernorm_before": _NORM,
+        "layernorm_after": _NORM,
+        "mlp": of("beit", "BeitMLP"),
+        "dropout": ("torch.nn.modules.dropout.Dropout",),
+        "drop_path": (*_IDENTITY, *of("beit", "BeitDropPath")),
+        "relative_position_bias": of("beit", "BeitRelativePositionBias"),
+    },
+    tensors=("lambda_1", "lambda_2"),
+    attend=attend_beit,
+    feed=feed_beit,
+    key="attention.k_proj",
+    heads=heads_vit,
+    prefix=one_in_front,
+    arguments=("attention_mask", "interpolate_pos_encoding", "resolution", *MASKED[1:]),
+    accepts={"is_causal": False},
+    carry=carry_bias,
+    dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
+    why_restore=where_pooled,
+    notes="position biases are averaged over merged tokens, as large as the attention scores",
+)
+
+SPECS = (DINOV3, BEIT)

@@ -1,0 +1,246 @@
+"""Hugging Face transformers: vision transformers whose layers take no mask.
+
+VideoMAE's attention, that of DPT's own ViT, and DINOv2's before transformers 5.18 have no place for one.
+So where there are sizes to add, the attention half is ours, around the fused kernel; its projections and
+dropouts are the module's. BLIP's towers moreover project queries, keys and values at once, so there the
+half is always ours. What it bypasses must have no hooks, and attentions cannot be recorded meanwhile:
+both are refused. InternVL's attention takes a mask, only its layer does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec, never
+from tomecore.adapters.families.transformers.common import (
+    FLAGS,
+    hidden_states_wanted,
+    hooked_by_others,
+    no_mask,
+    none_in_front,
+    of,
+    one_in_front,
+    recorded,
+    where_pooled,
+    with_bias,
+)
+from tomecore.adapters.families.transformers.vit import DINO
+from tomecore.backends import Array
+from tomecore.errors import UnsupportedModelError
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_NORM = ("torch.nn.modules.normalization.LayerNorm",)
+
+#: module -> start of its names
+_BLIPS = {
+    "blip": "Blip",
+    "blip_2": "Blip2",
+    "instructblip": "InstructBlip",
+    "instructblipvideo": "InstructBlipVideo",
+}
+
+
+#: the attention that takes no mask, and what is in it
+_INNER = ("attention", "attention.attention")
+
+
+def _blip(ending: str) -> tuple[str, ...]:
+    return tuple(name for module, start in _BLIPS.items() for name in of(module, start + ending))
+
+
+def check_not_recorded() -> None:
+    """Raise if attentions are recorded in this pass, which the half that stands in does not compute."""
+    if recorded("attentions"):
+        raise UnsupportedModelError(
+            "the attention of this model takes no bias, so that merging attends by a kernel that gives "
+            "no attentions to record. Call it without output_attentions, or set model.r = 0."
+        )
+
+
+def attended(host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
+    if bias is None:
+        return block.attention(y, **given)
+    inner = block.attention.attention
+    check_not_recorded()
+    heads, width = inner.num_attention_heads, inner.attention_head_size
+    shape = (-1, y.shape[1], heads, width)
+    out = host.attention(
+        inner.query(y).reshape(shape),
+        inner.key(y).reshape(shape),
+        inner.value(y).reshape(shape),
+        bias,
+        dropout=inner.dropout_prob if inner.training else 0.0,
+        scale=inner.scaling,
+    )
+    return block.attention.output(out.reshape(-1, y.shape[1], heads * width), y)
+
+
+def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    return attended(host, block, block.layernorm_before(x), bias, given) + x
+
+
+def feed_two(block: Any, x: Array) -> Array:
+    return block.output(block.intermediate(block.layernorm_after(x)), x)
+
+
+def attend_old_dino(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    y = attended(host, block, block.norm1(x), bias, given)
+    return block.drop_path(block.layer_scale1(y)) + x
+
+
+def heads_two(block: Any) -> int:
+    return int(block.attention.attention.num_attention_heads)
+
+
+def attend_blip(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> tuple[Array, Array]:
+    attention = block.self_attn
+    check_not_recorded()
+    y = block.layer_norm1(x)
+    heads, tokens, width = attention.num_heads, y.shape[1], y.shape[2]
+    qkv = attention.qkv(y).reshape(-1, tokens, 3, heads, width // heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    rate = (
+        attention.attention_dropout
+        if hasattr(attention, "attention_dropout")
+        else attention.dropout.p
+    )
+    y = host.attention(
+        q, k, v, bias, dropout=rate if attention.training else 0.0, scale=attention.scale
+    )
+    return attention.projection(y.reshape(-1, tokens, width)) + x, k
+
+
+def feed_blip(block: Any, x: Array) -> Array:
+    return block.mlp(block.layer_norm2(x)) + x
+
+
+def attend_internvl(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    attention = block.attention
+    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
+    return block.lambda_1 * y + x
+
+
+def feed_internvl(block: Any, x: Array) -> Array:
+    return block.lambda_2 * block.dropout(block.mlp(block.layernorm_after(x))) + x
+
+
+def heads_internvl(block: Any) -> int:
+    return int(block.attention.num_heads)
+
+
+def _two(family: str, module: str, start: str, tower: str, **known: Any) -> Spec:
+    return Spec(
+        family=family,
+        blocks=of(module, f"{start}Layer"),
+        towers=dict.fromkeys(of(module, tower), "encoder.layer"),
+        children={
+            "attention": of(module, f"{start}Attention"),
+            "intermediate": of(module, f"{start}Intermediate"),
+            "output": of(module, f"{start}Output"),
+            "layernorm_before": _NORM,
+            "layernorm_after": _NORM,
+        },
+        attend=attend_two,
+        feed=feed_two,
+        key="attention.attention.key",
+        heads=heads_two,
+        arguments=FLAGS,
+        carry=no_mask,
+        dense=hidden_states_wanted,
+        bypasses_biased=_INNER,
+        hooked=hooked_by_others,
+        patches="embeddings.patch_embeddings",
+        **known,
+    )
+
+
+VIDEO_MAE = _two(
+    "transformers VideoMAE",
+    "videomae",
+    "VideoMAE",
+    "VideoMAEModel",
+    prefix=none_in_front,
+    prop_attn=never,
+    notes="prop_attn=False by default; with it, attentions cannot be recorded",
+    why_restore=where_pooled,
+)
+
+OLD_DINO = replace(
+    DINO,
+    family="transformers DINOv2 before 5.18",
+    attend=attend_old_dino,
+    key="attention.attention.key",
+    heads=heads_two,
+    arguments=(),
+    carry=None,
+    bypasses_biased=_INNER,
+    notes="attentions cannot be recorded while merging with prop_attn=True",
+)
+
+DPT = _two(
+    "transformers DPT",
+    "dpt",
+    "DPTViT",
+    "DPTModel",
+    prefix=one_in_front,
+    notes="attentions cannot be recorded while merging with prop_attn=True",
+)
+
+BLIP = Spec(
+    family="transformers BLIP",
+    blocks=_blip("EncoderLayer"),
+    towers=dict.fromkeys(_blip("VisionModel"), "encoder.layers"),
+    children={
+        "self_attn": _blip("Attention"),
+        "layer_norm1": _NORM,
+        "mlp": _blip("MLP"),
+        "layer_norm2": _NORM,
+    },
+    attend=attend_blip,
+    feed=feed_blip,
+    key_heads=2,
+    prefix=one_in_front,
+    arguments=FLAGS,
+    carry=no_mask,
+    dense=hidden_states_wanted,
+    bypasses=("self_attn",),
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embedding",
+    notes="attentions cannot be recorded while merging",
+)
+
+INTERNVL = Spec(
+    family="transformers InternVL",
+    blocks=of("internvl", "InternVLVisionLayer"),
+    towers=dict.fromkeys(of("internvl", "InternVLVisionModel"), "encoder.layer"),
+    children={
+        "attention": of("internvl", "InternVLVisionAttention"),
+        "mlp": of("internvl", "InternVLVisionMLP"),
+        "layernorm_before": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "layernorm_after": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "dropout": ("torch.nn.modules.dropout.Dropout",),
+    },
+    tensors=("lambda_1", "lambda_2"),
+    attend=attend_internvl,
+    feed=feed_internvl,
+    key="attention.k_norm",
+    heads=heads_internvl,
+    prefix=one_in_front,
+    dense=hidden_states_wanted,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
+    notes="restore=True for its pixel shuffle",
+)
+
+SPECS = (OLD_DINO, VIDEO_MAE, DPT, BLIP, INTERNVL)

@@ -1,0 +1,185 @@
+"""Hugging Face transformers: the plain vision transformers, whose layers know no positions.
+
+Covers ViT, DeiT, ViTMAE's encoder, ViTMSN, I-JEPA and ViViT, and DINOv2 with and without registers. Only
+the tower is patched: MAE's decoder has layers of the same class. ``transformers_clip`` holds the towers of
+models with text, ``transformers_positions`` those with rotary positions or biases,
+``transformers_unmasked`` those whose layers take no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Spec, qualified_name
+from tomecore.adapters.engine.swap import original_class
+from tomecore.adapters.families.transformers.common import (
+    MASKED,
+    READERS,
+    SEPARATE,
+    hidden_states_wanted,
+    hooked_by_others,
+    no_mask,
+    of,
+    registers_in_front,
+    rows_attended,
+    trim_of,
+    with_bias,
+)
+from tomecore.adapters.families.transformers.refused import REFUSED
+from tomecore.backends import Array
+
+__all__ = ["FRAMEWORK", "SPECS"]
+
+FRAMEWORK = "torch"
+
+_NORM = ("torch.nn.modules.normalization.LayerNorm",)
+_DROPOUT = ("torch.nn.modules.dropout.Dropout",)
+_IDENTITY = ("torch.nn.modules.linear.Identity",)
+
+_VITS = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "vit_mae": "ViTMAE",
+    "vit_msn": "ViTMSN",
+    "ijepa": "IJepa",
+    "vivit": "Vivit",
+}
+#: those whose classifiers read the first tokens alone
+_IMAGES = {name: _VITS[name] for name in ("vit", "deit", "vit_msn")}
+_READ_IN_FRONT = _IMAGES | {"vivit": "Vivit"}
+_DINOS = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+
+
+def _each(models: dict[str, str], ending: str) -> tuple[str, ...]:
+    return tuple(name for module, start in models.items() for name in of(module, start + ending))
+
+
+def attend_vit(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+    attention = block.attention
+    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
+    return block.dropout(y) + x
+
+
+def attend_vit_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.attention, block.layernorm_before(x), bias, rows)
+    return block.dropout(y) + x[:, :rows]
+
+
+def feed_vit(block: Any, x: Array) -> Array:
+    return block.dropout(block.mlp(block.layernorm_after(x))) + x
+
+
+def heads_vit(block: Any) -> int:
+    return int(block.attention.num_attention_heads)
+
+
+def prefix_vit(tower: Any) -> int:
+    """The class token and DeiT's distillation token; I-JEPA has neither."""
+    names = ("cls_token", "distillation_token")
+    return sum(getattr(tower.embeddings, name, None) is not None for name in names)
+
+
+def not_vit_mae(tower: Any) -> bool:
+    """False for masked autoencoders, which were trained without (ToMe, appendix)."""
+    names = [qualified_name(cls) for cls in original_class(tower).__mro__]
+    return not any(name in names for name in of("vit_mae", "ViTMAEModel"))
+
+
+def attend_dino(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
+    attention = block.attention
+    y, _ = attention(block.norm1(x), **with_bias(attention, bias, given))
+    return block.drop_path(block.layer_scale1(y)) + x
+
+
+def attend_dino_rows(
+    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+) -> Array:
+    y = rows_attended(host, block.attention, block.norm1(x), bias, rows)
+    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
+
+
+def feed_dino(block: Any, x: Array) -> Array:
+    return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
+
+
+VIT = Spec(
+    family="transformers ViT",
+    blocks=_each(_VITS, "Layer"),
+    towers=dict.fromkeys(_each(_VITS, "Model"), "layers"),
+    children={
+        "attention": _each(_VITS, "Attention"),
+        "layernorm_before": _NORM,
+        "layernorm_after": _NORM,
+        "mlp": _each(_VITS, "MLP"),
+        "dropout": _DROPOUT,
+    },
+    attend=attend_vit,
+    feed=feed_vit,
+    key="attention.k_proj",
+    heads=heads_vit,
+    prefix=prefix_vit,
+    prop_attn=not_vit_mae,
+    arguments=MASKED,
+    accepts={"is_causal": False},
+    carry=no_mask,
+    dense=hidden_states_wanted,
+    readers=READERS,
+    refused=REFUSED,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(_each(_VITS, "Attention"), SEPARATE),
+        of=attend_vit,
+        attend=attend_vit_rows,
+        towers=_each(_READ_IN_FRONT, "Model"),
+        around=(
+            *_each(_IMAGES, "ForImageClassification"),
+            *of("deit", "DeiTForImageClassificationWithTeacher"),
+            *of("vivit", "VivitForVideoClassification"),
+        ),
+    ),
+    notes="transformers 5.9 and later; MAE encoder: prop_attn=False by default",
+)
+
+DINO = Spec(
+    family="transformers DINOv2",
+    blocks=_each(_DINOS, "Layer"),
+    towers=dict.fromkeys(_each(_DINOS, "Encoder"), "layer"),
+    children={
+        "norm1": _NORM,
+        "attention": _each(_DINOS, "Attention"),
+        "layer_scale1": _each(_DINOS, "LayerScale"),
+        "drop_path": (*_IDENTITY, *_each(_DINOS, "DropPath")),
+        "norm2": _NORM,
+        "mlp": (*_each(_DINOS, "MLP"), *_each(_DINOS, "SwiGLUFFN")),
+        "layer_scale2": _each(_DINOS, "LayerScale"),
+    },
+    attend=attend_dino,
+    feed=feed_dino,
+    key="attention.k_proj",
+    heads=heads_vit,
+    prefix=registers_in_front,
+    arguments=MASKED,
+    accepts={"is_causal": False},
+    carry=no_mask,
+    dense=hidden_states_wanted,
+    readers=READERS,
+    hooked=hooked_by_others,
+    patches="embeddings.patch_embeddings",
+    trim=trim_of(
+        "attention",
+        dict.fromkeys(_each(_DINOS, "Attention"), SEPARATE),
+        of=attend_dino,
+        attend=attend_dino_rows,
+        towers=_each(_DINOS, "Encoder"),
+        around=_each(_DINOS, "Model"),
+    ),
+    notes="recorded hidden states and backbones keep all tokens; attentions are those of merged tokens",
+)
+
+SPECS = (VIT, DINO)

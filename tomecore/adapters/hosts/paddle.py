@@ -1,0 +1,252 @@
+"""Paddle as the patch sees it: its layers and hooks, and how state rides on an activation."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.jit.sot import psdb
+
+from tomecore.adapters.engine import calls, config, contract, prefix, progress, recompute
+from tomecore.adapters.engine.host import Host, Projection
+from tomecore.adapters.engine.state import Run
+from tomecore.adapters.hosts.paddle_attention import FORMS, form_of, with_products
+from tomecore.adapters.hosts.paddle_programs import drop_others, drop_own, noted, watch_exports
+from tomecore.adapters.hosts.paddle_state import ridden_on, ride
+from tomecore.backends import Array, Backend
+from tomecore.backends.paddle import BACKEND
+
+__all__ = ["HOST", "PaddleHost"]
+
+_WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorParallel": "_layers"}
+
+
+class PaddleHost(Host):
+    """Paddle as the patch sees it.
+
+    A run is an attribute of the activation, and of the copies that recomputation makes of it. In a static
+    graph values have no attributes, and one thread traces, so there it waits in the config.
+
+    SOT (``to_static`` with ``full_graph=False``, its default) simulates Python itself, frame by frame
+    and not always all of it, and has no attributes on values either: it runs patched blocks as they
+    are, and compiles what is around them.
+    """
+
+    checkpoints = (
+        "paddle.distributed.fleet.recompute.recompute",
+        "paddle.distributed.fleet.recompute.recompute_hybrid",
+    )
+    context_class = paddle.autograd.PyLayerContext
+
+    def __init__(
+        self, module: str, module_class: type, array_class: type, wrappers: dict[str, str]
+    ) -> None:
+        super().__init__(module, module_class, array_class, wrappers)
+        self.run_as_is = psdb.fallback  # not public; tests pin what it does
+
+    def backend(self) -> Backend:
+        return BACKEND
+
+    def named_children(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
+        return iter(module.named_children())
+
+    def child_names(self, module: nn.Layer) -> tuple[str, ...]:
+        return tuple(module._sub_layers)
+
+    def named_modules(self, module: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
+        return iter(module.named_sublayers(include_self=True))
+
+    def own_tensors(self, module: nn.Layer) -> list[str]:
+        return [*module._parameters, *module._buffers]
+
+    def hooked(self, module: nn.Layer) -> bool:
+        """A hook that only looks at shapes is none: see :meth:`observed`."""
+        return any(not looks_only(hook) for hook in hooks_of(module))
+
+    @paddle.jit.not_to_static
+    def observed(self, module: nn.Layer, x: Array) -> None:
+        """Tell hooks that only look, as those of ``paddle.summary``, of a module that a half bypasses.
+
+        Args:
+            module: the attention that was not called.
+            x: (B, n, C) or (B, rows, C), of the shape of its output.
+        """
+        for hook in hooks_of(module):
+            if looks_only(hook):
+                hook(module, (x,), x)
+
+    def hooked_by_user(self, module: nn.Layer) -> bool:
+        hooks = (*module._forward_post_hooks.values(), *module._forward_pre_hooks.values())
+        return any(not _is_ours(hook) for hook in hooks)
+
+    def tap(self, module: nn.Layer) -> Any:
+        return module.register_forward_post_hook(_tap)
+
+    def listened(self, module: nn.Layer, config: Any) -> bool:
+        hooks = module._forward_post_hooks.values()
+        return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
+
+    def unhook(self, module: nn.Layer) -> None:
+        hooks = module._forward_post_hooks
+        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+            del hooks[key]
+
+    def watch_output(self, module: nn.Layer, note: functools.partial[None]) -> None:
+        module.register_forward_post_hook(_Noting(note))  # type: ignore[arg-type]
+
+    def tracing(self) -> bool:
+        return not paddle.in_dynamic_mode()
+
+    def recomputing(self) -> bool:
+        """From the stack: Paddle's own flag is cleared by a backward pass inside another."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_name in {"backward", "grad"} and str(
+                frame.f_globals.get("__name__")
+            ).startswith("paddle."):
+                return self.in_checkpoint("backward")  # a hook may begin a pass of its own
+            frame = frame.f_back  # type: ignore[assignment]
+        return False
+
+    def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
+        if tracing:
+            noted(config.tower)
+            config.traced_run = paddle.static.default_main_program(), run
+        else:
+            ride(x, "_tome_run", config, run)
+
+    def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
+        if tracing:
+            parked, config.traced_run = config.traced_run, None
+            here = parked is not None and parked[0] is paddle.static.default_main_program()
+            return parked[1] if here else None  # another program cannot use its values
+        run = ridden_on(x, "_tome_run", config)
+        if run is not None and not paddle.is_grad_enabled():
+            ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
+        return run
+
+    def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
+        ride(x, name, config, value)
+
+    def kept(self, config: Any, x: Array, name: str) -> Any:
+        return ridden_on(x, name, config)
+
+    def log_sizes(self, sizes: Array, x: Array) -> Array:
+        wide = paddle.float64 if x.dtype == paddle.float64 else paddle.float32
+        # "* 1.0": the log of the default CPU predictor (oneDNN) overwrites its input.
+        return paddle.log(sizes.astype(wide) * 1.0).astype(x.dtype).unsqueeze([1, 2])
+
+    def attention(
+        self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
+    ) -> Array:
+        # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
+        form = FORMS[form_of(q, bias, dropout)]
+        return form(q, k, v, bias, dropout, scale)
+
+    def attention_through(
+        self, dropout: Any, q: Array, k: Array, v: Array, bias: Array | None, *, scale: float
+    ) -> Array:
+        """The same without a fused kernel: the module ``dropout`` is called on the weights (B, H, n, N)."""
+        return with_products(q, k, v, bias, dropout, scale)
+
+    def dropout_rate(self, module: nn.Layer) -> float | None:
+        """What a plain dropout drops now; None where calling the module does, or may do, more than that."""
+        if type(module).__name__ == "Identity" and not self.hooked(module):
+            return 0.0
+        plain = type(module) is nn.Dropout and "forward" not in vars(module)
+        if not plain or self.hooked(module):
+            return None
+        if module.mode != "upscale_in_train" or module.axis is not None:
+            return None
+        return float(module.p) if module.training else 0.0
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return nn.functional.linear(x, weight, bias)
+
+    def double(self, module: nn.Layer) -> nn.Layer:
+        # Not public, but what Layer.float is; Layer.to and Layer.double cast integers as well.
+        return module._to_impl(dtype="float64", floating_only=True)
+
+    def device(self, module: nn.Layer) -> Any:
+        return next((parameter.place for parameter in module.parameters()), None)
+
+    def numbers(self, x: Array) -> Any:
+        return x.detach().numpy()
+
+    @contextmanager
+    def seeded(self, number: int) -> Iterator[None]:
+        states = paddle.get_rng_state(), paddle.get_cuda_rng_state()
+        paddle.seed(number)
+        try:
+            yield
+        finally:
+            paddle.set_rng_state(states[0])
+            paddle.set_cuda_rng_state(states[1])
+
+    def queries_apart(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
+        if type(module) is not nn.Linear or "forward" in vars(module) or hooks_of(module):
+            return None
+        weight, bias, third = module.weight, module.bias, module.weight.shape[1] // 3
+        if bias is None:
+            return (weight[:, :third], None), (weight[:, third:], None)
+        return (weight[:, :third], bias[:third]), (weight[:, third:], bias[third:])
+
+    def ones(self, shape: tuple[int, int], device: Any) -> Array:
+        return paddle.ones(shape, dtype="float32").to(device)
+
+    def changed(self, model: nn.Layer) -> None:
+        """Have programs that ``to_static`` made of the model, or of what is around it, traced again."""
+        watch_exports()
+        drop_own(model)
+        drop_others(vars(model)["_tome"].tower, model, warn=True)
+
+    def released(self, module: nn.Layer) -> None:
+        """Drop the programs that ``to_static`` made of the patched module, or left in its place."""
+        drop_others(module, module, warn=False)
+        forward: Any = vars(module).get("forward")
+        if hasattr(forward, "rollback"):
+            forward.rollback()
+            forward = vars(module).get("forward")
+        if getattr(forward, "__self__", None) is module:  # rollback leaves the patched method there
+            del vars(module)["forward"]
+
+
+class _Noting:
+    """A hook that hands the output of a layer to a function."""
+
+    def __init__(self, note: functools.partial[None]) -> None:
+        self.note = note
+
+    def __call__(self, module: nn.Layer, inputs: Any, output: Any) -> None:
+        psdb.fallback(True)  # SOT takes an attribute that is a method for a method of this class
+        self.note(output)
+
+
+def _is_ours(hook: Any) -> bool:
+    return hook is _tap or isinstance(hook, _Noting)
+
+
+def hooks_of(module: nn.Layer) -> list[Any]:
+    """All that waits for the module's own forward."""
+    return [*module._forward_post_hooks.values(), *module._forward_pre_hooks.values()]
+
+
+def looks_only(hook: Any) -> bool:
+    """Whether a hook is Paddle's own, of ``paddle.summary``, which notes shapes and counts parameters."""
+    return getattr(hook, "__module__", None) == "paddle.hapi.model_summary"
+
+
+def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
+    HOST.tapped(module, output, HOST.tracing())
+    return output
+
+
+#: what static graphs need not convert: it looks at Python objects only
+paddle.jit.ignore_module([calls, config, contract, prefix, progress, recompute])
+
+HOST = PaddleHost(__name__, nn.Layer, paddle.Tensor, _WRAPPERS)

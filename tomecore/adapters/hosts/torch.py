@@ -1,0 +1,223 @@
+"""PyTorch as the patch sees it: its modules and hooks, and how state rides on an activation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tomecore.adapters.engine.host import Host, Projection, PropAttn
+from tomecore.adapters.engine.state import Rider, Run, ridden
+from tomecore.adapters.hosts.torch_attention import KeyBias, KeyColumn, by_products, rides, watched
+from tomecore.backends import Array, Backend
+from tomecore.backends.torch import BACKEND, tracing
+
+__all__ = ["HOST", "TorchHost"]
+
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+class TorchHost(Host):
+    """PyTorch as the patch sees it.
+
+    A run is an attribute of the activation, and in eager mode of its storage too: reentrant
+    checkpointing hands a block a detached tensor, which is a new object on the same storage. Both die
+    with the activation.
+    """
+
+    checkpoints = ("torch.utils.checkpoint",)
+    context_class = torch.autograd.function.FunctionCtx
+
+    def backend(self) -> Backend:
+        return BACKEND
+
+    def named_children(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        return module.named_children()
+
+    def child(self, module: nn.Module, name: str) -> Any:
+        found = module._modules.get(name)  # without the detour of Module.__getattr__
+        return getattr(module, name, None) if found is None else found
+
+    def child_names(self, module: nn.Module) -> tuple[str, ...]:
+        return tuple(module._modules)
+
+    def named_modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        return module.named_modules()
+
+    def own_tensors(self, module: nn.Module) -> list[str]:
+        named = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+        return [name for pairs in named for name, _ in pairs]
+
+    def hooked(self, module: nn.Module) -> bool:
+        forward = module._forward_hooks or module._forward_pre_hooks
+        own = forward or module._backward_hooks or module._backward_pre_hooks
+        return bool(own) or _has_global_hooks()
+
+    def hooked_by_user(self, module: nn.Module) -> bool:
+        hooks = (
+            *module._forward_hooks.values(),
+            *module._forward_pre_hooks.values(),
+            *module._backward_hooks.values(),
+            *module._backward_pre_hooks.values(),
+        )
+        return any(not _is_passive(hook) for hook in hooks)
+
+    def tap(self, module: nn.Module) -> Any:
+        return module.register_forward_hook(_tap)
+
+    def listened(self, module: nn.Module, config: Any) -> bool:
+        hooks = module._forward_hooks.values()
+        return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
+
+    def unhook(self, module: nn.Module) -> None:
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+            del hooks[key]
+
+    def watch_output(self, module: nn.Module, note: functools.partial[None]) -> None:
+        module.register_forward_hook(_Noting(note))
+
+    def tracing(self) -> bool:
+        return tracing()
+
+    def recomputing(self) -> bool:
+        # Not public; tests pin that it is -1 exactly outside a backward pass. A hook in there may begin a
+        # forward pass of its own.
+        return torch._C._current_graph_task_id() != -1 and self.in_checkpoint("backward")
+
+    def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
+        x._tome_run = Rider(config, run)  # type: ignore[attr-defined]
+        storage = None if tracing else _storage(x)
+        if storage is not None:
+            storage._tome_run = Rider(config, run)
+
+    def read(self, config: Any, x: torch.Tensor, tracing: bool) -> Run | None:
+        run: Run | None = ridden(getattr(x, "_tome_run", None), config)
+        if run is None and not tracing:
+            run = ridden(getattr(_storage(x), "_tome_run", None), config)
+        return run
+
+    def keep(self, config: Any, x: torch.Tensor, name: str, value: Any) -> None:
+        storage = _storage(x)
+        if storage is not None:
+            setattr(storage, name, Rider(config, value))
+
+    def kept(self, config: Any, x: torch.Tensor, name: str) -> Any:
+        return ridden(getattr(_storage(x), name, None), config)
+
+    def symbolic(self, x: Any) -> bool:
+        return isinstance(x, torch.fx.Proxy)
+
+    def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
+        return None if tracing() else watched(bias)
+
+    def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
+
+    def formed(self, bias: Array, x: torch.Tensor, prop_attn: PropAttn = True) -> Array:
+        if prop_attn == "column":
+            return bias.as_subclass(KeyColumn) if rides() else bias
+        return bias.as_subclass(KeyBias) if by_products(x) else bias
+
+    def attention(
+        self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
+    ) -> Array:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
+        )
+        return out.transpose(1, 2)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return F.linear(x, weight, bias)
+
+    def double(self, module: nn.Module) -> nn.Module:
+        return module.double()
+
+    def device(self, module: nn.Module) -> Any:
+        return next((parameter.device for parameter in module.parameters()), None)
+
+    def numbers(self, x: torch.Tensor) -> Any:
+        return x.detach().cpu().numpy()
+
+    @contextmanager
+    def seeded(self, number: int) -> Iterator[None]:
+        with torch.random.fork_rng():
+            torch.manual_seed(number)
+            yield
+
+    def queries_apart(self, module: nn.Module) -> tuple[Projection, Projection] | None:
+        if type(module) is not nn.Linear or "forward" in module.__dict__ or self.hooked(module):
+            return None
+        if type(module.weight) not in (torch.Tensor, nn.Parameter):
+            return None
+        weight, bias, third = module.weight, module.bias, module.weight.shape[0] // 3
+        if bias is None:
+            return (weight[:third], None), (weight[third:], None)
+        return (weight[:third], bias[:third]), (weight[third:], bias[third:])
+
+    def ones(self, shape: tuple[int, int], device: Any) -> Array:
+        return torch.ones(shape, device=device)
+
+
+def _has_global_hooks() -> bool:
+    """Hooks for all modules; not public, but where ``register_module_forward_hook`` puts them."""
+    of_all = torch.nn.modules.module
+    hooks = (
+        *of_all._global_forward_hooks.values(),
+        *of_all._global_forward_pre_hooks.values(),
+        *of_all._global_backward_hooks.values(),
+        *of_all._global_backward_pre_hooks.values(),
+    )
+    # those of torch itself count and name modules
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+
+
+#: modules whose hooks do not care how many tokens there are
+_PASSIVE = ("transformers.utils.output_capturing", "torch.nn.utils.")
+
+
+class _Noting:
+    """A hook that hands the output of a module to a function."""
+
+    def __init__(self, note: functools.partial[None]) -> None:
+        self.note = note
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.note(output)
+
+
+def _is_ours(hook: Any) -> bool:
+    return hook is _tap or isinstance(hook, _Noting)
+
+
+def _is_passive(hook: Any) -> bool:
+    """Whether a hook is tomecore's, a library's recorder, or one that computes weights."""
+    where = str(getattr(hook, "__module__", None) or type(hook).__module__)
+    return _is_ours(hook) or where.startswith(_PASSIVE)
+
+
+def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    HOST.tapped(module, output, tracing())
+
+
+def _storage(x: torch.Tensor) -> Any:
+    """The storage of ``x``; None where there is none to speak of (inside functorch transforms)."""
+    try:
+        return x.untyped_storage()
+    except NotImplementedError:
+        return None
+
+
+HOST = TorchHost(__name__, nn.Module, torch.Tensor, _WRAPPERS, forms=("column",))

@@ -1,0 +1,1 @@
+"""Matching and merging as two loops over memory, compiled by Numba."""

@@ -1,0 +1,239 @@
+"""Matching and merging in two compiled kernels, for libraries whose arrays lie in a CPU's memory.
+
+In calls of a library the same takes about forty, each of which costs microseconds whatever it computes. The
+kernels are an extra (``pip install tomecore[fast]``): without Numba, and wherever an array is not plain
+memory (gradients, graphs, other devices and dtypes), the calls are made, and the result is the same to
+rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tomecore.backends.constants import Shelf
+
+__all__ = ["Fused", "Keys", "Memory", "match_and_merge", "unavailable", "worth"]
+
+Array = Any
+
+#: elements of x that one thread merges in the time that the calls of a library take beside their work
+_ELEMENTS = 250_000
+#: how much more memory the calls of a library move than the kernels do
+_PASSES = 2.5
+#: space is kept up to so many numbers, and in each thread so many bytes of it
+_KEPT_FLOATS = 2**17
+_KEPT_BYTES = 2**23
+
+
+class Keys(NamedTuple):
+    """A key as a block computed it.
+
+    Args:
+        array: (B, H, N, D) or (B, N, H, D), or (B, N, H * D).
+        axis: of the heads, 1 or 2; None where they lie in the last axis.
+        heads: H.
+    """
+
+    array: Array
+    axis: int | None
+    heads: int
+
+
+class Fused(NamedTuple):
+    """What one merge makes: a plan, what merged by it, and what the next block needs.
+
+    Args:
+        tokens: (B, N) int64, the kept tokens and behind them the merged ones.
+        into: (B, r) int64, the slot each of these goes to.
+        source: (B, N0) int64, original token -> slot.
+        x: (B, n, C) in the dtype of the activations.
+        sizes: (B, n) float32.
+        bias: (B, 1, 1, n), their logarithms in the dtype of the activations.
+    """
+
+    tokens: Array
+    into: Array
+    source: Array
+    x: Array
+    sizes: Array
+    bias: Array
+
+
+class Space(NamedTuple):
+    """Room for the units of keys, and their products; of one thread, which uses it again.
+
+    Args:
+        even: (B, s, D) float32.
+        odd: (B, t, D) float32.
+        products: makes (B, s, t) float32, contiguous, of what is in the two.
+    """
+
+    even: Array
+    odd: Array
+    products: Callable[[], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """How a library gives memory away, and says how an array lies in it.
+
+    Args:
+        elements: arrays -> "float32" or "bfloat16" of each, if all are plain memory on the host, of which no
+            gradient is wanted and no graph made; else None.
+        strides: an array -> its strides, counted in elements.
+        empty: ``(like, shape, dtype)``, where dtype is "float32", "int64" or None for that of ``like``.
+        space: ``(x, B, s, t, D)`` -> room for units, on the device of ``x``; see :class:`Space`.
+        threads: how many the library's calls run on.
+    """
+
+    elements: Callable[..., list[str] | None]
+    strides: Callable[[Array], Sequence[int]]
+    empty: Callable[[Array, tuple[int, ...], str | None], Array]
+    space: Callable[[Array, int, int, int, int], Space]
+    threads: Callable[[], int]
+
+
+def worth(elements: int, threads: int) -> bool:
+    """Whether kernels on one thread beat a library's calls on several, by elements of x."""
+    return elements * (1 - _PASSES / threads) < _ELEMENTS
+
+
+def match_and_merge(
+    memory: Memory,
+    keys: Keys,
+    x: Array,
+    size: Array | None,
+    source: Callable[[], Array] | None,
+    r: int,
+    protected: int,
+) -> Fused | None:
+    """Match by the keys' cosine, merge r tokens, follow them; None where that takes the library's calls.
+
+    Args:
+        memory: the library.
+        keys: what tokens are compared by.
+        x: (B, N, C).
+        size: (B, N) float32, none of them padding; None: one each.
+        source: makes (B, N0) int64, original token -> token of ``x``; None: these are the originals.
+        r: 0 < r <= (N - protected) // 2.
+        protected: tokens at the front that do not merge.
+    """
+    elements = memory.elements(x, keys.array)
+    # In this order: compilers cannot follow the import in ``unavailable``.
+    if elements is None or unavailable() is not None:
+        return None
+    batch, count, width = x.shape
+    if not worth(batch * count * width, memory.threads()) or not fits(keys, batch, count):
+        return None
+    of_keys, of_tokens = kernels(elements[1]), kernels(elements[0])
+    if of_keys is None or of_tokens is None:
+        return None
+    by_x, by_key = memory.strides(x), memory.strides(keys.array)
+    if by_x[-1] != 1 or by_key[-1] != 1 or (size is not None and not size.is_contiguous()):
+        return None
+    before = None if source is None else source()
+    if before is not None and not before.is_contiguous():
+        return None
+    if keys.axis is None:
+        head = by_head = keys.array.shape[2] // keys.heads
+        by_token = by_key[1]
+    else:
+        head, by_token, by_head = keys.array.shape[3], by_key[3 - keys.axis], by_key[keys.axis]
+    evens = (count - protected - protected % 2 + 1) // 2
+    space = room(memory, x, batch, evens, count - protected - evens, head)
+    done = of_keys[0](
+        keys.array.data_ptr(), batch, count, keys.heads, head, by_key[0], by_token, by_head, protected,
+        space.even.data_ptr(), space.odd.data_ptr(),
+    )  # fmt: skip
+    if not done:
+        raise MemoryError(f"no memory for the keys of {batch} x {count} tokens")
+    cosine = space.products()
+    originals = count if before is None else before.shape[1]
+    found = Fused(
+        tokens=memory.empty(x, (batch, count), "int64"),
+        into=memory.empty(x, (batch, r), "int64"),
+        source=memory.empty(x, (batch, originals), "int64"),
+        x=memory.empty(x, (batch, count - r, width), None),
+        sizes=memory.empty(x, (batch, count - r), "float32"),
+        bias=memory.empty(x, (batch, 1, 1, count - r), None),
+    )
+    done = of_tokens[1](
+        cosine.data_ptr(), x.data_ptr(), batch, count, width, by_x[0], by_x[1], r, protected,
+        size is not None, None if size is None else size.data_ptr(),
+        originals, before is not None, None if before is None else before.data_ptr(),
+        found.x.data_ptr(), found.sizes.data_ptr(), found.bias.data_ptr(),
+        found.tokens.data_ptr(), found.into.data_ptr(), found.source.data_ptr(),
+    )  # fmt: skip
+    if not done:
+        raise MemoryError(f"no memory to merge {batch} x {count} tokens")
+    return found
+
+
+def fits(keys: Keys, batch: int, count: int) -> bool:
+    """Whether there is a key for each token; the library's calls say what is wrong where there is not."""
+    shape = keys.array.shape
+    if keys.axis is None:
+        return bool(shape[0] == batch and shape[1] == count and shape[2] % keys.heads == 0)
+    return bool(shape[0] == batch and shape[3 - keys.axis] == count)
+
+
+def room(memory: Memory, x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
+    """Space, kept for the next merge of the same shapes in this thread if it is small."""
+    floats = batch * (evens * odds + (evens + odds) * width)
+    if floats > _KEPT_FLOATS:
+        return memory.space(x, batch, evens, odds, width)
+    shapes = (memory, batch, evens, odds, width)
+    space: Space | None = _kept.spaces.get(shapes)
+    if space is None:
+        made = memory.space(x, batch, evens, odds, width)
+        space = _kept.spaces.put(shapes, made, 4 * floats)
+    return space
+
+
+class Kept(threading.local):
+    """The spaces of each thread."""
+
+    def __init__(self) -> None:
+        self.spaces = Shelf(_KEPT_BYTES)
+
+
+_kept = Kept()
+
+
+@functools.cache
+def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | None:
+    """The two kernels for a dtype, compiled when first asked for; None where that fails, with a warning."""
+    try:
+        found: tuple[Any, Any] = importlib.import_module(
+            "tomecore.backends.kernels.cpu.compile"
+        ).compiled(element)
+    except Exception as error:  # whatever a compiler or its cache raises: the calls need neither
+        warnings.warn(
+            f"tomecore's kernels for {element} cannot be compiled ({type(error).__name__}: {error}), so that "
+            "merging takes the library's calls: the same numbers, slower. TOMECORE_KERNELS=0 turns them off.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return found
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why there are no kernels here; None where there are."""
+    if os.environ.get("TOMECORE_KERNELS", "1") == "0":
+        return "switched off by TOMECORE_KERNELS=0"
+    try:
+        numba = importlib.import_module("numba")
+    except (ImportError, OSError) as error:  # OSError: of its compiled library
+        return f"Numba cannot be imported: {error}"
+    if numba.config.DISABLE_JIT:
+        return "Numba is switched off by NUMBA_DISABLE_JIT"
+    return None

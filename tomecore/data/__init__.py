@@ -1,1 +1,0 @@
-"""Files that ship with the package; ``tomecore.digits.weights_path`` finds them."""

@@ -1,0 +1,126 @@
+"""Pictures as models want them: read, resized, cropped, scaled. Needs Pillow (``tomecore[cli]``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tomecore.errors import ArgumentValueError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "read_image"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a picture to what a model takes: the evaluation transform of ImageNet models.
+
+    The shorter side is resized to ``size / crop`` and the middle cut out, then pixels in [0, 1] are
+    scaled to (pixel - mean) / std.
+
+    Args:
+        size: (height, width) of the result, in pixels.
+        mean: of each channel; one number for grey pictures, three for colour.
+        std: likewise.
+        crop: share of the resized picture that the middle is.
+        interpolation: a filter of Pillow, by its name in small letters.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    crop: float = 0.875
+    interpolation: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise ArgumentValueError(
+                "`mean` and `std` must have one number for each channel, 1 or 3 of them; "
+                f"got {self.mean!r} and {self.std!r}"
+            )
+        if not 0 < self.crop <= 1:
+            raise ArgumentValueError(f"`crop` must be above 0 and at most 1; got {self.crop!r}")
+        if self.interpolation not in _FILTERS:
+            raise ArgumentValueError(
+                f"`interpolation` must be one of {', '.join(_FILTERS)}; got {self.interpolation!r}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for colour."""
+        return len(self.mean)
+
+    def __call__(self, picture: Image) -> np.ndarray:
+        """(channels, height, width) float32."""
+        pixels = np.asarray(self.cut(picture), dtype=np.float32) / 255.0
+        pixels = pixels.reshape(*self.size, self.channels)
+        mean = np.asarray(self.mean, dtype=np.float32)
+        std = np.asarray(self.std, dtype=np.float32)
+        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+    def cut(self, picture: Image) -> Image:
+        """The part of ``picture`` that the model sees, as a picture of ``size``."""
+        from PIL.Image import Resampling
+
+        height, width = self.size
+        picture = picture.convert("L" if self.channels == 1 else "RGB")
+        # Rounded down, one side after the other, as timm and torchvision do.
+        if height / picture.height >= width / picture.width:
+            high = math.floor(height / self.crop)
+            wide = max(width, int(high * picture.width / picture.height))
+        else:
+            wide = math.floor(width / self.crop)
+            high = max(height, int(wide * picture.height / picture.width))
+        picture = picture.resize((wide, high), getattr(Resampling, self.interpolation.upper()))
+        left, top = round((wide - width) / 2), round((high - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
+
+    def pixels(self, array: np.ndarray) -> np.ndarray:
+        """The way back, for drawing: (channels, H, W) as the model takes it to (H, W, 3) uint8."""
+        shape = (-1, 1, 1)
+        scaled = array * np.reshape(self.std, shape) + np.reshape(self.mean, shape)
+        found = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        return np.repeat(found, 3, axis=2) if self.channels == 1 else found
+
+
+def read_image(path: Path | str) -> Image:
+    """Read one picture, upright and in colour.
+
+    Raises:
+        ArgumentValueError: there is no such file, or it is no picture that Pillow can read.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    if path.is_dir():
+        raise ArgumentValueError(f"{path} is a folder; give the path of a picture in it")
+    if not path.exists():
+        raise ArgumentValueError(f"there is no file {path}")
+    try:
+        with Image.open(path) as picture:
+            upright: Any = ImageOps.exif_transpose(picture)
+            if upright.mode in ("I;16", "I", "F"):
+                raise ArgumentValueError(
+                    f"{path} has pixels of more than 8 bits ({upright.mode}), whose range is not "
+                    "known; save it with 8 bits for each channel"
+                )
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ArgumentValueError):
+            raise
+        raise ArgumentValueError(
+            f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or another "
+            "format that Pillow reads"
+        ) from error

@@ -1,0 +1,17 @@
+"""Keys in, :class:`tomecore.MergePlan` out: one file and one function for each algorithm.
+
+To add one: take keys (B, N, D), return a plan, gather with index arrays (a strided slice is a slow
+copy on Paddle and a recompilation on torch), use stable sorts, and never read the batch size.
+"""
+
+from __future__ import annotations
+
+from tomecore.matching.bipartite import bipartite_soft_matching
+from tomecore.matching.kth import kth_bipartite_soft_matching
+from tomecore.matching.random import random_bipartite_soft_matching
+
+__all__ = [
+    "bipartite_soft_matching",
+    "kth_bipartite_soft_matching",
+    "random_bipartite_soft_matching",
+]
