@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(line(cells[-1]), flush=True)
     print(summary(cells))
     if args.json:
-        from tomecore.cli.bench import machine
+        from tomecore.benchmark import machine
 
         found = {"machine": machine(), "note": args.note, "device": args.device, "cells": cells}
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        from tomecore.cli.bench import machine
+        from tomecore.benchmark import machine
 
         content = {"machine": machine(), "threads": arguments.threads, "shapes": found}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")

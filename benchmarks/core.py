@@ -25,8 +25,7 @@ import numpy as np
 
 import tomecore as tc
 from tomecore.backends import Keys, backend_of
-from tomecore.benchmark import interleave
-from tomecore.cli.bench import machine
+from tomecore.benchmark import interleave, machine
 
 BATCH, HEAD = 8, 64
 TOKENS = (197, 577, 1025)

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 import tomecore.adapters.torch as tome
 from tomecore import bipartite_soft_matching, merge_weighted
+from tomecore.adapters.engine.patch import config_of
 from tomecore.adapters.engine.reduce import matching_key
-from tomecore.benchmark import config_of_patched
 from tomecore.benchmark._devices import Place, peak_bytes
 
 Found = dict[str, Any]
@@ -87,7 +87,7 @@ def within(limit: float, **found: float) -> Found:
 
 def watch(model: nn.Module) -> list[Found]:
     """Compare each merge of a patched model with its definition in float64; the list grows by merge."""
-    settings, found = config_of_patched(model), []
+    settings, found = config_of(model), []
     merge = settings.reduce
 
     def compared(config: Any, block: Any, x: Tensor, keys: Any, run: Any, amount: int) -> Any:

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import tomecore.adapters.torch as tome
-from tomecore.benchmark import config_of_patched, interleave, measure
+from tomecore.adapters.engine.patch import config_of
+from tomecore.benchmark import interleave, measure
 from tomecore.loading import Loaded
 from tomecore.loading.images import Preprocess
 
@@ -68,7 +69,7 @@ def ceilings(device: Device) -> Found:
 def merge(device: Device, name: str, batch: int, side: int) -> Found:
     """One merge, from keys to tokens and sizes: microseconds, launches, and the bytes of a single pass."""
     model, given = device.pair(BF16, name, 2, side)[1], []
-    settings = config_of_patched(model)
+    settings = config_of(model)
     reduction = settings.reduce
 
     def noted(*args: Any) -> Any:

@@ -208,7 +208,7 @@ def main() -> None:
             found[at : at + 1] = [measure(cell, arguments.seconds, arguments.rounds)]
             print(line(found[at]), flush=True)
             if arguments.json:
-                from tomecore.cli.bench import machine
+                from tomecore.benchmark import machine
 
                 content = {"machine": machine(), "cells": found}
                 arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ import paddle
 
 import tomecore.adapters.paddle as tome
 from tomecore import MergePlan, __version__, benchmark
+from tomecore.adapters.engine.patch import config_of
 from tomecore.adapters.engine.reduce import matching_key
 from tomecore.adapters.engine.state import Trail
 from tomecore.core.merging import merged_mean
@@ -100,9 +101,9 @@ class Merges:
     """
 
     def __init__(self, model: Any, plans: list[tuple[np.ndarray, ...]] | None = None) -> None:
-        self.settings = benchmark.config_of_patched(model)
+        self.settings = config_of(model)
         self.merge, self.settings.reduce = self.settings.reduce, self
-        self.settings.observer = self.observe
+        self.settings.observers = (self.observe,)
         self.given = plans
         self.plans: list[tuple[np.ndarray, ...]] = []
         self.found: list[Found] = []

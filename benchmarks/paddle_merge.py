@@ -26,7 +26,7 @@ import paddle
 import tomecore.adapters.paddle as tome
 from tomecore import benchmark
 from tomecore.backends import Keys
-from tomecore.cli.bench import machine
+from tomecore.benchmark import machine
 from tomecore.core.merging import merged_mean
 from tomecore.matching.bipartite import matched
 from tomecore.models.paddle import VisionTransformer

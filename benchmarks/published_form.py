@@ -12,7 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
-from tomecore.benchmark import config_of_patched
+from tomecore.adapters.engine.patch import config_of
 from tomecore.frameworks import framework_of
 from tomecore.loading import adapter_of
 
@@ -22,7 +22,7 @@ __all__ = ["published_form"]
 def published_form(model: Any, r: Any) -> Any:
     """Patch an unpatched ``model`` so that it merges in the published form; for timing only."""
     framework = framework_of(model)
-    config = config_of_patched(adapter_of(framework).apply_patch(model, r=r, restore=False))
+    config = config_of(adapter_of(framework).apply_patch(model, r=r, restore=False))
     attend, reduce = {
         "torch": (torch_attend, torch_reduce),
         "paddle": (paddle_attend, paddle_reduce),

@@ -5,13 +5,16 @@
 
 A framework is imported in the files that are about it: ``adapters/hosts/torch.py``, ``backends/torch.py`` and
 ``models/torch.py``, and their parts, which lie beside them (``hosts/torch_attention.py``). A part is of the
-layer of its file. Checked on a planted violation of every rule, too, so that a silent checker is noticed.
+layer of its file. Tools see the engine through ``tomecore.adapters`` and ``model.tome`` only, and each other
+through their packages. No name with an underscore crosses from one storey to another, and there is no circle.
+Checked on a planted violation of every rule, too, so that a silent checker is noticed.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import graphlib
 import inspect
 import shutil
 import sys
@@ -25,14 +28,18 @@ import tomecore
 ROOT = Path(tomecore.__file__).parents[1]
 
 _BELOW = {"errors", "backends", "core", "matching", "schedule"}
-#: The layers of tomecore that a layer may import. What is not named here stands above.
+_MODELS = {"frameworks", "models", "weights"}
+#: What every tool may import.
+_SEEN = {*_BELOW, *_MODELS, "adapter", "fused", "package"}
+TOOLS = ("loading", "benchmark", "evaluation", "parity", "visualization", "demo", "cli")
+#: The layers of tomecore that a layer may import.
 MAY_IMPORT = {
     "errors": set(),
     "frameworks": {"errors"},
     "fallback": set(),
     "constants": set(),
     "kernels": {"kernels"},
-    "fused": {"kernels", "constants"},
+    "fused": {"kernels", "constants", "fused"},
     "backends": {"errors", "fallback", "fused"},
     "backend": {"errors", "backends", "fused", "constants", "backend"},
     "core": {"errors", "backends", "core"},
@@ -44,7 +51,15 @@ MAY_IMPORT = {
     "families": {*_BELOW, "engine", "families"},
     "adapter": {*_BELOW, "engine", "families", "hosts"},
     "models": {"errors", "models"},
-    "convert": {"errors", "frameworks", "models"},
+    "weights": {*_MODELS, "errors"},
+    "loading": {*_SEEN, "loading"},
+    "benchmark": {*_SEEN, "benchmark", "loading"},
+    "evaluation": {*_SEEN, "evaluation", "loading"},
+    "parity": {*_SEEN, "parity"},
+    "visualization": {*_SEEN, "visualization"},
+    "demo": {*_SEEN, *TOOLS} - {"cli", "demo"},
+    "cli": {*_SEEN, *TOOLS},
+    "old path": {*_MODELS, "evaluation", "loading", "schedule", "visualization"},
 }
 
 #: The packages from elsewhere that a layer may import; "own" is the framework that the file is named after.
@@ -65,8 +80,9 @@ FROM_ELSEWHERE = {
     "hosts": {"numpy", "own"},
     "families": {"numpy"},
     "adapter": set(),
-    "models": {"numpy", "own", "safetensors", "sklearn"},
-    "convert": {"numpy", "paddle", "safetensors", "torch"},
+    "models": {"numpy", "own", "safetensors"},
+    "weights": {"numpy", "paddle", "safetensors", "sklearn", "torch"},
+    "old path": set(),
 }
 
 #: Where a module may be imported by a name that is only known when it runs.
@@ -77,14 +93,17 @@ BY_NAME = {
     "tomecore.adapters.engine.host",
     "tomecore.adapters.families",
     "tomecore.backends",
+    "tomecore.models.digits",
 }
+#: Public modules that moved: files that hand on the names of another. Nothing in the package imports them.
+OLD_PATHS = {"arithmetic", "digits", "distributed", "images", "running", "tracing"}
 
 #: Modules of ``tomecore.backends`` that are no library's backend.
 SMALL_LAYERS = {
     "": "backends",
     "standard": "fallback",
     "constants": "constants",
-    "kernels": "kernels",
+    "kernels": "fused",
     "kernels.cpu": "kernels",
     "kernels.cpu.fused": "fused",
     "kernels.cpu.compile": "kernels",
@@ -97,18 +116,18 @@ FRAMEWORKS = ("torch", "paddle")
 
 
 def layer_of(module: str) -> str:
-    """The layer of a module of tomecore; "outside" for what stands above all layers."""
+    """The layer of a module of tomecore."""
     top, _, rest = module.removeprefix("tomecore").removeprefix(".").partition(".")
     if top == "backends":
         return SMALL_LAYERS.get(rest, "backend")
     if top == "adapters":
         folder = rest.partition(".")[0]
-        return folder if folder in INSIDE_ADAPTERS else "adapter" if rest else "engine"
-    if module == "tomecore.models.convert":
-        return "convert"  # between the layouts of two frameworks
-    if not top:
-        return "package"
-    return top if top in MAY_IMPORT else "outside"
+        return folder if folder in INSIDE_ADAPTERS else "adapter"
+    if module in {"tomecore.models.convert", "tomecore.models.digits"}:
+        return "weights"  # between the layouts of two frameworks
+    if top in OLD_PATHS:
+        return "old path"
+    return top or "package"
 
 
 def framework_of(module: str) -> str:
@@ -158,35 +177,82 @@ def violations(root: Path) -> list[str]:
     """One line for each import that points the wrong way."""
     known, found = modules(root), []
     for name, path in known.items():
-        layer = layer_of(name)
-        if layer == "outside":
-            continue
-        own = framework_of(name)
         for line, imported in imports(name, path, known):
-            top = imported.partition(".")[0]
-            if imported == "?":
-                right = name in BY_NAME
-            elif top == "tomecore":
-                target = layer_of(imported)
-                right = target in MAY_IMPORT[layer]
-                if target in {"backend", "hosts"}:  # of its own framework
-                    right = right and framework_of(imported) == own
-                if layer == "models" and framework_of(imported) in FRAMEWORKS:
-                    right = (
-                        right
-                        and framework_of(imported) == own
-                        and imported != f"tomecore.models.{own}"
-                    )
-            else:
-                allowed = {own if one == "own" else one for one in FROM_ELSEWHERE[layer]}
-                right = top in sys.stdlib_module_names or top in allowed
-            if not right:
+            layer = layer_of(name)
+            if not right(name, layer, imported):
                 found.append(f"{path.relative_to(root)}:{line} ({layer}) imports {imported}")
     return found
 
 
+def right(name: str, layer: str, imported: str) -> bool:
+    """Whether the module ``name`` may import another."""
+    top, own = imported.partition(".")[0], framework_of(name)
+    if imported == "?":
+        return name in BY_NAME or layer in TOOLS
+    if top != "tomecore":
+        if layer in TOOLS:
+            return True
+        allowed = {own if one == "own" else one for one in FROM_ELSEWHERE[layer]}
+        return top in sys.stdlib_module_names or top in allowed
+    target = layer_of(imported)
+    if target not in MAY_IMPORT[layer]:
+        return False
+    if target in {"backend", "hosts"} or (layer == target == "models"):  # of its own framework
+        other = framework_of(imported)
+        if other in FRAMEWORKS and (other != own or imported == f"tomecore.models.{own}"):
+            return False
+    return target == layer or "._" not in imported
+
+
 def test_imports_point_one_way():
     assert violations(ROOT) == []
+
+
+def test_no_private_name_crosses_a_storey():
+    known, found = modules(ROOT), []
+    for name, path in known.items():
+        for node in statements(path.read_text()):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tomecore"):
+                private = [one.name for one in node.names if one.name.startswith("_")]
+                if private and layer_of(node.module) != layer_of(name):
+                    found.append(f"{name} imports {private} of {node.module}")
+    assert found == []
+
+
+def circle(root: Path) -> list[str]:
+    """Modules that import each other in a circle, lazily or not; empty if there is none."""
+    known = modules(root)
+    graph = {
+        name: {one for _, one in imports(name, path, known) if one in known and one != name}
+        for name, path in known.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_there_is_no_circle():
+    assert circle(ROOT) == []
+
+
+def test_the_layers_have_no_circle():
+    graph = {layer: below - {layer} for layer, below in MAY_IMPORT.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+    assert {layer_of(name) for name in modules(ROOT)} <= set(MAY_IMPORT)
+
+
+def test_old_paths_only_hand_on_names():
+    """Nothing in the package uses them, and they are nothing but an import and ``__all__``."""
+    known = modules(ROOT)
+    for old in OLD_PATHS:
+        body = ast.parse(known[f"tomecore.{old}"].read_text()).body
+        assert [type(node).__name__ for node in body] == ["Expr", "ImportFrom", "Assign"], old
+        (imported,) = (node for node in body if isinstance(node, ast.ImportFrom))
+        assert sorted(alias.name for alias in imported.names) == sorted(
+            names_exported(ast.Module(body, []))
+        )
 
 
 def test_the_layers_are_those_of_the_package():
@@ -212,7 +278,7 @@ def test_the_layers_are_those_of_the_package():
         "tomecore.backends.torch_products": "backend",
         "tomecore.backends.paddle": "backend",
         "tomecore.backends.jax": "backend",
-        "tomecore.adapters": "engine",
+        "tomecore.adapters": "adapter",
         "tomecore.adapters.engine.block": "engine",
         "tomecore.adapters.engine.patch": "engine",
         "tomecore.adapters.families": "families",
@@ -234,7 +300,7 @@ def test_a_framework_is_imported_in_three_files_and_their_parts(framework):
     importing = {
         f"{name.rpartition('.')[0]}.{framework_of(name)}"
         for name, path in known.items()
-        if layer_of(name) not in {"outside", "frameworks", "convert"}
+        if layer_of(name) not in {"frameworks", "weights", *TOOLS}
         and any(one.partition(".")[0] == framework for _, one in imports(name, path, known))
     }
     assert importing == {
@@ -288,7 +354,7 @@ PLANTED = [
         "(engine) imports tomecore",
     ),
     ("adapters/engine/block.py", "from ..hosts import torch_attention", "hosts.torch_attention"),
-    ("adapters/__init__.py", "from tomecore.adapters import paddle", "tomecore.adapters.paddle"),
+    ("adapters/__init__.py", "import torch", "(adapter) imports torch"),
     ("adapters/families/timm/vit.py", "import timm", "(families) imports timm"),
     ("adapters/families/timm/vit.py", "import torch", "(families) imports torch"),
     ("adapters/families/timm/vit.py", "from ... import torch", "imports tomecore.adapters.torch"),
@@ -298,6 +364,15 @@ PLANTED = [
     ("adapters/torch.py", "from tomecore.adapters import paddle", "tomecore.adapters.paddle"),
     ("adapters/paddle.py", "from .hosts import torch_attention", "hosts.torch_attention"),
     ("adapters/paddle.py", "from tomecore import demo", "(adapter) imports tomecore"),
+    ("parity/_flip.py", "from tomecore.adapters.engine import patch", "engine.patch"),
+    ("benchmark/_forms.py", "from tomecore.adapters.hosts.torch import HOST", "hosts.torch"),
+    ("loading/_torch.py", "from tomecore.demo import run", "(loading) imports tomecore.demo"),
+    ("benchmark/_forms.py", "def f():\n    from tomecore import demo", "imports tomecore.demo"),
+    ("benchmark/_forms.py", "from tomecore.loading import _torch", "tomecore.loading._torch"),
+    ("visualization/_page.py", "from tomecore import benchmark", "imports tomecore.benchmark"),
+    ("cli/bench.py", "from tomecore.benchmark._timing import quartiles", "benchmark._timing"),
+    ("demo.py", "from tomecore.cli import main", "(demo) imports tomecore.cli"),
+    ("parity/_flip.py", "from tomecore import tracing", "(parity) imports tomecore.tracing"),
     ("adapters/hosts/torch.py", "import paddle", "(hosts) imports paddle"),
     ("adapters/hosts/torch.py", "from tomecore.backends import paddle", "tomecore.backends.paddle"),
     ("adapters/hosts/torch.py", "from tomecore.adapters import families", "(hosts) imports"),
@@ -312,10 +387,9 @@ PLANTED = [
 
 @pytest.fixture
 def copy(tmp_path):
-    """A tree with a copy of the package, and a demo module that stands outside the layers."""
+    """A tree with a copy of the package."""
     ignored = shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(ROOT / "tomecore", tmp_path / "tomecore", ignore=ignored)
-    (tmp_path / "tomecore" / "demo.py").write_text("import rich\nimport torch\nimport paddle\n")
     assert violations(tmp_path) == []
     return tmp_path
 
@@ -329,11 +403,10 @@ def test_a_planted_violation_is_found(copy, file, source, message):
     assert message in found
 
 
-def test_nothing_below_imports_what_stands_outside(copy):
-    path = copy / "tomecore" / "core" / "plan.py"
-    path.write_text(f"{path.read_text()}\nfrom tomecore.demo import anything\n")
-    (found,) = violations(copy)
-    assert found.endswith("(core) imports tomecore.demo")
+def test_a_planted_circle_is_found(copy):
+    path = copy / "tomecore" / "benchmark" / "_timing.py"
+    path.write_text(f"{path.read_text()}\ndef f():\n    from tomecore.benchmark import _measure\n")
+    assert {"tomecore.benchmark._timing", "tomecore.benchmark._measure"} <= set(circle(copy))
 
 
 def names_defined(tree: ast.Module) -> set[str]:
@@ -385,7 +458,7 @@ def test_every_layer_says_what_it_exports():
     silent = {
         name
         for name, path in modules(ROOT).items()
-        if layer_of(name) in set(MAY_IMPORT) - {"kernels", "backend", "models"}
+        if layer_of(name) not in {"kernels", "backend", "models", "demo", "cli"}
         and names_exported(ast.parse(path.read_text())) is None
         and names_defined(ast.parse(path.read_text()))
     }

@@ -22,8 +22,7 @@ from tomecore import benchmark, parity
 from tomecore.frameworks import evaluating, predict, to_tensor
 from tomecore.models import digits
 from tomecore.schedule import R, tokens_per_layer
-from tomecore.visualization import make_visualization
-from tomecore.visualization._tracing import sources_by_layer
+from tomecore.visualization import make_visualization, sources_by_layer
 
 __all__ = ["SCHEDULES", "Result", "Row", "draw", "run"]
 
@@ -91,19 +90,6 @@ class Result:
         return statistics.fmean(report.identical_decisions for _, report in self.parity)
 
 
-def build(framework: str) -> Any:
-    """The trained digits ViT of ``tomecore.models``, in evaluation mode, from the one weights file."""
-    from safetensors.numpy import load_file
-
-    stored = {n: v.astype(np.float32) for n, v in load_file(digits.weights_path()).items()}
-    layout = {"torch": "timm", "paddle": "plsc"}[framework]
-    module = importlib.import_module(f"tomecore.models.{framework}")
-    model = module.VisionTransformer.from_config(digits.DIGITS_VIT)
-    parity.load_arrays(model, parity.convert_weights(stored, source="timm", target=layout))
-    model.eval()
-    return model
-
-
 def run(
     frameworks: Sequence[str],
     *,
@@ -128,10 +114,10 @@ def run(
     models, unpatched, accuracy = {}, {}, {}
     for framework in frameworks:
         progress(f"{framework}: accuracy, unpatched")
-        unpatched[framework] = build(framework)
+        unpatched[framework] = digits.build(framework)
         accuracy[framework] = [_accuracy(predict(unpatched[framework], images), labels)]
         adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-        models[framework] = adapter.apply_patch(build(framework))
+        models[framework] = adapter.apply_patch(digits.build(framework))
     reports = []
     for r in schedules:
         progress(f"{' and '.join(models)}: accuracy, r={r}")
@@ -177,7 +163,7 @@ def _time(
 ) -> list[list[dict[str, float]]]:
     """Seconds by schedule and round: unpatched, merging and dropping take turns."""
     adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-    dropping = benchmark.free_drop(adapter.apply_patch(build(framework)))
+    dropping = benchmark.free_drop(adapter.apply_patch(digits.build(framework)))
     x = to_tensor(model, images)
     calls = {
         "unpatched": lambda: unpatched(x),

@@ -1,5 +1,5 @@
 """The old path of :mod:`tomecore.models.digits`."""
 
-from tomecore.models.digits import DIGITS_VIT, load, weights_path
+from tomecore.models.digits import DIGITS_VIT, MEAN, STD, build, load, weights_path
 
-__all__ = ["DIGITS_VIT", "load", "weights_path"]
+__all__ = ["DIGITS_VIT", "MEAN", "STD", "build", "load", "weights_path"]

@@ -16,6 +16,7 @@ __all__ = [
     "evaluating",
     "framework_of",
     "logits_of",
+    "named_modules",
     "predict",
     "require",
     "to_numpy",
@@ -44,6 +45,13 @@ def framework_of(model: Any) -> str:
         f"`model` must be a torch.nn.Module or a paddle.nn.Layer; got {type(model).__module__}."
         f"{type(model).__qualname__}"
     )
+
+
+def named_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """The model under "", and all modules in it by their paths."""
+    if framework_of(model) == "torch":
+        return iter(model.named_modules())
+    return iter(model.named_sublayers(include_self=True))
 
 
 def to_tensor(model: Any, array: np.ndarray) -> Any:

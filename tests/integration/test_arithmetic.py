@@ -50,7 +50,7 @@ def counted(model: Any, images: torch.Tensor) -> float:
         matching.append(batch * even * odd * width)
 
     config = model.tome._config
-    config.observer = matched
+    config.observers = (matched,)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter knows nothing of it
     try:
@@ -58,7 +58,7 @@ def counted(model: Any, images: torch.Tensor) -> float:
             model(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        config.observer = None
+        config.observers = ()
     return (counter.get_total_flops() / 2 - sum(matching)) / len(images)
 
 

@@ -19,7 +19,7 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.backends.kernels.cpu import fused as fused_module
-from tomecore.errors import ArgumentValueError, NotPatchedError
+from tomecore.errors import ArgumentValueError
 from tomecore.schedule.arithmetic import arithmetic_of
 
 
@@ -134,19 +134,6 @@ def test_a_profile_adds_up(framework: str, kernels: bool, monkeypatch: pytest.Mo
         assert (found.parts[part] > 0) is not kernels, part
 
 
-def test_a_profile_leaves_no_trace() -> None:
-    from tomecore.adapters.engine import block as block_module
-    from tomecore.adapters.engine import reduce as reduce_module
-
-    def watched() -> list[Any]:
-        of_reduce = [reduce_module.in_one_go, reduce_module.matched, reduce_module.merged_mean]
-        return [*of_reduce, block_module.key_bias, block_module.take_rows]
-
-    before = watched()
-    benchmark.profile(loaded("torch"), 3, batch=2, rounds=1)
-    assert watched() == before
-
-
 def test_the_command(run: Any, tmp_path: Path) -> None:
     result = run("--r", "2", "(3, -1)", "--json", "out/b.json", "--plot", "p.png", "--profile")
     assert result.exit_code == 0, result.output
@@ -205,8 +192,3 @@ def test_wrong_requests(run: Any, tmp_path: Path) -> None:
     assert "there is no file" in str(run(model="nothing.py:vit").exception)
     assert "has no function 'nobody'" in str(run(model="mine.py:nobody").exception)
     assert "Linear" in str(run(model="mine.py:swin").exception)
-
-
-def test_free_drop_needs_a_patched_model() -> None:
-    with pytest.raises(NotPatchedError, match="call apply_patch first"):
-        benchmark.config_of_patched(torch.nn.Linear(1, 1))

@@ -113,7 +113,7 @@ def test_errors_are_one_line(
 def test_held_out_accuracy(framework: str, held_out: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = held_out
     assert len(labels) >= 450
-    model = demo.build(framework)
+    model = digits.build(framework)
     assert (predict(model, images).argmax(-1) == labels).mean() > 0.97
 
 

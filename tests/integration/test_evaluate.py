@@ -14,12 +14,13 @@ from digit_files import STEEP, write_folder
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from tomecore import cli, demo
+from tomecore import cli
 from tomecore.cli._several import one_each
 from tomecore.errors import TomeError
 from tomecore.evaluation import Pictures
 from tomecore.frameworks import predict
 from tomecore.loading import load
+from tomecore.models import digits
 
 COUNT = 23
 
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> tuple[Path, np.ndarray, np.ndarray]:
 
 
 def expected(framework: str, images: np.ndarray, labels: np.ndarray, r: Any) -> dict[str, int]:
-    model = demo.build(framework)
+    model = digits.build(framework)
     reference = predict(model, images).argmax(-1)
     patched = importlib.import_module(f"tomecore.adapters.{framework}").apply_patch(model, r=r)
     outputs = predict(patched, images)

@@ -13,7 +13,7 @@ import torch
 from digit_files import FLIPPING, STEEP
 
 import tomecore.adapters.torch as tome
-from tomecore import demo, schedule
+from tomecore import schedule
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
 from tomecore.evaluation import Result, evaluate
 from tomecore.evaluation._result import count_chunk
@@ -26,7 +26,7 @@ SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_head
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    return demo.build("torch")
+    return digits.build("torch")
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_one_forward_pass_a_batch_and_no_trace_left(framework: str, images: np.n
     hook.remove()
     assert len(calls) == 2
     assert model.training
-    assert model._tome.observer is None
+    assert model._tome.observers == ()
 
 
 def test_what_cannot_be_followed_is_refused(framework: str, images: np.ndarray) -> None:

@@ -2,7 +2,8 @@
 
 Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
 ``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``, and
-``tomecore.adapters.Trim`` its form for ``trim_last``.
+``tomecore.adapters.Trim`` its form for ``trim_last``. ``handle_of`` and ``is_patched`` serve models of any
+framework; they, and ``model.tome``, are all that tools know of the engine.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from tomecore.adapters.engine.handle import PARTS, Handle
+from tomecore.adapters.engine.host import PropAttn
+from tomecore.adapters.engine.patch import handle_of, is_patched
+from tomecore.adapters.engine.spec import Spec, Trim
+
+__all__ = ["PARTS", "Handle", "PropAttn", "Spec", "Trim", "handle_of", "is_patched"]
+
 _MODULES = ("paddle", "torch")
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tomecore.adapters.{name}")
-    if name in {"Spec", "Trim"}:
-        return getattr(importlib.import_module("tomecore.adapters.engine.spec"), name)
     if name in {"apply_patch", "remove_patch", "handle", "register"}:
         raise AttributeError(
             f"tomecore.adapters has no {name!r} of its own: import the framework's module, for example "
@@ -27,4 +33,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["Spec", "Trim", *_MODULES]
+    return [*__all__, *_MODULES]

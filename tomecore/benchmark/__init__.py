@@ -7,7 +7,8 @@ tax is the time of merging over the time of free-drop. Everything is timed inter
 drift.
 """
 
-from tomecore.benchmark._forms import config_of_patched, drop_tokens, free_drop
+from tomecore.benchmark._forms import free_drop
+from tomecore.benchmark._machine import machine
 from tomecore.benchmark._measure import Measurement, measure
 from tomecore.benchmark._plot import draw
 from tomecore.benchmark._profile import Profile, profile
@@ -16,11 +17,10 @@ from tomecore.benchmark._timing import interleave, median_ratio, quartiles
 __all__ = [
     "Measurement",
     "Profile",
-    "config_of_patched",
     "draw",
-    "drop_tokens",
     "free_drop",
     "interleave",
+    "machine",
     "measure",
     "median_ratio",
     "profile",

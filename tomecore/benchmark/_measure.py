@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tomecore.adapters.engine.config import Reduction
-from tomecore.adapters.engine.host import PropAttn
+from tomecore.adapters import PropAttn, handle_of
 from tomecore.benchmark._devices import Place, peak_bytes, place_of
-from tomecore.benchmark._forms import config_of_patched, free_drop
+from tomecore.benchmark._forms import free_drop
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
@@ -139,10 +138,7 @@ def measure(
     with place.evaluating():
         models["merging"](x)
     tome = models["merging"].tome
-    tokens, left = (
-        config_of_patched(models["merging"]).last_run().num_tokens,  # type: ignore[union-attr]
-        tome.tokens[-1],
-    )
+    tokens, left = tome.num_tokens, tome.tokens[-1]
     calls = {
         name: _call(place, model, place.compiled(model, mode, tuple(x.shape)), x, train)
         for name, model in models.items()
@@ -205,31 +201,12 @@ def _call(
     return forward
 
 
-class Clocked:
-    """A way to merge, and how long it took."""
-
-    def __init__(self, reduce: Reduction) -> None:
-        self.reduce = reduce
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any) -> Any:
-        start = time.perf_counter()
-        found = self.reduce(*args)
-        self.seconds += time.perf_counter() - start
-        return found
-
-
 def _merge_share(model: Any, call: Callable[[], Any], rounds: int) -> float:
     """The median share of a forward pass from keys to merged tokens, by a clock on the host."""
-    settings = config_of_patched(model)
-    reduce, shares = settings.reduce, []
-    try:
+    shares = []
+    with handle_of(model).timings() as seconds:
         for _ in range(rounds):
-            clock = Clocked(reduce)
-            settings.reduce = clock
-            start = time.perf_counter()
+            before, start = seconds["all of the merge"], time.perf_counter()
             call()
-            shares.append(clock.seconds / (time.perf_counter() - start))
-    finally:
-        settings.reduce = reduce
+            shares.append((seconds["all of the merge"] - before) / (time.perf_counter() - start))
     return statistics.median(shares)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tomecore.adapters.engine import block as _block
-from tomecore.adapters.engine import reduce as _reduce
-from tomecore.adapters.engine import state as _state
-from tomecore.adapters.engine.host import PropAttn
+from tomecore.adapters import PARTS, PropAttn
 from tomecore.benchmark._devices import Place, place_of
-from tomecore.benchmark._forms import config_of_patched, free_drop
+from tomecore.benchmark._forms import free_drop
 from tomecore.benchmark._timing import interleave
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
 
 __all__ = ["Profile", "profile"]
 
-#: (module or class, function, what its time is called)
-_PARTS = (
-    (_reduce, "in_one_go", "match and merge in one go"),
-    (_reduce, "matching_key", "keys: sum over heads"),
-    (_reduce, "matched", "matching"),
-    (_reduce, "merged_mean", "merging"),
-    (_block, "key_bias", "log of sizes"),
-    (_state.Trail, "source", "following tokens"),
-    (_block, "take_rows", "restore"),
-)
+#: the parts of merging, each counted once
+_PARTS = tuple(part for part in PARTS if part != "all of the merge")
 _BIAS, _REST = "attention with a bias", "everything else"
 
 
@@ -84,45 +71,17 @@ def profile(
     }
     with place.evaluating():
         timed = list(interleave(calls, rounds, wait=place.wait))
-        clocked = [_clocked(place, calls["merging"]) for _ in range(rounds)]
+        clocked = [_clocked(place, merging, x) for _ in range(rounds)]
     median = {name: statistics.median(seconds[name] for seconds in timed) for name in calls}
     parts = {name: statistics.median(one[name] for one in clocked) for name in clocked[0]}
     biased = median["merging"] - median["unbiased"] - parts["log of sizes"]
-    parts[_BIAS] = biased if config_of_patched(merging).prop_attn else 0.0
+    parts[_BIAS] = biased if merging.tome.prop_attn else 0.0
     parts[_REST] = median["merging"] - median["dropping"] - sum(parts.values())
     return Profile(median["merging"], median["dropping"], parts)
 
 
-def _clocked(place: Place, call: Callable[[], Any]) -> dict[str, float]:
+def _clocked(place: Place, model: Any, x: Any) -> dict[str, float]:
     """Seconds by part of one pass."""
-    seconds = dict.fromkeys([name for _, _, name in _PARTS], 0.0)
-    with _watched(place, seconds):
-        call()
-    return seconds
-
-
-@contextlib.contextmanager
-def _watched(place: Place, seconds: dict[str, float]) -> Iterator[None]:
-    """Within this context the functions of ``_PARTS`` note how long they take."""
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in _PARTS]
-    try:
-        for owner, name, part in _PARTS:
-            setattr(owner, name, _timed(place, getattr(owner, name), seconds, part))
-        yield
-    finally:
-        for owner, name, function in before:
-            setattr(owner, name, function)
-
-
-def _timed(
-    place: Place, function: Callable[..., Any], seconds: dict[str, float], name: str
-) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        place.wait()
-        start = time.perf_counter()
-        found = function(*args, **kwargs)
-        place.wait()
-        seconds[name] += time.perf_counter() - start
-        return found
-
-    return timed
+    with model.tome.timings(place.wait) as seconds:
+        model(x)
+    return {part: seconds[part] for part in _PARTS}

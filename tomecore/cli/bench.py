@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 from enum import Enum
 from itertools import product
 from pathlib import Path
@@ -13,8 +11,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-import tomecore
-from tomecore.backends.kernels.cpu.fused import unavailable
 from tomecore.cli._bench_tables import parts_of, table_of
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
@@ -162,48 +158,7 @@ def bench(
         cells_of = [cell.as_dict() for cell in found]
         for cell_of, split in zip(cells_of, profiles):  # noqa: B905
             cell_of["profile"] = split.parts
-        write_numbers(json_file, {"machine": machine(), "cells": cells_of})
+        write_numbers(json_file, {"machine": benchmark.machine(), "cells": cells_of})
     if plot is not None:
         benchmark.draw(found, plot)
         console.print(f"Picture: [bold]{escape(str(plot))}[/bold]")
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, threads, versions, and whether kernels were compiled."""
-    found: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "the framework's choice"),
-        "python": platform.python_version(),
-        "tomecore": tomecore.__version__,
-        "kernels": unavailable() or "compiled",
-    }
-    for name in (
-        "torch",
-        "timm",
-        "torchvision",
-        "transformers",
-        "paddlepaddle",
-        "paddlepaddle-gpu",
-        "numba",
-    ):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if "torch" in found:
-        import torch
-
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -112,14 +112,13 @@ def _draw(
     """Do the work; returns what could not be read."""
     import numpy as np
 
+    from tomecore import visualization
     from tomecore.loading import adapter_of
-    from tomecore.visualization import _page as webpage
-    from tomecore.visualization import _sheet as strips
 
     adapter = adapter_of(loaded.framework)
     patched = adapter.apply_patch(loaded.model)
     depth = len(adapter.handle(patched).schedule)
-    wanted = strips.spread(depth) if layers is None else layers
+    wanted = visualization.spread(depth) if layers is None else layers
     for layer in wanted:
         if layer > depth:
             raise typer.BadParameter(
@@ -132,9 +131,9 @@ def _draw(
         return complaints
     names, inputs = zip(*found, strict=True)
     pixels = [loaded.preprocess.pixels(one) for one in inputs]
-    traced = strips.trace(patched, np.stack(inputs), pixels, names, schedules)
+    traced = visualization.trace(patched, np.stack(inputs), pixels, names, schedules)
     with _writing(output):
-        strips.draw_strips(traced, wanted, output)
+        visualization.draw_strips(traced, wanted, output)
     for number, schedule in enumerate(schedules):
         left = ", ".join(str(traced.tokens(number, layer)) for layer in wanted)
         console.print(
@@ -146,7 +145,7 @@ def _draw(
         )
     written = [(output, "Picture")]
     if html is not None:
-        page = webpage.page(traced, f"Merged tokens of {loaded.name}", note)
+        page = visualization.page(traced, f"Merged tokens of {loaded.name}", note)
         with _writing(html):
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(page, encoding="utf-8")
@@ -228,7 +227,7 @@ def _weights_note(loaded: Loaded, trained: bool) -> str:
 
 
 def _complain(complaints: list[str]) -> None:
-    from tomecore.visualization._sheet import plain
+    from tomecore.visualization import plain
 
     for complaint in complaints:
         errors.print(

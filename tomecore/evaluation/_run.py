@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters.engine.patch import config_of
+from tomecore.adapters import is_patched
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, UnsupportedModelError
 from tomecore.evaluation._batch import Runner
@@ -115,7 +115,7 @@ def evaluate(
 @contextlib.contextmanager
 def _patched(model: Any) -> Iterator[Any]:
     """The model patched; afterwards as it was, its r included."""
-    if config_of(model) is not None:
+    if is_patched(model):
         before = model.r
         try:
             yield model

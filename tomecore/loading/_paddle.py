@@ -70,7 +70,6 @@ def plain_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
 
 
 def digits_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
-    from tomecore import demo
     from tomecore.frameworks import FRAMEWORKS
     from tomecore.models import digits
 
@@ -83,4 +82,4 @@ def digits_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
             f"the digits model takes images of {side} pixels; got {resolution}"
         )
     preprocess = Preprocess((side, side), (digits.MEAN,), (digits.STD,), 1.0, "bilinear")
-    return Loaded(name, demo.build(name), preprocess)
+    return Loaded(name, digits.build(name), preprocess)

@@ -10,13 +10,14 @@ the weights.
 
 from __future__ import annotations
 
+import importlib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DIGITS_VIT", "load", "weights_path"]
+__all__ = ["DIGITS_VIT", "MEAN", "STD", "build", "load", "weights_path"]
 
 DIGITS_VIT: dict[str, Any] = {
     "img_size": 56,
@@ -74,6 +75,24 @@ def load(split: str = "test") -> tuple[np.ndarray, np.ndarray]:
 def weights_path() -> Path:
     """Path of the trained weights, a safetensors file in timm's names."""
     return Path(str(files("tomecore.models.data") / "digits_vit.safetensors"))
+
+
+def build(framework: str) -> Any:
+    """Build the trained model of ``framework``, "torch" or "paddle", in evaluation mode.
+
+    Both read the one weights file, so both are the same function.
+    """
+    from safetensors.numpy import load_file
+
+    from tomecore.models.convert import convert_weights, load_arrays
+
+    stored = {n: v.astype(np.float32) for n, v in load_file(weights_path()).items()}
+    layout = {"torch": "timm", "paddle": "plsc"}[framework]
+    module = importlib.import_module(f"tomecore.models.{framework}")
+    model = module.VisionTransformer.from_config(DIGITS_VIT)
+    load_arrays(model, convert_weights(stored, source="timm", target=layout))
+    model.eval()
+    return model
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:

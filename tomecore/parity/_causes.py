@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from tomecore.parity._findings import (
 from tomecore.parity._place import Place, clear_flips, located
 from tomecore.parity._report import Report
 from tomecore.parity._tolerance import Tolerance
-from tomecore.parity._trace import patched_config
+from tomecore.parity._trace import comparable_handle
 
 __all__ = ["likely_causes", "unseen"]
 
@@ -35,7 +33,7 @@ def likely_causes(
     tolerance: Tolerance,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(causes, remarks) of two models that part at ``place``."""
-    depth = len(patched_config(model_a, "model_a").blocks)
+    depth = len(comparable_handle(model_a, "model_a").blocks)
     causes = _of_numbers(report, images, place) + _of_merging(
         report, place, model_a, model_b, tolerance
     )
@@ -90,7 +88,7 @@ def _agree_unmerged(images: int, merged: bool, differ: bool) -> str:
 
 
 def _other_attention(model_a: Any, model_b: Any) -> bool:
-    a, b = patched_config(model_a, "model_a"), patched_config(model_b, "model_b")
+    a, b = comparable_handle(model_a, "model_a"), comparable_handle(model_b, "model_b")
     return bool(a.prop_attn) != bool(b.prop_attn)
 
 
@@ -100,7 +98,7 @@ def unseen(model_a: Any, model_b: Any) -> tuple[str, ...]:
     if not found:
         return ()
     more = f", and {len(found) - 1} more such layers or settings" if len(found) > 1 else ""
-    depth = len(patched_config(model_a, "model_a").blocks)
+    depth = len(comparable_handle(model_a, "model_a").blocks)
     return (f"too small a difference to show here: {_located(found[0], depth)}{more}",)
 
 
@@ -118,7 +116,7 @@ def _of_merging(
     report: Report | None, place: Place, model_a: Any, model_b: Any, tolerance: Tolerance
 ) -> list[str]:
     """What decisions and settings of the patch say."""
-    a, b = patched_config(model_a, "model_a"), patched_config(model_b, "model_b")
+    a, b = comparable_handle(model_a, "model_a"), comparable_handle(model_b, "model_b")
     causes = []
     if place.half in ("decisions", "schedule") and a.protected != b.protected:
         few, many = sorted((a.protected, b.protected))
@@ -154,7 +152,7 @@ def _of_attention(
     tolerance: Tolerance,
 ) -> list[str]:
     """Proportional attention, if the models agree without it."""
-    a, b = patched_config(model_a, "model_a"), patched_config(model_b, "model_b")
+    a, b = comparable_handle(model_a, "model_a"), comparable_handle(model_b, "model_b")
     first = min((layer.layer for layer in report.layers), default=None)
     if (
         first is None
@@ -163,7 +161,7 @@ def _of_attention(
         or not (a.prop_attn or b.prop_attn)
     ):
         return []
-    with _plain_attention(a), _plain_attention(b):
+    with a.with_prop_attn(False), b.with_prop_attn(False):
         if located(compare(model_a, model_b, images), tolerance, model_a) is not None:
             return []
     settings = f"prop_attn is {a.prop_attn} in a and {b.prop_attn} in b"
@@ -185,15 +183,6 @@ def _run_again(
         return located(compare(model_a, model_b, images), tolerance, model_a)
     finally:
         model_a.r, model_b.r = before
-
-
-@contextlib.contextmanager
-def _plain_attention(config: Any) -> Iterator[None]:
-    before, config.prop_attn = config.prop_attn, False
-    try:
-        yield
-    finally:
-        config.prop_attn = before
 
 
 def _number(place: Place, depth: int) -> int:

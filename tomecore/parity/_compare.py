@@ -17,7 +17,7 @@ from tomecore.errors import ArgumentValueError
 from tomecore.frameworks import framework_of
 from tomecore.parity._flip import Flip, flip
 from tomecore.parity._report import BlockReport, Difference, LayerReport, Report
-from tomecore.parity._trace import Merge, Trace, patched_config, trace
+from tomecore.parity._trace import Merge, Trace, comparable_handle, trace
 
 __all__ = ["DifferentMergesError", "compare"]
 
@@ -49,8 +49,8 @@ def compare(model_a: Any, model_b: Any, images: np.ndarray, *, batch: int = 64) 
         UnsupportedModelError: a model does not make one sequence of tokens of each image.
     """
     protected = (
-        patched_config(model_a, "model_a").protected,
-        patched_config(model_b, "model_b").protected,
+        comparable_handle(model_a, "model_a").protected,
+        comparable_handle(model_b, "model_b").protected,
     )
     if not len(images):
         raise ArgumentValueError(f"`images` must not be empty; got shape {images.shape}")

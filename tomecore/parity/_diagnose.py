@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters.engine.patch import config_of
+from tomecore.adapters import is_patched
 from tomecore.errors import NotPatchedError
 from tomecore.frameworks import framework_of
 from tomecore.parity._causes import likely_causes, unseen
@@ -175,13 +175,13 @@ def assert_parity(
 @contextlib.contextmanager
 def _merging(model: Any, r: R | None, name: str) -> Iterator[None]:
     """The model patched and with this r; afterwards as it was."""
-    config = config_of(model)
-    if config is None and r is None:
+    patched = is_patched(model)
+    if not patched and r is None:
         raise NotPatchedError(
             f"`{name}` ({type(model).__name__}) is not patched and no `r` is given; give r=8, or call "
             "apply_patch first and set its r"
         )
-    if config is None:
+    if not patched:
         adapter = importlib.import_module(f"tomecore.adapters.{framework_of(model)}")
         adapter.apply_patch(model, r=r)
         try:
@@ -189,7 +189,7 @@ def _merging(model: Any, r: R | None, name: str) -> Iterator[None]:
         finally:
             adapter.remove_patch(model)
         return
-    before = config.r
+    before = model.r
     try:
         if r is not None:
             model.r = r

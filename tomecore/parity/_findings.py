@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters.engine.config import Config
+from tomecore.adapters import Handle
 from tomecore.errors import ArgumentValueError
-from tomecore.frameworks import framework_of, to_numpy
+from tomecore.frameworks import framework_of, named_modules, to_numpy
 from tomecore.models.convert import convert_weights
-from tomecore.parity._trace import patched_config
+from tomecore.parity._trace import comparable_handle
 
 __all__ = ["EMBEDDING", "Finding", "findings_of_modules", "findings_of_weights"]
 
@@ -45,7 +45,7 @@ class Finding:
 
 def findings_of_modules(model_a: Any, model_b: Any) -> list[Finding]:
     """Epsilons, heads, attention scales and kinds of GELU, compared in their order within each layer."""
-    places = [_by_layer(patched_config(m, n), m) for m, n in ((model_a, "a"), (model_b, "b"))]
+    places = [_by_layer(comparable_handle(m, n), m) for m, n in ((model_a, "a"), (model_b, "b"))]
     found = []
     for (layer, what), values in places[0].items():
         others = places[1].get((layer, what), [])
@@ -60,20 +60,20 @@ def findings_of_modules(model_a: Any, model_b: Any) -> list[Finding]:
     return found
 
 
-def _by_layer(config: Config, model: Any) -> dict[tuple[int, str], list[tuple[str, Any]]]:
+def _by_layer(tome: Handle, model: Any) -> dict[tuple[int, str], list[tuple[str, Any]]]:
     """(layer, what) -> (path, value) of every module that has such a setting, in order."""
     numbers = {
         id(module): number
-        for number, block in enumerate(config.blocks)
-        for _, module in config.host.named_modules(block)
+        for number, block in enumerate(tome.blocks)
+        for _, module in named_modules(block)
     }
     found: dict[tuple[int, str], list[tuple[str, Any]]] = {}
     layer = EMBEDDING
-    for path, module in config.host.named_modules(model):
+    for path, module in named_modules(model):
         if id(module) in numbers:
             layer = numbers[id(module)]
         elif layer != EMBEDDING:
-            layer = len(config.blocks)
+            layer = len(tome.blocks)
         for what, value in _settings_of(module):
             found.setdefault((layer, what), []).append((path, value))
     return found
@@ -97,7 +97,7 @@ def findings_of_weights(model_a: Any, model_b: Any) -> tuple[list[Finding], str]
         states = _states(model_a, model_b)
     except ArgumentValueError:
         return [], "the weights were not compared: their names differ and no conversion is known"
-    config = patched_config(model_a, "model_a")
+    tome = comparable_handle(model_a, "model_a")
     modules: dict[str, list[str]] = {}
     for name in sorted({*states[0], *states[1]}, key=_natural):
         text = _difference(states[0].get(name), states[1].get(name))
@@ -106,7 +106,7 @@ def findings_of_weights(model_a: Any, model_b: Any) -> tuple[list[Finding], str]
             leaf = "" if leaf == "weight" or not module else f" ({leaf})"
             modules.setdefault(module or name, []).append(text + leaf)
     found = [
-        Finding(_layer_of(name, config), f"the weights of {name} differ: {'; '.join(texts)}")
+        Finding(_layer_of(name, tome), f"the weights of {name} differ: {'; '.join(texts)}")
         for name, texts in modules.items()
     ]
     same = f"all {len(states[0])} weights are equal"
@@ -148,12 +148,12 @@ def _equal(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a - b).max(initial=0) <= tolerance)
 
 
-def _layer_of(name: str, config: Config) -> int:
-    number = re.search(rf"(?:^|\.){re.escape(config.layers)}\.(\d+)\.", name + ".")
+def _layer_of(name: str, tome: Handle) -> int:
+    number = re.search(rf"(?:^|\.){re.escape(tome.layers)}\.(\d+)\.", name + ".")
     if number:
         return int(number[1])
     last = re.match(r"(fc_)?norm|head|ln_post|classifier|proj$", name)
-    return len(config.blocks) if last else EMBEDDING
+    return len(tome.blocks) if last else EMBEDDING
 
 
 def _natural(name: str) -> list[Any]:

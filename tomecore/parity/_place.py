@@ -10,7 +10,7 @@ import numpy as np
 from tomecore.parity._flip import Flip
 from tomecore.parity._report import Difference, Report
 from tomecore.parity._tolerance import Tolerance
-from tomecore.parity._trace import patched_config
+from tomecore.parity._trace import comparable_handle
 
 __all__ = ["Place", "clear_flips", "located"]
 
@@ -58,7 +58,7 @@ class Place:
 
 def located(report: Report, tolerance: Tolerance, model_a: Any) -> Place | None:
     """The first place, in the order of computation, where the models differ by more than rounding."""
-    config = patched_config(model_a, "model_a")
+    tome = comparable_handle(model_a, "model_a")
 
     def differs(half: str, layer: int | None, found: Difference, look: str) -> Place | None:
         if tolerance.holds(found):
@@ -74,7 +74,7 @@ def located(report: Report, tolerance: Tolerance, model_a: Any) -> Place | None:
     for block in report.blocks:
         if place:
             return place
-        number, name = block.layer, f"{config.layers}.{block.layer}"
+        number, name = block.layer, f"{tome.layers}.{block.layer}"
         at = merging.get(number)
         look = f"all of {name}: what enters it agrees"
         if at is not None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.patch import config_of
+from tomecore.adapters import Handle, handle_of
 from tomecore.backends import Array
 from tomecore.core.plan import MergePlan
-from tomecore.errors import NotPatchedError, UnsupportedModelError
+from tomecore.errors import UnsupportedModelError
 from tomecore.frameworks import framework_of, predict, to_numpy
 
-__all__ = ["Merge", "Trace", "patched_config", "trace"]
+__all__ = ["Merge", "Trace", "comparable_handle", "trace"]
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,26 @@ class Trace:
     output: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
-def patched_config(model: Any, name: str) -> Config:
-    """Settings of a patched model.
+def comparable_handle(model: Any, name: str) -> Handle:
+    """``model.tome`` of a model whose tokens can be compared after every layer.
 
     Raises:
         NotPatchedError: the argument called ``name`` is not patched.
         UnsupportedModelError: its last block does not make all tokens, which are compared here.
     """
-    config: Config | None = config_of(model)
-    if config is None:
-        raise NotPatchedError(
-            f"`{name}` ({type(model).__name__}) is not patched; call apply_patch first"
-        )
-    if config.trim_last:
+    tome = handle_of(model, name)
+    if tome.trim_last:
         raise UnsupportedModelError(
             f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block makes "
             "the tokens at the front alone, where all are to be compared: call apply_patch again without it"
         )
-    return config
+    return tome
 
 
 def trace(model: Any, images: np.ndarray, name: str) -> Trace:
     """Run ``model``, the argument called ``name``, on (B, C, H, W) in evaluation mode."""
-    config = patched_config(model, name)
-    axes = (1, 0, 2) if config.token_axis == 0 else (0, 1, 2)
+    tome = comparable_handle(model, name)
+    axes = (1, 0, 2) if tome.token_axis == 0 else (0, 1, 2)
     entered: list[np.ndarray] = []
     blocks: dict[int, np.ndarray] = {}
     merges: dict[int, Merge] = {}
@@ -92,16 +87,15 @@ def trace(model: Any, images: np.ndarray, name: str) -> Trace:
         merges[layer] = Merge(*(np.array(to_numpy(one)) for one in arrays))
 
     after = "register_forward_" + ("hook" if framework_of(model) == "torch" else "post_hook")
-    handles = [config.blocks[0].register_forward_pre_hook(enters, with_kwargs=True)]
-    handles += [getattr(block, after)(leaves(i)) for i, block in enumerate(config.blocks)]
-    before, config.observer = config.observer, observer
+    handles = [tome.blocks[0].register_forward_pre_hook(enters, with_kwargs=True)]
+    handles += [getattr(block, after)(leaves(i)) for i, block in enumerate(tome.blocks)]
     try:
-        output = predict(model, images, len(images))
+        with tome.watch(observer):
+            output = predict(model, images, len(images))
     finally:
-        config.observer = before
         for handle in handles:
             handle.remove()
-    if len(entered) != 1 or len(entered[0]) != len(images) or len(blocks) != len(config.blocks):
+    if len(entered) != 1 or len(entered[0]) != len(images) or len(blocks) != len(tome.blocks):
         raise UnsupportedModelError(
             f"`{name}` ({type(model).__name__}) does not make one sequence of tokens of each image and "
             "take it through every block once, so its layers cannot be compared image by image"

@@ -41,7 +41,7 @@ def make_visualization(
     Args:
         image: (H, W, 3) uint8; H and W multiples of the patch size.
         source: (N,) int, original token -> slot: one row of ``model.tome.source``, or of what
-            ``tomecore.visualization._tracing.sources_by_layer`` returns.
+            ``tomecore.visualization.sources_by_layer`` returns.
         patch_size: pixels on a side of one patch, or its (height, width).
         prefix_tokens: tokens before the first patch.
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.patch import config_of
+from tomecore.adapters import Handle, handle_of
 from tomecore.backends import Array
 from tomecore.core.plan import MergePlan
-from tomecore.errors import ArgumentValueError, NotPatchedError, UnsupportedModelError
-from tomecore.frameworks import evaluating, to_numpy, to_tensor
+from tomecore.errors import ArgumentValueError, UnsupportedModelError
+from tomecore.frameworks import evaluating, named_modules, to_numpy, to_tensor
 
 __all__ = ["Grid", "patch_grid", "sources_by_layer"]
 
@@ -49,33 +48,25 @@ def sources_by_layer(model: Any, images: np.ndarray, batch: int = 16) -> list[np
         UnsupportedModelError: the model does not make one sequence of tokens of each image.
         NoForwardError: the model is compiled, so nothing can be seen.
     """
-    config = config_of(model)
-    if config is None:
-        raise NotPatchedError(
-            f"`model` ({type(model).__name__}) is not patched; call apply_patch first"
-        )
+    tome = handle_of(model)
     if not len(images):
         raise ArgumentValueError(f"`images` must not be empty; got shape {images.shape}")
     parts = [
-        _sources_of_batch(config, model, images[at : at + batch])
+        _sources_of_batch(tome, model, images[at : at + batch])
         for at in range(0, len(images), batch)
     ]
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
-def _sources_of_batch(config: Config, model: Any, images: np.ndarray) -> list[np.ndarray]:
+def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.ndarray]:
     slots: dict[int, np.ndarray] = {}
 
     def observer(layer: int, key: Array, plan: MergePlan, sizes: Array, x: Array) -> None:
         slots[layer] = to_numpy(plan.slots)
 
-    before, config.observer = config.observer, observer
-    try:
-        with evaluating(model):
-            model(to_tensor(model, images))
-    finally:
-        config.observer = before
-    tokens = model.tome.tokens
+    with tome.watch(observer), evaluating(model):
+        model(to_tensor(model, images))
+    tokens = tome.tokens
     for found in slots.values():
         if len(found) != len(images):
             raise UnsupportedModelError(
@@ -108,13 +99,8 @@ def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
         NotPatchedError: the model is not patched.
         UnsupportedModelError: no grid, or more than one, has as many patches.
     """
-    config = config_of(model)
-    if config is None:
-        raise NotPatchedError(
-            f"`model` ({type(model).__name__}) is not patched; call apply_patch first"
-        )
-    patches = num_tokens - config.protected
-    for _, module in config.host.named_modules(model):
+    patches = num_tokens - handle_of(model).protected
+    for _, module in named_modules(model):
         if type(module).__name__ in {"Conv2d", "Conv2D"}:
             found = _convolved(module, size)
             if found is not None and found.rows * found.columns == patches:
@@ -161,5 +147,5 @@ def square_grid(patches: int, size: tuple[int, int]) -> Grid:
     raise UnsupportedModelError(
         f"the model makes {patches} patches of an image of {height} x {width} pixels, and how they lie "
         f"in it cannot be told: {why}. Draw it yourself with "
-        "tomecore.visualization.make_visualization and sources_by_layer of tomecore.visualization._tracing."
+        "tomecore.visualization.make_visualization and tomecore.visualization.sources_by_layer."
     )

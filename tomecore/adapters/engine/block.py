@@ -85,23 +85,31 @@ class Merging(Swapped):
             given, run = arguments(config, self, args, kwargs, run, x)
         if run.every and run.owners is not None:
             x = take_rows(backend, x, run.owners)
-        bias = key_bias(config, run, x)
+        bias = config.call_part("log of sizes", key_bias, config, run, x)
         config.check_block(self, biased=bias is not None)
         if not tracing:
             config.check_children(self, x, run.width - amount)
         x, keys = attend(config, self, x, bias, given, tracing)
         if amount > 0:
-            x, run = config.reduce(config, self, x, keys, run, amount)
+            x, run = config.call_part(
+                "all of the merge", config.reduce, config, self, x, keys, run, amount
+            )
         keys = []  # a view of all queries, keys and values, which the other half does not need
         if spec.feed is not None:
             x = spec.feed(self, x)
         run = run.after(run.width - amount)
         if run.trail is not None and (run.every or (last and config.restore)):
-            x = take_rows(backend, x, run.source)
+            source = config.call_part("following tokens", source_of, run)
+            x = config.call_part("restore", take_rows, backend, x, source)
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
         x = hand_on(config, x, run, tracing, last)
         return (x,) if spec.returns_tuple else x
+
+
+def source_of(run: Run) -> Array | None:
+    """(B, N0) int, original token -> slot."""
+    return run.source
 
 
 def with_own_forward(

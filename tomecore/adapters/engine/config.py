@@ -20,12 +20,18 @@ from tomecore.errors import ClampWarning, LostStateError, UnsupportedModelError
 from tomecore.schedule import R, parse_r
 from tomecore.schedule.rules import clamped
 
-__all__ = ["CHANGED_WAY_OUT", "Config", "Observer", "Reduction"]
+__all__ = ["CHANGED_WAY_OUT", "Config", "Observer", "Reduction", "call_part"]
 
 #: (config, block, x (B, N, C), keys, run, amount) -> fewer tokens, and the run that knows of it
 Reduction = Callable[["Config", Any, Array, list[Array], Run, int], tuple[Array, Run]]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
+
+
+def call_part(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a part of merging; a profile puts a clock in place of this (``Handle.timings``)."""
+    return function(*args)
+
 
 #: schedules that ask for more than layers can merge are reported this many times, for one model
 _MOST_WARNINGS = 8
@@ -84,7 +90,10 @@ class Config:
         self.trim_last = False
         #: all tokens of every layer are wanted; for hidden states; by ``model.tome.all_tokens()``
         self.dense, self.recording, self.dense_by_user = Switch(), Switch(), Switch()
-        self.observer: Observer | None = None
+        #: called with every merge, see ``Handle.watch``
+        self.observers: tuple[Observer, ...] = ()
+        #: calls the parts of merging by name, see ``Handle.timings``
+        self.call_part: Callable[..., Any] = call_part
         #: the program of a static graph, and the run in it
         self.traced_run: tuple[Any, Run] | None = None
         self._contract: Contract | None = None
@@ -105,7 +114,7 @@ class Config:
         state = dict(vars(self))
         for name in ("_root", "_tower", "_looked", "_warned", "_tried"):
             del state[name]
-        state.update(_blocks={}, listening=[], traced_run=None, observer=None)
+        state.update(_blocks={}, listening=[], traced_run=None, observers=(), call_part=call_part)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

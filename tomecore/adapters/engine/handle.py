@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.config import Config, Observer
 from tomecore.adapters.engine.count import count
-from tomecore.adapters.engine.host import PropAttn
+from tomecore.adapters.engine.host import PropAttn, check_prop_attn
+from tomecore.adapters.engine.reduce import drop_tokens
 from tomecore.adapters.engine.state import Run
 from tomecore.backends import Array, backend_of
 from tomecore.core.checks import rank, whole_number
@@ -18,7 +20,19 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError, NoForwardErro
 from tomecore.schedule import R
 from tomecore.schedule.arithmetic import Arithmetic
 
-__all__ = ["Handle"]
+__all__ = ["PARTS", "Handle"]
+
+#: what ``Handle.timings`` times; the first holds the next four
+PARTS = (
+    "all of the merge",
+    "match and merge in one go",
+    "keys: sum over heads",
+    "matching",
+    "merging",
+    "log of sizes",
+    "following tokens",
+    "restore",
+)
 
 
 class Handle:
@@ -67,8 +81,33 @@ class Handle:
 
     @property
     def trim_last(self) -> bool:
-        """Whether the last block makes the tokens at the front alone."""
+        """Whether the last block computes prefix tokens only."""
         return self._config.trim_last
+
+    @property
+    def restore(self) -> bool:
+        """Whether the last block hands back all N tokens."""
+        return self._config.restore
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The patched blocks, in order."""
+        return self._config.blocks
+
+    @property
+    def layers(self) -> str:
+        """Name of the list of blocks in the module that owns it, such as ``"blocks"``."""
+        return self._config.layers
+
+    @property
+    def token_axis(self) -> int:
+        """The axis of tokens in what enters and leaves a block: 1, or 0 where the batch comes second."""
+        return self._config.token_axis
+
+    @property
+    def num_tokens(self) -> int:
+        """N: tokens that entered the first block in the last forward pass, prefix tokens included."""
+        return self._run().num_tokens
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -184,6 +223,82 @@ class Handle:
         xp = self._config.host.backend().xp
         rows = xp.reshape(x[:, self.protected :], (-1, height, width, x.shape[2]))
         return xp.permute_dims(rows, (0, 3, 1, 2))
+
+    @contextmanager
+    def watch(self, observer: Observer) -> Iterator[None]:
+        """Within this context ``observer`` is called with every merge, in order.
+
+        Compiled and exported graphs call no observer. No other thread may use the model meanwhile.
+
+        Args:
+            observer: called with (layer, key, plan, sizes, x): the number of the block, from 0; what its
+                tokens were compared by, (B, N, D); the :class:`tomecore.MergePlan`; the sizes (B, n) and the
+                tokens (B, n, C) that it left.
+        """
+        config = self._config
+        config.observers = (*config.observers, observer)
+        try:
+            yield
+        finally:
+            left = list(config.observers)
+            left.remove(observer)
+            config.observers = tuple(left)
+
+    @contextmanager
+    def timings(self, wait: Callable[[], Any] | None = None) -> Iterator[dict[str, float]]:
+        """Within this context the parts of merging are timed, for profiles.
+
+        Compiled and exported graphs are not timed. No other thread may use the model meanwhile.
+
+        Args:
+            wait: waits for the device; called before each look at the clock. None: nothing to wait for.
+
+        Yields:
+            Seconds by the name of the part, summed over layers and calls; "all of the merge" holds the
+            parts from keys to merged tokens. Where positions follow tokens (rotary tables), that is
+            computed with the arguments of a block, and is no part.
+        """
+        config = self._config
+        before, seconds = config.call_part, dict.fromkeys(PARTS, 0.0)
+
+        def clocked(name: str, function: Callable[..., Any], *args: Any) -> Any:
+            if wait is not None:
+                wait()
+            start = time.perf_counter()
+            found = function(*args)
+            if wait is not None:
+                wait()
+            seconds[name] += time.perf_counter() - start
+            return found
+
+        config.call_part = clocked
+        try:
+            yield seconds
+        finally:
+            config.call_part = before
+
+    @contextmanager
+    def with_prop_attn(self, prop_attn: PropAttn) -> Iterator[None]:
+        """Within this context attention counts sizes, or does not; for comparisons.
+
+        No other thread may use the model meanwhile.
+        """
+        config = self._config
+        check_prop_attn(config.host, prop_attn)
+        before, config.prop_attn = config.prop_attn, prop_attn
+        try:
+            yield
+        finally:
+            config.prop_attn = before
+
+    def free_drop(self) -> None:
+        """Turn the model into its free-drop baseline: blocks drop r tokens instead of merging them.
+
+        It shows what the machine can give at most: a slice in place of matching, merging and a bias. For
+        timing only, because the outputs mean nothing. ``apply_patch`` makes the model merge again.
+        """
+        self._config.reduce = drop_tokens
+        self._config.restore = False
 
     def __repr__(self) -> str:
         config = self._config

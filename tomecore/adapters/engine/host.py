@@ -14,8 +14,9 @@ from typing import Any, Literal
 from tomecore.adapters.engine.spec import Spec
 from tomecore.adapters.engine.state import Run, ThreadSlot
 from tomecore.backends import Array, Backend
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Host", "Projection", "PropAttn"]
+__all__ = ["Host", "Projection", "PropAttn", "check_prop_attn"]
 
 #: whether attention counts sizes; by name: in this form
 PropAttn = bool | Literal["column"]
@@ -241,3 +242,16 @@ def host_of(module: str) -> Host:
     """The host of an adapter module."""
     host: Host = importlib.import_module(module).HOST
     return host
+
+
+def check_prop_attn(host: Host, prop_attn: Any) -> None:
+    """Raise unless proportional attention is on, off, left to the family or a form of this framework."""
+    if prop_attn is None or isinstance(prop_attn, bool) or prop_attn in host.forms:
+        return
+    named = "".join(f" or {form!r}" for form in host.forms)
+    message = f"`prop_attn` must be True, False{named}, or None for the family's default; got {prop_attn!r}"
+    if not isinstance(prop_attn, str):
+        raise ArgumentTypeError(message)
+    if not host.forms:
+        message += ". Forms have names in PyTorch; in this framework True takes the fastest one"
+    raise ArgumentValueError(message)

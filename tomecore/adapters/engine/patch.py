@@ -11,7 +11,7 @@ from tomecore.adapters.engine.calls import Watched
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.find import find_tower
 from tomecore.adapters.engine.handle import Handle
-from tomecore.adapters.engine.host import Host, PropAttn
+from tomecore.adapters.engine.host import Host, PropAttn, check_prop_attn
 from tomecore.adapters.engine.prefix import embedded, patch_embedding
 from tomecore.adapters.engine.reduce import merge_tokens
 from tomecore.adapters.engine.spec import Spec, attributes, matches
@@ -26,7 +26,7 @@ from tomecore.errors import (
 )
 from tomecore.schedule import R, parse_r
 
-__all__ = ["Root", "handle", "patch", "register", "unpatch"]
+__all__ = ["Root", "config_of", "handle", "handle_of", "is_patched", "patch", "register", "unpatch"]
 
 
 class Root(Watched):
@@ -189,19 +189,6 @@ def check_protected(protected: Any) -> int | None:
     return whole_number(protected, "protected", unit="tokens in front that never merge")
 
 
-def check_prop_attn(host: Host, prop_attn: Any) -> None:
-    """Raise unless proportional attention is on, off, left to the family or a form of this framework."""
-    if prop_attn is None or isinstance(prop_attn, bool) or prop_attn in host.forms:
-        return
-    named = "".join(f" or {form!r}" for form in host.forms)
-    message = f"`prop_attn` must be True, False{named}, or None for the family's default; got {prop_attn!r}"
-    if not isinstance(prop_attn, str):
-        raise ArgumentTypeError(message)
-    if not host.forms:
-        message += ". Forms have names in PyTorch; in this framework True takes the fastest one"
-    raise ArgumentValueError(message)
-
-
 def why_read(host: Host, spec: Spec, model: Any) -> str | None:
     """Why something around the tower needs all tokens, or None."""
     for _, module in host.named_modules(model):
@@ -320,7 +307,31 @@ def handle(host: Host, model: Any) -> Handle:
     return Handle(config, model)
 
 
+def handle_of(model: Any, name: str = "model") -> Handle:
+    """``model.tome`` of a patched model, whatever its framework.
+
+    Args:
+        model: the model that ``apply_patch`` was given.
+        name: what the caller's argument is called, for the message.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+    """
+    config = config_of(model)
+    if config is None:
+        raise NotPatchedError(
+            f"`{name}` ({type(model).__name__}) is not patched; call apply_patch first"
+        )
+    return Handle(config, model)
+
+
+def is_patched(model: Any) -> bool:
+    """Whether ``apply_patch`` was given this very model, and has not been undone."""
+    return config_of(model) is not None
+
+
 def config_of(model: Any) -> Config | None:
+    """The settings of a model that ``apply_patch`` was given; None for others."""
     return vars(model).get("_tome") if isinstance(model, Root) else None
 
 

@@ -11,7 +11,7 @@ from tomecore.core.merging import merged_mean
 from tomecore.core.plan import MergePlan, compute_dtype
 from tomecore.matching.bipartite import matched
 
-__all__ = ["matching_key", "merge_tokens"]
+__all__ = ["drop_tokens", "matching_key", "merge_tokens"]
 
 
 def merge_tokens(
@@ -19,26 +19,35 @@ def merge_tokens(
 ) -> tuple[Array, Run]:
     """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
     backend = config.host.backend()
-    found = in_one_go(config, block, x, keys, run, amount)
+    part = config.call_part
+    found = part("match and merge in one go", in_one_go, config, block, x, keys, run, amount)
     if found is not None:
         x, sizes, bias = found.x, found.sizes, found.bias
         plan = MergePlan.made(backend, found.tokens, found.into, run.width - amount)
         trail = Trail(plan, run.trail, found.source)
     else:
-        key = matching_key(config, block, keys)
+        key = part("keys: sum over heads", matching_key, config, block, keys)
         valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
-        plan = matched(backend, key, amount, config.protected, valid)
-        x, sizes = merged_mean(plan, x, run.sizes, valid is not None)
+        plan = part("matching", matched, backend, key, amount, config.protected, valid)
+        x, sizes = part("merging", merged_mean, plan, x, run.sizes, valid is not None)
         bias, trail = None, Trail(plan, run.trail)
     owners = None
     if run.every:
         owners = plan.kept
         if run.owners is not None:
             owners = backend.xp.take_along_axis(run.owners, plan.kept, axis=1)
-    if config.observer is not None:
+    if config.observers:
         key = matching_key(config, block, keys)
-        config.observer(len(run.tokens), key, plan, sizes, x)
+        for observer in config.observers:
+            observer(len(run.tokens), key, plan, sizes, x)
     return x, run.merged(sizes, trail, owners, bias)
+
+
+def drop_tokens(
+    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+) -> tuple[Array, Run]:
+    """Drop the last ``amount`` tokens of ``x`` (B, N, C) by a slice: the free-drop baseline."""
+    return x[:, : run.width - amount], run
 
 
 def in_one_go(
