@@ -10,6 +10,7 @@ from paddle.jit.sot import psdb
 
 from adapters.cases import OWN, by_name
 from tomecore.adapters import paddle as tome
+from tomecore.adapters.engine import block as block_module
 from tomecore.adapters.hosts import paddle as paddle_host
 from tomecore.adapters.hosts import paddle_attention as forms
 from tomecore.errors import NoForwardError, UnsupportedModelError
@@ -132,21 +133,21 @@ def test_the_default_predictor(tmp_path):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def tracings(model, monkeypatch):
+def tracings(monkeypatch):
     """What ``tracing`` is in each block from now on."""
-    clamp, seen = model.tome._config.clamp, []
+    clamp, seen = block_module.clamp, []
 
-    def remember(run):
+    def remember(config, run):
         seen.append(tome.HOST.tracing())
-        return clamp(run)
+        return clamp(config, run)
 
-    monkeypatch.setattr(model.tome._config, "clamp", remember)
+    monkeypatch.setattr(block_module, "clamp", remember)
     return seen
 
 
 def test_tracing_is_seen(monkeypatch):
     model = PLAIN.patched(depth=2, r=8)
-    seen = tracings(model, monkeypatch)
+    seen = tracings(monkeypatch)
     model(PLAIN.tensors())
     assert seen == [False] * 2
     static(model)(PLAIN.tensors())
@@ -157,7 +158,7 @@ def test_sot_obeys_the_order_to_run_as_is(model, monkeypatch):
     """Private in Paddle, and does nothing where SOT does not simulate it."""
     assert tome.HOST.run_as_is is psdb.fallback
     assert psdb.fallback(True) is None
-    seen = tracings(model, monkeypatch)
+    seen = tracings(monkeypatch)
     static(model, full_graph=False)(PLAIN.tensors())
     assert seen == [False] * 4
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tomecore.adapters.engine.checks import check_children, check_halves, contract_of, where
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.progress import begin, check_symbolic, note, reach, resume, unreached
+from tomecore.adapters.engine.schedules import clamp, trims
 from tomecore.adapters.engine.state import Run
 from tomecore.adapters.engine.swap import Swapped, own
 from tomecore.backends import Array
@@ -71,9 +73,9 @@ class Merging(Swapped):
         run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
         if run is None:  # never merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
-        if config.trims(run, last):
+        if trims(config, run, last):
             return trimmed(config, self, x, args, kwargs, run, tracing)
-        amount = config.clamp(run)
+        amount = clamp(config, run)
         if amount == 0 and run.trail is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
             return hand_on(config, y, run.after(run.width), tracing, last)
@@ -86,9 +88,9 @@ class Merging(Swapped):
         if run.every and run.owners is not None:
             x = take_rows(backend, x, run.owners)
         bias = config.call_part("log of sizes", key_bias, config, run, x)
-        config.check_block(self, biased=bias is not None)
+        check_halves(config, self, biased=bias is not None)
         if not tracing:
-            config.check_children(self, x, run.width - amount)
+            check_children(config, self, x, run.width - amount)
         x, keys = attend(config, self, x, bias, given, tracing)
         if amount > 0:
             x, run = config.call_part(
@@ -135,7 +137,7 @@ def trimmed(
 ) -> Any:
     """The last block where the first tokens alone are read: it makes those, and merges nothing."""
     host, spec = config.host, config.spec
-    config.check_block(block, biased=run.sizes is not None, trimmed=True)
+    check_halves(config, block, biased=run.sizes is not None, trimmed=True)
     xp = host.backend().xp
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
@@ -169,7 +171,7 @@ def attend(
     tapped: list[tuple[Any, Array]] = []
     taps.set(tapped, tracing)
     try:
-        if watched is None and (tracing or config.contract().called_otherwise(block) is None):
+        if watched is None and (tracing or contract_of(config).called_otherwise(block) is None):
             x = spec.attend(config.host, block, x, bias, given)
         else:
             x = attend_otherwise(config, block, x, watched or (bias, always), given)
@@ -184,13 +186,13 @@ def watched_bias(
 ) -> tuple[Array, Callable[[], bool]] | None:
     """The bias, and whether it was used, for an attention that was changed since the patch; None for
     others."""
-    path = config.contract().called_otherwise(block)
+    path = contract_of(config).called_otherwise(block)
     if path is None:
         return None
     found = None if tracing else config.host.watched_bias(bias)
     if found is None:
         raise UnsupportedModelError(
-            f"{path} in {config.where(block)} has a forward that was not there at apply_patch, and while "
+            f"{path} in {where(config, block)} has a forward that was not there at apply_patch, and while "
             "a graph "
             "is traced nobody sees whether it adds the sizes of merged tokens to its scores. Undo the "
             "change, or "
@@ -224,16 +226,16 @@ def attend_otherwise(
         reason, cause = f"cannot be called with the sizes of merged tokens ({error})", error
     if cause is None and used():
         return x
-    path = config.contract().called_otherwise(block)
+    path = contract_of(config).called_otherwise(block)
     raise UnsupportedModelError(
-        f"{path} in {config.where(block)} got another forward since apply_patch, which {reason}. Undo the "
+        f"{path} in {where(config, block)} got another forward since apply_patch, which {reason}. Undo the "
         "change, add the mask to the attention scores there, patch with prop_attn=False, or set model.r = 0."
     ) from cause
 
 
 def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
     """Raise unless the attention called the modules whose outputs are the keys, each once."""
-    spec, contract = config.spec, config.contract()
+    spec, contract = config.spec, contract_of(config)
     modules = contract.modules_at(block, contract.key) or []
     same = len(tapped) == len(modules)
     for index, (module, _) in enumerate(tapped):

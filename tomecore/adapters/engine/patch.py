@@ -8,6 +8,7 @@ from typing import Any
 
 from tomecore.adapters.engine.block import Merging
 from tomecore.adapters.engine.calls import Watched
+from tomecore.adapters.engine.checks import note_contract
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.find import find_tower
 from tomecore.adapters.engine.handle import Handle
@@ -120,7 +121,7 @@ def patch(
     config.announced = announced
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
-    config.note_contract()
+    note_contract(config)
     check_classes(config, model)
     if old is not None:  # but not released: a program that to_static made of the model stays one
         undo(old, model)
@@ -165,7 +166,7 @@ def install(config: Config, model: Any) -> None:
             if id(module) not in tapped:  # blocks may share one
                 tapped.add(id(module))
                 host.tap(module)
-                config.listening.append(weakref.ref(module))
+                config.modules.listening.append(weakref.ref(module))
     mixins = spec.mixins_of(tower)
     vars(tower).update(_tome=config, _tome_tower=True)
     vars(model).update(_tome=config, _tome_root=True)
@@ -175,7 +176,7 @@ def install(config: Config, model: Any) -> None:
     embedding = patch_embedding(config)
     if embedding is not None:
         host.watch_output(embedding, functools.partial(embedded, config))
-        config.listening.append(weakref.ref(embedding))
+        config.modules.listening.append(weakref.ref(embedding))
 
 
 def check_protected(protected: Any) -> int | None:
@@ -234,7 +235,7 @@ def undo(config: Config, model: Any) -> list[Any]:
     for outer in (model, *modules):
         for _, module in config.host.named_modules(outer):
             config.host.unhook(module)
-    for reference in config.listening:  # those that were replaced since
+    for reference in config.modules.listening:  # those that were replaced since
         module = reference()
         if module is not None:
             config.host.unhook(module)

@@ -6,10 +6,12 @@ import itertools
 import warnings
 from typing import Any
 
-from tomecore.adapters.engine.config import CHANGED_WAY_OUT, Config
+from tomecore.adapters.engine.checks import CHANGED_WAY_OUT, check_intact
+from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.passes import TRACED, UNREACHED, Outcome
 from tomecore.adapters.engine.prefix import check_prefix
 from tomecore.adapters.engine.recompute import remember, restart
+from tomecore.adapters.engine.schedules import start_of_pass, warn_of_clamping
 from tomecore.adapters.engine.state import Entry, Run
 from tomecore.backends import Array
 from tomecore.errors import InnerHookWarning, LostStateError, UnsupportedModelError
@@ -27,17 +29,17 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
     if config.tower is None and config.merges_nothing():
         return None
     tokens = int(x.shape[config.token_axis])
-    config.check_intact()
+    check_intact(config)
     call = config.passes.call.get(tracing)
     number = 0
     if tracing:
-        start = config.start(tokens, tracing)
+        start = start_of_pass(config, tokens, tracing)
     elif config.host.recomputing():
         start, number = restart(config, x, tokens, call), -1
     else:
-        start, number = config.start(tokens, tracing), next(_numbers)
+        start, number = start_of_pass(config, tokens, tracing), next(_numbers)
         remember(config, x, tokens, start, call)
-        config.look(start.step, tokens)
+        warn_of_clamping(config, start.step, tokens)
         if start.every and config.dense_by_user.on(False):
             warn_of_inner_hooks(config)
     shapes = config.passes.patches.get(tracing)
@@ -120,7 +122,7 @@ def unreached(
             if isinstance(array, config.host.array_class):
                 run = config.host.read(config, array, tracing)
                 merged = merged or (run is not None and run.trail is not None)
-    may_merge = callable(config._r) or (
+    may_merge = callable(config.r) or (
         any(config.schedule(None)) if tracing else config.schedule(None)[index] > 0
     )
     if merged or may_merge:

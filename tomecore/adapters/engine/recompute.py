@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.passes import Call, Outstanding
+from tomecore.adapters.engine.schedules import start_of_pass
 from tomecore.adapters.engine.state import Start
 from tomecore.backends import Array
 from tomecore.errors import LostStateError
@@ -59,7 +60,7 @@ def restart(config: Config, x: Array, tokens: int, call: Call | None) -> Start:
     start = passes.outstanding.take(tokens, "model")
     if start is not None:
         return start
-    now, begun = config.start(tokens, False), passes.begun.get(tokens)
+    now, begun = start_of_pass(config, tokens, False), passes.begun.get(tokens)
     if begun is None:
         raise LostStateError(
             f"a forward pass of {tokens} tokens is recomputed that was made before the model was patched, or "

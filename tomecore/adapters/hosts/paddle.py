@@ -12,7 +12,17 @@ import paddle
 from paddle import nn
 from paddle.jit.sot import psdb
 
-from tomecore.adapters.engine import calls, config, contract, prefix, progress, recompute
+from tomecore.adapters.engine import (
+    calls,
+    checks,
+    config,
+    contract,
+    modules,
+    prefix,
+    progress,
+    recompute,
+    schedules,
+)
 from tomecore.adapters.engine.host import Host, Projection
 from tomecore.adapters.engine.state import Run
 from tomecore.adapters.hosts.paddle_attention import FORMS, form_of, with_products
@@ -247,6 +257,8 @@ def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
 
 
 #: what static graphs need not convert: it looks at Python objects only
-paddle.jit.ignore_module([calls, config, contract, prefix, progress, recompute])
+paddle.jit.ignore_module(
+    [calls, checks, config, contract, modules, prefix, progress, recompute, schedules]
+)
 
 HOST = PaddleHost(__name__, nn.Layer, paddle.Tensor, _WRAPPERS)

@@ -1,0 +1,128 @@
+"""Is a patched model still what it was when it was patched? Checked in every pass that merges.
+
+Functions of a :class:`Config`, as all the engine is. Each raises and says what changed and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.contract import Contract
+from tomecore.adapters.engine.find import check_block
+from tomecore.adapters.engine.spec import attribute
+from tomecore.adapters.engine.verify import mixes_tokens
+from tomecore.backends import Array
+from tomecore.errors import LostStateError, UnsupportedModelError
+
+__all__ = [
+    "CHANGED_WAY_OUT",
+    "check_children",
+    "check_halves",
+    "check_intact",
+    "contract_of",
+    "note_contract",
+    "where",
+]
+
+#: what to do about a block that was changed
+CHANGED_WAY_OUT = (
+    "Undo the change, or set model.r = 0 (without trim_last). To keep it: remove_patch first, then "
+    "apply_patch, "
+    "which says whether the changed model can merge."
+)
+
+
+def contract_of(config: Config) -> Contract:
+    """What the halves of the blocks stand for; of a loaded model, looked at anew."""
+    if config.contract is None:
+        blocks = [block for block in config.blocks if block is not None]
+        for block in blocks:
+            check_block(config.host, config.spec, block, where(config, block))
+        config.contract = Contract(config.host, config.spec, blocks, config.trim_last)
+    return config.contract
+
+
+def note_contract(config: Config) -> None:
+    """Note what the halves stand for: the blocks were looked at just now."""
+    config.contract = Contract(config.host, config.spec, config.blocks, config.trim_last)
+
+
+def check_halves(config: Config, block: Any, *, biased: bool, trimmed: bool = False) -> None:
+    """Raise if the halves of ``block`` are not what it computes by now."""
+    reason = contract_of(config).why_changed(block, biased=biased, trimmed=trimmed)
+    if reason is not None:
+        start = "trim_last=True would give wrong results: " if trimmed else ""
+        raise UnsupportedModelError(
+            f"{start}{where(config, block)} changed since apply_patch: {reason}. {CHANGED_WAY_OUT}"
+        )
+
+
+def check_children(config: Config, block: Any, x: Array, left: int) -> None:
+    """Raise if a child that was put into the block since the patch mixes tokens, by a trial.
+
+    Args:
+        block: the block that is about to run.
+        x: (B, n, C), the tokens that enter it.
+        left: how many tokens it leaves.
+    """
+    for name, module in contract_of(config).unknown_children(block):
+        if module is None or module in config.tried or config.host.wraps(module):
+            continue
+        if mixes_tokens(config.host, config.spec, block, module, x, left):
+            raise UnsupportedModelError(
+                f"{name} in {where(config, block)} is a {type(module).__qualname__} since apply_patch, "
+                "and what "
+                "it computes of a token depends on other tokens, of which merging leaves fewer and in "
+                f"another order. {CHANGED_WAY_OUT}"
+            )
+        config.tried.add(module)
+
+
+def check_intact(config: Config) -> None:
+    """Raise if the tower changed since it was patched in a way that merging would break."""
+    tower = config.tower
+    if tower is None:
+        raise LostStateError(
+            f"a patched block of {config.spec.family} runs without the model that it was patched in: "
+            "it was copied or loaded by itself. Call remove_patch on it, then apply_patch on the "
+            "model it "
+            "belongs to now"
+        )
+    blocks = list(attribute(tower, config.layers))
+    if blocks != config.blocks:
+        check_list(config, blocks)
+    if not config.restore:
+        reason = config.spec.why_restore(tower)
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"restore=False would give wrong results: {reason}. The model was changed after "
+                "apply_patch(restore=False); call apply_patch(model) again."
+            )
+    if config.trim_last:
+        reason = config.spec.trim.why_not(tower)  # type: ignore[union-attr]
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"trim_last=True would give wrong results: {reason}. The model was changed after "
+                "apply_patch(trim_last=True); call apply_patch(model) again without it."
+            )
+
+
+def check_list(config: Config, blocks: list[Any]) -> None:
+    """Raise unless each block is the patched one, or a wrapper around it (compiled, FSDP)."""
+    if len(blocks) != config.num_layers:
+        raise LostStateError(
+            f"the model has {len(blocks)} blocks and had {config.num_layers} when it was patched; "
+            "call apply_patch on it again"
+        )
+    for index, (now, patched) in enumerate(zip(blocks, config.blocks, strict=True)):
+        if all(module is not patched for _, module in config.host.named_modules(now)):
+            raise LostStateError(
+                f"block {index} was replaced by a {type(now).__name__} after the model was "
+                "patched; call apply_patch on it again"
+            )
+
+
+def where(config: Config, block: Any) -> str:
+    """A block's place and family, for messages."""
+    return f"{config.layers}[{vars(block)['_tome_index']}] of {config.spec.family}"
