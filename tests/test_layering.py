@@ -429,8 +429,14 @@ def names_defined(tree: ast.Module) -> set[str]:
 
 def names_exported(tree: ast.Module) -> list[str] | None:
     for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign):
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        else:
+            continue
+        if getattr(target, "id", "") == "__all__":
+            return ast.literal_eval(value)
     return None
 
 
