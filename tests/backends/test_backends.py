@@ -177,21 +177,21 @@ def test_gradient(differentiable, rng, name, of):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_samples(scatters, dtype):
+def test_batch_index(scatters, dtype):
     backend, library = scatters
     index = np.array([[7, 8], [7, 8], [7, 8]], dtype=dtype)
-    samples = backend.samples(library.to_array(index))
+    samples = backend.batch_index(library.to_array(index))
     assert str(samples.dtype).endswith(dtype)
     assert library.to_numpy(samples).tolist() == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_numbers(scatters, batch, dtype):
+def test_batched_arange(scatters, batch, dtype):
     backend, library = scatters
     index = library.to_array(np.zeros((batch, 2), dtype=dtype))
     for _ in range(2):
-        numbers = backend.numbers(index, 1, 8, 3)
+        numbers = backend.batched_arange(index, 1, 8, 3)
         assert str(numbers.dtype).endswith(dtype)
         assert library.to_numpy(numbers).tolist() == [[1, 4, 7]] * batch
 

@@ -131,7 +131,7 @@ class MergePlan:
         """(B, N) int: the output slot that holds each input token."""
         if self._slots is None:
             xp, tokens = self.backend.xp, self._tokens
-            own = self.backend.numbers(self.kept, 0, self.num_slots, 1)
+            own = self.backend.batched_arange(self.kept, 0, self.num_slots, 1)
             if tokens is None:
                 tokens = xp.concat([self.kept, self.merged], axis=1)
             slots = xp.concat([own, self.into], axis=1)
