@@ -314,7 +314,7 @@ def wrapping(function):
     return wrapped
 
 
-for operator in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "eq", "gt"):
+for operator in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "eq", "gt"):
     name = f"__{operator}__"
     setattr(Wrapped, name, wrapping(getattr(np.ndarray, name)))
 

@@ -17,11 +17,13 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from tomecore.backends.conformance import faults_of
 from tomecore.backends.kernels.cpu.fused import Fused, Keys
+from tomecore.backends.required import REQUIRED, gaps_of
 from tomecore.backends.standard import Array, Backend
-from tomecore.errors import ArgumentTypeError, ArgumentValueError
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedLibraryError
 
-__all__ = ["Array", "Backend", "Fused", "Keys", "backend_of", "register"]
+__all__ = ["REQUIRED", "Array", "Backend", "Fused", "Keys", "backend_of", "check", "register"]
 
 #: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.
 _known: dict[str, Backend | str | Callable[[], Backend]] = {
@@ -32,6 +34,8 @@ _known: dict[str, Backend | str | Callable[[], Backend]] = {
     "jaxlib": "tomecore.backends.jax",
 }
 _by_type: dict[type, Backend] = {}
+#: backends of libraries that were found to lack nothing; tomecore's own need no look
+_complete: set[Backend] = set()
 
 
 def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
@@ -59,12 +63,39 @@ def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
     _by_type.clear()
 
 
+def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> None:
+    """Check that an array library does all that tomecore needs: on small arrays, compared with NumPy.
+
+    The names of the namespace are in ``tomecore.backends.REQUIRED``. Gradients and tracing are not looked at.
+
+    Args:
+        library: a Backend, a namespace of the array API standard, or an array.
+        to_numpy: converts an array of the library to NumPy. None: as NumPy does, or by ``.numpy()`` or
+            ``.get()``.
+
+    Raises:
+        UnsupportedLibraryError: something is missing or wrong; all of it is in the message and in ``faults``.
+        ArgumentTypeError: ``library`` is none of the three.
+    """
+    if isinstance(library, Backend):
+        backend = library
+    elif hasattr(library, "arange"):  # which arrays do not have
+        backend = Backend(str(getattr(library, "__name__", library)), library)
+    else:
+        backend = _look_up(library)
+    faults = faults_of(backend, to_numpy)
+    if faults:
+        raise _unsupported(backend, faults)
+
+
 def backend_of(*arrays: Array) -> Backend:
     """Return the backend that all ``arrays`` belong to; importing it if this is its first array.
 
     Raises:
         ArgumentTypeError: an argument is not an array of a known or standard library, or the arrays
             come from different libraries.
+        UnsupportedLibraryError: the library lacks something that tomecore needs. That is looked at once,
+            when its first array arrives; :func:`check` looks at values too.
     """
     found = [_by_type.get(type(array)) or _find(array) for array in arrays]
     if any(one is not found[0] for one in found):
@@ -77,16 +108,25 @@ def backend_of(*arrays: Array) -> Backend:
 
 
 def _find(array: Array) -> Backend:
+    backend = _look_up(array)
+    if backend not in _complete:
+        gaps = gaps_of(backend)
+        if gaps:
+            raise _unsupported(backend, gaps)
+        _complete.add(backend)
+    _by_type.update({type(array): backend})
+    return backend
+
+
+def _look_up(array: Array) -> Backend:
     roots = [cls.__module__.partition(".")[0] for cls in type(array).__mro__]
     root = next((root for root in roots if root in _known), None)
     if root is None:
-        backend = _from_standard(array)
-    elif hasattr(array, "shape"):
-        backend = _load(_known[root])
-        _known.update({root: backend})
-    else:
+        return _from_standard(array)
+    if not hasattr(array, "shape"):
         raise _not_an_array(array)
-    _by_type.update({type(array): backend})
+    backend = _load(_known[root])
+    _known.update({root: backend})
     return backend
 
 
@@ -95,6 +135,7 @@ def _load(entry: Backend | str | Callable[[], Backend]) -> Backend:
         return entry
     if isinstance(entry, str):
         backend: Backend = importlib.import_module(entry).BACKEND
+        _complete.add(backend)
         return backend
     return entry()
 
@@ -116,4 +157,14 @@ def _not_an_array(found: Any) -> ArgumentTypeError:
         f"expected an array (NumPy, PyTorch, Paddle, JAX or any array-API library); got "
         f"{type(found).__module__}.{type(found).__qualname__}. Convert it first, or teach "
         "tomecore the library with tomecore.backends.register."
+    )
+
+
+def _unsupported(backend: Backend, faults: list[str]) -> UnsupportedLibraryError:
+    lines = "".join(f"\n  - {fault}" for fault in faults)
+    return UnsupportedLibraryError(
+        f"tomecore cannot use arrays of {backend.name}: its namespace or backend lacks, or does wrongly:"
+        f"{lines}\nTeach tomecore a Backend that does this with tomecore.backends.register "
+        "(docs/how-to/your-own-arrays.md), and test it with tomecore.backends.check.",
+        faults,
     )
