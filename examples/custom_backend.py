@@ -1,8 +1,8 @@
 """Your own array library: a few lines make it fast, and none are needed to make it right.
 
-A library that follows the array API standard works as it is, on a scatter written in the standard. Here the
-library is made up: NumPy arrays that say which library they belong to, and count the scatters. In
-your own, scatter_add is one call of your library.
+A library that follows the array API standard works as it is, with a scatter of the standard, and `check`
+tells whether it does. Here the library is made up: NumPy arrays that say which library they belong to, and
+count the scatters. In your own, scatter_add is one call of your library.
 
     python examples/custom_backend.py
 """
@@ -11,7 +11,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 import tomecore as tc
-from tomecore.backends import Backend, register
+from tomecore.backends import Backend, check, register
 
 
 class MyArray(np.ndarray):
@@ -36,6 +36,8 @@ def scatter_add(base, index, updates):
 
 
 def main() -> None:
+    check(Backend("mylib", xp, scatter_add))  # raises with all that is missing or wrong
+    calls.clear()
     register("mylib", lambda: Backend("mylib", xp, scatter_add))
     generator = np.random.default_rng(0)
     keys, tokens = (generator.standard_normal((2, 197, 32)) for _ in "kx")

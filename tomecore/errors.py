@@ -7,6 +7,8 @@ catch them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
@@ -17,6 +19,7 @@ __all__ = [
     "NotPatchedError",
     "StaleProgramWarning",
     "TomeError",
+    "UnsupportedLibraryError",
     "UnsupportedModelError",
 ]
 
@@ -31,6 +34,14 @@ class ArgumentValueError(TomeError, ValueError):
 
 class ArgumentTypeError(TomeError, TypeError):
     """An argument has a type that is not allowed."""
+
+
+class UnsupportedLibraryError(ArgumentTypeError):
+    """An array library lacks something that tomecore needs, or does it wrongly; ``faults`` lists all."""
+
+    def __init__(self, message: str, faults: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults)
 
 
 class UnsupportedModelError(TomeError):

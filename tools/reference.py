@@ -34,7 +34,7 @@ MODULES: dict[str, tuple[str, ...] | None] = {
     "tomecore.benchmark": ("measure", "Measurement", "profile", "Profile", "free_drop", "draw"),
     "tomecore.visualization": ("make_visualization", "sources_by_layer", "patch_grid", "Grid"),
     "tomecore.parity": None,
-    "tomecore.backends": ("Backend", "register", "backend_of"),
+    "tomecore.backends": ("Backend", "register", "backend_of", "check"),
     "tomecore.loading": ("load", "Loaded"),
     "tomecore.errors": None,
 }
@@ -83,7 +83,7 @@ def entry(module: str, name: str, found: Any) -> str:
     if issubclass(found, Exception):
         bases = ", ".join(f"`{base.__name__}`" for base in found.__bases__)
         return "".join([*lines, f"{text_of(found).rstrip()} A {bases}.\n"])
-    if dataclasses.is_dataclass(found) or module == "tomecore":
+    if dataclasses.is_dataclass(found) or module == "tomecore" or "Args:" in (found.__doc__ or ""):
         lines.append(f"```\n{name}{signature(found)}\n```\n\n")
     lines.append(text_of(found))
     members = [
@@ -122,7 +122,10 @@ def signature(function: Any, bound: bool = False) -> str:
         if one.kind is one.KEYWORD_ONLY and not keyword_only:
             parts.append("*")
             keyword_only = True
-        parts.append(one.name + ("" if one.default is one.empty else f"={default(one.default)}"))
+        stars = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        keyword_only = keyword_only or stars == "*"
+        given = "" if one.default is one.empty else f"={default(one.default)}"
+        parts.append(stars + one.name + given)
     returned = found.return_annotation
     arrow = "" if returned is found.empty or returned in ("None", None) else f" -> {returned}"
     text = f"({', '.join(parts)})"

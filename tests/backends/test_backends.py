@@ -177,21 +177,21 @@ def test_gradient(differentiable, rng, name, of):
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
-def test_samples(scatters, dtype):
+def test_batch_index(scatters, dtype):
     backend, library = scatters
     index = np.array([[7, 8], [7, 8], [7, 8]], dtype=dtype)
-    samples = backend.samples(library.to_array(index))
+    samples = backend.batch_index(library.to_array(index))
     assert str(samples.dtype).endswith(dtype)
     assert library.to_numpy(samples).tolist() == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_numbers(scatters, batch, dtype):
+def test_batched_arange(scatters, batch, dtype):
     backend, library = scatters
     index = library.to_array(np.zeros((batch, 2), dtype=dtype))
     for _ in range(2):
-        numbers = backend.numbers(index, 1, 8, 3)
+        numbers = backend.batched_arange(index, 1, 8, 3)
         assert str(numbers.dtype).endswith(dtype)
         assert library.to_numpy(numbers).tolist() == [[1, 4, 7]] * batch
 
@@ -314,7 +314,7 @@ def wrapping(function):
     return wrapped
 
 
-for operator in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "eq", "gt"):
+for operator in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "eq", "gt"):
     name = f"__{operator}__"
     setattr(Wrapped, name, wrapping(getattr(np.ndarray, name)))
 
@@ -461,3 +461,48 @@ def test_constants_of_torch_are_shared_only_where_that_is_safe(monkeypatch):
     for _ in range(2):
         torch_backend.arange(0, 5, device=torch.device("cuda"))
     assert len(made) == 2
+
+
+def test_a_backend_of_functions():
+    """By position and by name, under old names too; None stands for the default."""
+    calls = []
+
+    def noting(name, function):
+        return lambda *arguments: calls.append(name) or function(*arguments)
+
+    add, samples = noting("add", FALLBACK.scatter_add), noting("samples", FALLBACK.batch_index)
+    numbers = noting("numbers", FALLBACK.batched_arange)
+    mine = Backend("mine", array_api_compat.numpy, add, None, samples=samples, numbers=numbers)
+    index = np.array([[1, 1], [0, 1]])
+    mine.scatter_add(np.zeros((2, 2, 1)), index, np.ones((2, 2, 1)))
+    np.testing.assert_array_equal(mine.flat_rows(index, 2), [1, 1, 2, 3])
+    np.testing.assert_array_equal(mine.numbers(index, 0, 2, 1), mine.batched_arange(index, 0, 2, 1))
+    np.testing.assert_array_equal(mine.samples(index), [[0], [1]])
+    assert calls == ["add", "samples", "numbers", "numbers", "samples"]
+    assert repr(mine) == "Backend('mine')"
+
+
+def test_a_backend_of_a_subclass():
+    class Mine(Backend):
+        def batch_index(self, index):
+            return 10 * Backend.batch_index(self, index)
+
+    mine = Mine("mine", array_api_compat.numpy)
+    np.testing.assert_array_equal(mine.flat_rows(np.array([[1], [2]]), 3), [1, 32])
+    assert repr(mine) == "Mine('mine')"
+
+
+@pytest.mark.parametrize(
+    ("functions", "named", "message"),
+    [
+        ((), {"scater_add": max}, r"`scater_add` must be one of .*Did you mean 'scatter_add'\?"),
+        ((), {"xyz": max}, r"`xyz` must be one of .*scatter_add, scatter_max, .*fused\.$"),
+        ((max,), {"scatter_add": max}, "`scatter_add` was passed twice; pass one function"),
+        ((), {"samples": max, "batch_index": max}, "`batch_index` was passed twice"),
+        ((3,), {}, r"`scatter_add` must be a function .*Backend\.scatter_add; got int"),
+        ((None,) * 18, {}, "a name, a namespace and at most 17 functions; got 18"),
+    ],
+)
+def test_functions_that_a_backend_refuses(functions, named, message):
+    with pytest.raises(ArgumentTypeError, match=message):
+        Backend("mine", array_api_compat.numpy, *functions, **named)

@@ -53,7 +53,7 @@ def test_samples_share_the_memory_of_a_range(kept):
     """A batch of 1000 costs as much as one sample, but for the numbers of the first rows."""
     library, module = kept
     index = library.to_array(np.zeros((1000, 3), "int64"))
-    numbers = backend_of(index).numbers(index, 0, 500, 1)
+    numbers = backend_of(index).batched_arange(index, 0, 500, 1)
     assert library.to_numpy(numbers).tolist() == [list(range(500))] * 1000
     assert storages(module.CONSTANTS) == 500 * 8
 
@@ -72,7 +72,7 @@ def test_a_constant_is_made_once_for_each_stream(kept, monkeypatch):
     held = len(module.CONSTANTS)
     anew = [module.arange(0, 7, device=device) for _ in range(2)]
     assert anew[0] is not anew[1]
-    backend_of(index).numbers(index, 0, 9, 1)
+    backend_of(index).batched_arange(index, 0, 9, 1)
     backend_of(index).flat_rows(index, 5)
     assert len(module.CONSTANTS) == held
 

@@ -18,8 +18,8 @@ import reference
 from libraries import LIBRARIES, Library
 
 import tomecore as tc
-from tomecore.backends import backend_of
-from tomecore.errors import ArgumentTypeError
+from tomecore.backends import Backend, backend_of, check
+from tomecore.errors import ArgumentTypeError, UnsupportedLibraryError
 
 jax.config.update("jax_enable_x64", True)
 
@@ -68,6 +68,30 @@ def test_float32(golden_case, library):
 
 def test_names(library):
     assert backend_of(library.to_array(np.ones(2))).name == library.name
+
+
+def test_check(library):
+    """Also on the defaults of ``Backend`` alone."""
+    array = library.to_array(np.ones(2))
+    check(array)
+    check(Backend("defaults", backend_of(array).xp))
+
+
+class OldStandard:
+    """array-api-strict without what came late to the standard."""
+
+    __name__ = "old"
+
+    def __getattr__(self, name):
+        if name == "take_along_axis":
+            raise AttributeError(name)
+        return getattr(array_api_strict, name)
+
+
+def test_check_of_an_incomplete_library():
+    with pytest.raises(UnsupportedLibraryError, match="`take_along_axis` is missing") as raised:
+        check(OldStandard())
+    assert raised.value.faults == ["`take_along_axis` is missing"]
 
 
 @pytest.mark.parametrize("r", [0, 3, 100])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tomecore.backends import backend_of
 from tomecore.backends.kernels.cpu import fused as fused_module
 from tomecore.backends.kernels.cpu.fused import Keys, worth
+from tomecore.backends.torch import MEMORY
 
 
 class Watching(TorchDispatchMode):
@@ -156,5 +157,5 @@ def test_many_threads_are_worth_it_for_little_alone(monkeypatch):
     assert not worth(64 * 197 * 768, 16)
     keys, x = some()
     monkeypatch.setattr(fused_module, "_ELEMENTS", x.numel() // 2)
-    many = fused_module.Memory(**{**backend_of(x).fused.args[0].__dict__, "threads": lambda: 16})
+    many = dataclasses.replace(MEMORY, threads=lambda: 16)
     assert fused_module.match_and_merge(many, keys, x, None, None, 3, 1) is None

@@ -11,10 +11,9 @@ half precision has no kernels on a CPU.
 
 from __future__ import annotations
 
-import functools
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import paddle
@@ -33,11 +32,11 @@ from paddle import (
     where,
 )
 
-from tomecore.backends import Array, Backend
+from tomecore.backends import Array, Backend, Fused, Keys, paddle_products
 from tomecore.backends.constants import Shelf
 from tomecore.backends.kernels.cpu.fused import match_and_merge
 from tomecore.backends.kernels.cpu.paddle import MEMORY
-from tomecore.backends.paddle_products import off_cpu, products
+from tomecore.backends.paddle_products import off_cpu
 from tomecore.backends.paddle_products import place_of as place_of
 
 __all__ = [
@@ -226,14 +225,6 @@ def take_along_axis(x: Array, indices: Array, axis: int) -> Array:
     return paddle.take_along_axis(x, indices, axis, broadcast=False)
 
 
-def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-    """index_add on flat rows: 5 to 10 times faster than put_along_axis."""
-    rows, width = base.shape[1], base.shape[2]
-    base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
-    added = _added(base, flat_rows(index, rows), updates)
-    return paddle.reshape(added, [-1, rows, width])
-
-
 def _added(base: Array, rows: Array, updates: Array) -> Array:
     """``updates`` added to ``rows`` of ``base``, each (n, C) or (n,).
 
@@ -261,82 +252,89 @@ def exporting_onnx() -> bool:
     return False
 
 
-def accumulate(base: Array, rows: Array, updates: Array) -> Array:
-    """In place where nobody wants gradients: in Paddle the copy takes longer than the sum."""
-    if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
-        return paddle.index_add_(base, rows, 0, updates)
-    return _added(base, rows, updates)
+class PaddleBackend(Backend):
+    """Paddle's own forms of most operations, and the namespace of this module.
+
+    In a static graph the batch size is unknown, so it is not read there.
+    """
+
+    def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
+        """Add on flat rows: 5 to 10 times faster than put_along_axis."""
+        rows, width = base.shape[1], base.shape[2]
+        base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
+        added = _added(base, self.flat_rows(index, rows), updates)
+        return paddle.reshape(added, [-1, rows, width])
+
+    def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
+        """Take an index of the full width: put_along_axis would write column 0 only, silently."""
+        index = paddle.expand(paddle.unsqueeze(index, 2), [-1, -1, base.shape[2]])
+        return paddle.put_along_axis(base, index, updates, 1, reduce="amax", broadcast=False)
+
+    def accumulate(self, base: Array, rows: Array, updates: Array) -> Array:
+        """Write in place where no gradients are wanted: in Paddle the copy takes longer than the sum."""
+        if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
+            return paddle.index_add_(base, rows, 0, updates)
+        return _added(base, rows, updates)
+
+    def accumulate_2d(self, base: Array, index: Array, updates: Array) -> Array:
+        """Add on flat rows: put_along_axis reads a value on the host."""
+        slots = base.shape[1]
+        flat = paddle.reshape(base, [-1])
+        rows = self.flat_rows(index, slots)
+        flat = self.accumulate(flat, rows, paddle.reshape(updates, [-1]))
+        return paddle.reshape(flat, [-1, slots])
+
+    def detach(self, x: Array) -> Array:
+        return x.detach()
+
+    def device(self, x: Array) -> Any:
+        """Return the place of a tensor; a value of a static graph has none yet."""
+        return x.place if paddle.in_dynamic_mode() else None
+
+    def batch_index(self, index: Array) -> Array:
+        """Count in a static graph, where the batch size is unknown, from ones."""
+        if paddle.in_dynamic_mode():
+            device = self.device(index)
+            return arange(index.shape[0], dtype=index.dtype, device=device).unsqueeze(1)
+        return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
+
+    def batched_arange(self, index: Array, start: int, stop: int, step: int) -> Array:
+        """Copy the range for each sample, which is one operation and not kept."""
+        if not paddle.in_dynamic_mode():
+            return 0 * self.batch_index(index) + _made(start, stop, step, index.dtype, None)
+        one = arange(start, stop, step, index.dtype, self.device(index))
+        return paddle.expand(one, [index.shape[0], one.shape[0]])
+
+    def flat_rows(self, index: Array, rows: int) -> Array:
+        """Return the index itself where there is one sample."""
+        batch = index.shape[0]
+        if not paddle.in_dynamic_mode():
+            index = index + rows * self.batch_index(index)
+        elif batch > 1:
+            first = arange(0, batch * rows, rows, index.dtype, self.device(index))
+            index = index + first.unsqueeze(1)
+        return paddle.reshape(index, [-1])
+
+    def products(self, a: Array, b: Array) -> Array:
+        # Not as ``products``: a method that a static graph converts is a local function of its own name.
+        return paddle_products.products(a, b)
+
+    def max_rows(self, x: Array) -> tuple[Array, Array | None]:
+        """Look the maxima up where argmax says: on a CPU two thirds of the time of paddle.max."""
+        where = paddle.argmax(x, axis=2, keepdim=True)
+        found = paddle.take_along_axis(x, where, 2, broadcast=False)
+        return paddle.squeeze(found, 2), paddle.squeeze(where, 2)
+
+    def fused(
+        self,
+        keys: Keys,
+        x: Array,
+        size: Array | None,
+        source: Callable[[], Array] | None,
+        r: int,
+        protected: int,
+    ) -> Fused | None:
+        return match_and_merge(MEMORY, keys, x, size, source, r, protected)
 
 
-def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
-    """On flat rows: put_along_axis reads a value on the host."""
-    slots = base.shape[1]
-    flat = paddle.reshape(base, [-1]), paddle.reshape(updates, [-1])
-    flat = accumulate(flat[0], flat_rows(index, slots), flat[1])
-    return paddle.reshape(flat, [-1, slots])
-
-
-def max_rows(x: Array) -> tuple[Array, Array | None]:
-    """Looked up where argmax says, which on a CPU takes two thirds of the time of paddle.max."""
-    where = paddle.argmax(x, axis=2, keepdim=True)
-    found = paddle.take_along_axis(x, where, 2, broadcast=False)
-    return paddle.squeeze(found, 2), paddle.squeeze(where, 2)
-
-
-def samples(index: Array) -> Array:
-    """In a static graph, where the batch size is unknown, counted from ones."""
-    if paddle.in_dynamic_mode():
-        return arange(index.shape[0], dtype=index.dtype, device=BACKEND.device(index)).unsqueeze(1)
-    return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
-
-
-def numbers(index: Array, start: int, stop: int, step: int) -> Array:
-    """Of a batch, a copy each time, which is one operation and not kept."""
-    if not paddle.in_dynamic_mode():
-        return 0 * samples(index) + _made(start, stop, step, index.dtype, None)
-    one = arange(start, stop, step, index.dtype, BACKEND.device(index))
-    return paddle.expand(one, [index.shape[0], one.shape[0]])
-
-
-def flat_rows(index: Array, rows: int) -> Array:
-    """Of one sample, they are the index."""
-    batch = index.shape[0]
-    if not paddle.in_dynamic_mode():
-        index = index + rows * samples(index)
-    elif batch > 1:
-        first = arange(0, batch * rows, rows, index.dtype, BACKEND.device(index))
-        index = index + first.unsqueeze(1)
-    return paddle.reshape(index, [-1])
-
-
-def scatter_max(base: Array, index: Array, updates: Array) -> Array:
-    """With an index of the full width: put_along_axis would write column 0 only, silently."""
-    index = paddle.expand(paddle.unsqueeze(index, 2), [-1, -1, base.shape[2]])
-    return paddle.put_along_axis(base, index, updates, 1, reduce="amax", broadcast=False)
-
-
-def _detach(x: Array) -> Array:
-    return x.detach()
-
-
-def _device(x: Array) -> Any:
-    """The place of a tensor; a value of a static graph has none yet."""
-    return x.place if paddle.in_dynamic_mode() else None
-
-
-BACKEND = Backend(
-    "paddle",
-    sys.modules[__name__],
-    scatter_add,
-    scatter_max,
-    detach=_detach,
-    device=_device,
-    samples=samples,
-    numbers=numbers,
-    flat_rows=flat_rows,
-    accumulate=accumulate,
-    accumulate_2d=accumulate_2d,
-    max_rows=max_rows,
-    products=products,
-    fused=functools.partial(match_and_merge, MEMORY),
-)
+BACKEND = PaddleBackend("paddle", sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""Products of Paddle in the precision of their dtype: on a GPU, its default for float32 is TF32."""
+"""Products of Paddle in the precision of their dtype: on a GPU, Paddle's default for float32 is TF32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import paddle
 from paddle import bfloat16, concat, float32, matmul
 
 from tomecore.backends import Array
+from tomecore.backends.partial_products import factors
 
 __all__ = ["off_cpu", "place_of", "products"]
 
@@ -56,16 +57,9 @@ def _plain(a: Array, b: Array) -> Array:
 
 
 def _by_parts(a: Array, b: Array) -> Array:
-    """As one product of numbers of 8 bits, which TF32 holds exactly.
-
-    A float32 is the sum of three such parts. Of the nine products of parts, the three smallest are below its
-    rounding; the six others lie in one inner dimension, the small ones first, so that their sum runs in
-    float32 and loses least.
-    """
-    a0, a1, a2 = _parts(a)
-    b0, b1, b2 = _parts(b)
-    a = concat([a2, a1, a0, a1, a0, a0], axis=2)
-    return matmul(a, concat([b0, b1, b2, b0, b1, b0], axis=2), transpose_y=True)
+    """One product of parts of 8 bits; see ``partial_products.py``."""
+    parts_of_a, parts_of_b = factors(_parts(a), _parts(b))
+    return matmul(concat(parts_of_a, axis=2), concat(parts_of_b, axis=2), transpose_y=True)
 
 
 def _parts(x: Array) -> tuple[Array, Array, Array]:

@@ -1,146 +1,258 @@
-"""What any library gets that speaks the array API standard and nothing else.
+"""The base class of all backends: every operation that merging needs, in the array API standard.
 
-Both scatters are dense: right everywhere, differentiable everywhere, and O(n r) where a real scatter
-is O(r). A library that has one should register it.
+A library that follows the standard needs no more than this. The scatters are dense here, O(n r) where a
+real scatter is O(r), so a library that has a scatter should override them.
+
+Static graphs convert the source of these methods: they have no keyword-only arguments, lambdas or generators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
-__all__ = [
-    "argmax_of_all",
-    "device",
-    "laid_end_to_end",
-    "masked_scatter_max",
-    "maxima",
-    "one_hot_scatter_add",
-    "products",
-    "ranges",
-    "root_of_squares",
-    "sample_numbers",
-    "sorted_permute",
-    "taken",
-]
+from tomecore.backends.kernels.cpu.fused import Fused, Keys
+from tomecore.errors import ArgumentTypeError
 
+__all__ = ["Array", "Backend"]
+
+#: An array of any library; shapes and dtypes are in the docstrings.
 Array = Any
 
-
-def device(x: Array) -> Any:
-    """The device of ``x`` as array-api-compat reports it."""
-    import array_api_compat
-
-    return array_api_compat.device(x)
-
-
-def _hits(xp: Any, base: Array, index: Array) -> Array:
-    """(B, n, r) bool: does update i of the sample go to row j?"""
-    rows = xp.arange(base.shape[1], dtype=index.dtype, device=device(index))
-    return rows[None, :, None] == index[:, None, :]
-
-
-def one_hot_scatter_add(xp: Any) -> Callable[[Array, Array, Array], Array]:
-    """Scatter-add as ``base + one_hot(index) @ updates``."""
-
-    def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-        return base + xp.matmul(xp.astype(_hits(xp, base, index), base.dtype), updates)
-
-    return scatter_add
+#: methods that may be passed to the constructor, in the order of its arguments
+_METHODS = (
+    *(
+        "scatter_add",
+        "scatter_max",
+        "detach",
+        "device",
+        "batch_index",
+        "batched_arange",
+        "flat_rows",
+    ),
+    *("every_second", "accumulate", "accumulate_2d", "accumulates", "permute", "products", "norm"),
+    *("max_rows", "argmax_rows", "fused"),
+)
+#: names that the constructor once had for two of them
+_OLD_NAMES = {"samples": "batch_index", "numbers": "batched_arange"}
 
 
-def masked_scatter_max(xp: Any) -> Callable[[Array, Array, Array], Array]:
-    """Scatter-max as a maximum over a (B, n, r, C) array in which other rows' updates are masked."""
+class Backend:
+    """One array library: its standard namespace, and the operations that the standard lacks.
 
-    def scatter_max(base: Array, index: Array, updates: Array) -> Array:
-        hits = _hits(xp, base, index)[:, :, :, None]
+    Every method has a default in the standard. A library overrides those that it has faster, in a subclass
+    or by functions passed to the constructor: ``Backend("mylib", xp, scatter_add=my_scatter_add)``. Such a
+    function takes the arguments of the method without ``self``. ``tomecore.backends.check`` tells whether
+    the result is right.
+
+    Two methods have no default, because they may overwrite their first argument, which the caller gives up.
+    Without them, ``scatter_add`` is called:
+
+    - ``accumulate(base, rows, updates)``: adds ``updates[i]`` to ``base[rows[i]]`` and returns the result;
+      repeated rows accumulate. ``base`` is (M, C) or (M,), ``rows`` (k,) int, ``updates`` (k, C) or (k,).
+    - ``accumulate_2d(base, index, updates)``: ``scatter_add`` for ``base`` (B, n) and ``updates`` (B, r).
+
+    Args:
+        name: how messages name the library.
+        xp: namespace that follows the array API standard, 2024.12.
+        functions: functions that replace methods, in this order: ``scatter_add``, ``scatter_max``,
+            ``detach``, ``device``, ``batch_index``, ``batched_arange``, ``flat_rows``, ``every_second``,
+            ``accumulate``, ``accumulate_2d``, ``accumulates``, ``permute``, ``products``, ``norm``,
+            ``max_rows``, ``argmax_rows``, ``fused``.
+        named: the same by name. ``samples`` and ``numbers`` are old names of ``batch_index`` and
+            ``batched_arange``.
+
+    Raises:
+        ArgumentTypeError: a function has the name of no method, was passed twice, or cannot be called.
+    """
+
+    accumulate: Callable[[Array, Array, Array], Array] | None = None
+    accumulate_2d: Callable[[Array, Array, Array], Array] | None = None
+
+    def __init__(
+        self,
+        name: str,
+        xp: Any,
+        *functions: Callable[..., Any] | None,
+        **named: Callable[..., Any] | None,
+    ) -> None:
+        self.name = name
+        self.xp = xp
+        for method, function in _replacements(functions, named).items():
+            setattr(self, method, function)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
+        """Add ``updates[b, i]`` to row ``index[b, i]`` of ``base``; repeated indices accumulate.
+
+        Args:
+            base: (B, n, C); it is not changed.
+            index: (B, r) int.
+            updates: (B, r, C).
+
+        Returns:
+            (B, n, C), a new array in the dtype of ``base``, differentiable where the library is. By default
+            a product with a one-hot matrix.
+        """
+        xp = self.xp
+        return base + xp.matmul(xp.astype(self._hits(base, index), base.dtype), updates)
+
+    def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
+        """Do the same as ``scatter_add`` with the maximum instead of the sum; by default a masked maximum."""
+        xp = self.xp
+        hits = self._hits(base, index)[:, :, :, None]
         base = base[:, :, None, :]
         here = xp.where(hits, updates[:, None, :, :], base)
         return xp.max(xp.concat([base, here], axis=2), axis=2)
 
-    return scatter_max
+    def _hits(self, base: Array, index: Array) -> Array:
+        """Return (B, n, r) bool: whether update i of the sample goes to row j."""
+        rows = self.xp.arange(base.shape[1], dtype=index.dtype, device=self.device(index))
+        return rows[None, :, None] == index[:, None, :]
 
+    def accumulates(self, base: Array) -> bool:
+        """Tell whether ``accumulate`` is right here, where there is one; else ``scatter_add`` is called."""
+        return True
 
-def sample_numbers(xp: Any, device: Callable[[Array], Any]) -> Callable[[Array], Array]:
-    """(B, 1): 0, 1, ... B-1."""
+    def add_rows(
+        self, base: Array, index: Array, updates: Array, rows: Array, num_slots: int
+    ) -> Array:
+        """Add ``updates`` (B * r, C) to rows of ``base`` (B * n, C), which the caller gives up.
 
-    def samples(index: Array) -> Array:
-        return xp.arange(index.shape[0], dtype=index.dtype, device=device(index))[:, None]
+        ``rows`` (B * r,) says which rows, and so does ``index`` (B, r), within each sample of
+        ``num_slots`` = n rows.
+        """
+        if self.accumulate is not None and self.accumulates(base):
+            return self.accumulate(base, rows, updates)
+        width = base.shape[1]
+        base = self.xp.reshape(base, (-1, num_slots, width))
+        updates = self.xp.reshape(updates, (-1, index.shape[1], width))
+        return self.xp.reshape(self.scatter_add(base, index, updates), (-1, width))
 
-    return samples
+    def add_sizes(self, base: Array, index: Array, updates: Array) -> Array:
+        """Add ``updates`` (B, r) to ``base`` (B, n), which the caller gives up, at ``index`` (B, r)."""
+        if self.accumulate_2d is not None:
+            return self.accumulate_2d(base, index, updates)
+        return self.scatter_add(base[:, :, None], index, updates[:, :, None])[:, :, 0]
 
+    def detach(self, x: Array) -> Array:
+        """Cut ``x`` off from the library's gradients; by default there are none."""
+        return x
 
-def ranges(backend: Any) -> Callable[[Array, int, int, int], Array]:
-    """(B, n): the same range for each sample."""
+    def device(self, x: Array) -> Any:
+        """Return the device of ``x`` in the form that ``xp.arange(device=...)`` takes."""
+        import array_api_compat
 
-    def numbers(index: Array, start: int, stop: int, step: int) -> Array:
-        device = backend.device(index)
-        one = backend.xp.arange(start, stop, step, dtype=index.dtype, device=device)
-        return 0 * backend.samples(index) + one
+        return array_api_compat.device(x)
 
-    return numbers
+    def batch_index(self, index: Array) -> Array:
+        """Return (B, 1), the number of each sample, in the dtype and on the device of ``index`` (B, r)."""
+        xp = self.xp
+        return xp.arange(index.shape[0], dtype=index.dtype, device=self.device(index))[:, None]
 
+    def batched_arange(self, index: Array, start: int, stop: int, step: int) -> Array:
+        """Return (B, n), the same range for each sample, in the dtype and on the device of ``index``."""
+        device = self.device(index)
+        one = self.xp.arange(start, stop, step, dtype=index.dtype, device=device)
+        return 0 * self.batch_index(index) + one
 
-def laid_end_to_end(backend: Any) -> Callable[[Array, int], Array]:
-    """(B * r,): row numbers of the batch laid end to end."""
+    def flat_rows(self, index: Array, rows: int) -> Array:
+        """Return (B * r,): ``index`` (B, r) into samples of ``rows`` rows, as rows of the flattened batch."""
+        return self.xp.reshape(index + rows * self.batch_index(index), (-1,))
 
-    def flat_rows(index: Array, rows: int) -> Array:
-        return backend.xp.reshape(index + rows * backend.samples(index), (-1,))
+    def every_second(self, x: Array, first: int) -> Array:
+        """Return the tokens ``first``, ``first + 2``, ... of ``x`` (B, N, D).
 
-    return flat_rows
+        By default with a take, because a strided slice is a slow copy in some libraries, and another graph
+        in others.
+        """
+        tokens = self.xp.arange(first, x.shape[1], 2, device=self.device(x))
+        return self.xp.take(x, tokens, axis=1)
 
+    def permute(self, index: Array, values: Array) -> Array:
+        """Return ``out`` with ``out[b, index[b, j]] = values[b, j]``, rows of ``index`` being permutations.
 
-def taken(backend: Any) -> Callable[[Array, int], Array]:
-    """Every second token, by a take."""
-
-    def every_second(x: Array, first: int) -> Array:
-        numbers = backend.xp.arange(first, x.shape[1], 2, device=backend.device(x))
-        return backend.xp.take(x, numbers, axis=1)
-
-    return every_second
-
-
-def sorted_permute(xp: Any) -> Callable[[Array, Array], Array]:
-    """A scatter by a permutation is a gather by its inverse, and sorting a permutation inverts it."""
-
-    def permute(index: Array, values: Array) -> Array:
+        By default with a gather by the inverse of the permutation, which is what sorting it gives.
+        """
+        xp = self.xp
         return xp.take_along_axis(values, xp.argsort(index, axis=1), axis=1)
 
-    return permute
+    def products(self, a: Array, b: Array) -> Array:
+        """Multiply each row of ``a`` (B, s, D) with each row of ``b`` (B, t, D), giving (B, s, t).
 
+        In the precision of their dtype whatever settings allow (TF32). The default is a matmul, which
+        follows them.
+        """
+        return self.xp.matmul(a, self.xp.permute_dims(b, (0, 2, 1)))
 
-def products(xp: Any) -> Callable[[Array, Array], Array]:
-    """Of each pair of rows."""
+    def norm(self, x: Array) -> Array:
+        """Return (B, N, 1), the Euclidean length of each row of ``x`` (B, N, D)."""
+        return self.xp.sqrt(self.xp.sum(x * x, axis=-1, keepdims=True))
 
-    def products(a: Array, b: Array) -> Array:
-        return xp.matmul(a, xp.permute_dims(b, (0, 2, 1)))
+    def max_rows(self, x: Array) -> tuple[Array, Array | None]:
+        """Return the maximum of each row of ``x`` (B, s, t), and where it is (None: not known)."""
+        return self.xp.max(x, axis=2), None
 
-    return products
+    def argmax_rows(self, x: Array, where: Array | None, index: Array) -> Array:
+        """Return (B, r): where rows ``index`` (B, r) of ``x`` (B, s, t) are largest; the first of several.
 
-
-def root_of_squares(xp: Any) -> Callable[[Array], Array]:
-    """Euclidean length along the last axis, which is kept."""
-
-    def norm(x: Array) -> Array:
-        return xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
-
-    return norm
-
-
-def maxima(xp: Any) -> Callable[[Array], tuple[Array, Array | None]]:
-    """The maximum of each row; not where it is."""
-
-    def max_rows(x: Array) -> tuple[Array, Array | None]:
-        return xp.max(x, axis=2), None
-
-    return max_rows
-
-
-def argmax_of_all(xp: Any) -> Callable[[Array, Array | None, Array], Array]:
-    """Along the last axis of all rows; then those of some rows are picked out."""
-
-    def argmax_rows(x: Array, where: Array | None, index: Array) -> Array:
+        ``where`` is what ``max_rows`` returned.
+        """
+        xp = self.xp
         where = xp.argmax(x, axis=2) if where is None else where
         return xp.take_along_axis(where, index, axis=1)
 
-    return argmax_rows
+    def fused(
+        self,
+        keys: Keys,
+        x: Array,
+        size: Array | None,
+        source: Callable[[], Array] | None,
+        r: int,
+        protected: int,
+    ) -> Fused | None:
+        """Match and merge in compiled kernels (``kernels/cpu/fused.py``); None where these cannot."""
+        return None
+
+    def samples(self, index: Array) -> Array:
+        """Call :meth:`batch_index`, under its old name."""
+        return self.batch_index(index)
+
+    def numbers(self, index: Array, start: int, stop: int, step: int) -> Array:
+        """Call :meth:`batched_arange`, under its old name."""
+        return self.batched_arange(index, start, stop, step)
+
+
+def _replacements(
+    functions: tuple[Callable[..., Any] | None, ...], named: dict[str, Callable[..., Any] | None]
+) -> dict[str, Callable[..., Any]]:
+    """Return the functions by the methods that they replace; None stands for the default."""
+    if len(functions) > len(_METHODS):
+        raise ArgumentTypeError(
+            f"Backend takes a name, a namespace and at most {len(_METHODS)} functions; got {len(functions)}"
+        )
+    found: dict[str, Callable[..., Any]] = {}
+    given = [*zip(_METHODS, functions, strict=False), *named.items()]
+    for name, function in given:
+        method = _OLD_NAMES.get(name, name)
+        if method not in _METHODS:
+            near = get_close_matches(name, _METHODS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ArgumentTypeError(
+                f"`{name}` must be one of the methods of Backend that a function can replace: "
+                f"{', '.join(_METHODS)}.{hint}"
+            )
+        if function is None:
+            continue
+        if method in found:
+            raise ArgumentTypeError(f"`{method}` was passed twice; pass one function for it")
+        if not callable(function):
+            raise ArgumentTypeError(
+                f"`{name}` must be a function that replaces Backend.{method}; "
+                f"got {type(function).__name__}"
+            )
+        found[method] = function
+    return found

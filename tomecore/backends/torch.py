@@ -1,19 +1,20 @@
 """PyTorch: index_add on flat rows (5 to 10 times faster on a CPU than scatter_reduce).
 
-This module is array-api-compat's namespace with a few functions replaced: see each.
+This module is two things: array-api-compat's namespace with a few functions replaced, and below it the
+backend.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from array_api_compat.torch import *  # noqa: F403
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from tomecore.backends import Array, Backend, one_hot_scatter_add
+from tomecore.backends import Array, Backend, Fused, Keys
 from tomecore.backends.constants import Shelf
 from tomecore.backends.kernels.cpu.fused import match_and_merge
 from tomecore.backends.kernels.cpu.torch import memory
@@ -86,56 +87,6 @@ def _check_sums() -> None:
         )
 
 
-def scatter_add(base: Array, index: Array, updates: Array) -> Array:
-    """On flat rows. For ONNX as a product: it knows ``index_add`` as ScatterND, and that of onnxruntime
-    (1.32)
-    loses sums of several threads that meet in one row."""
-    _check_sums()
-    if torch.onnx.is_in_onnx_export():
-        return _one_hot(base, index, updates)
-    rows = flat_rows(index, base.shape[1])
-    updates = updates.reshape(-1, base.shape[2])
-    return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
-
-
-def accumulate(base: Array, rows: Array, updates: Array) -> Array:
-    _check_sums()
-    return base.index_add_(0, rows, updates)
-
-
-def accumulate_2d(base: Array, index: Array, updates: Array) -> Array:
-    _check_sums()
-    return base.scatter_add_(1, index, updates)
-
-
-def max_rows(x: Array) -> tuple[Array, Array | None]:
-    """With their places, but for much on a CPU, where that takes four times as long as without."""
-    if x.is_cpu and not tracing() and x.numel() > 2**14:
-        return torch.amax(x, 2), None
-    return torch.max(x, 2)
-
-
-def argmax_rows(x: Array, where: Array | None, index: Array) -> Array:
-    """Looked for in these rows only, where it is not known."""
-    if where is not None:
-        return torch.gather(where, 1, index)
-    rows = x.reshape(-1, x.shape[2]).index_select(0, flat_rows(index, x.shape[1]))
-    return rows.argmax(1).view(index.shape)
-
-
-def norm(x: Array) -> Array:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-
-def permute(index: Array, values: Array) -> Array:
-    return torch.scatter(values, 1, index, values)
-
-
-def scatter_max(base: Array, index: Array, updates: Array) -> Array:
-    index = index[:, :, None].expand(-1, -1, base.shape[2])
-    return base.scatter_reduce(1, index, updates, reduce="amax", include_self=True)
-
-
 # Natively what the standard says, for the arguments tomecore gives; the wrappers cost as much as the work.
 concat = torch.concat
 permute_dims = torch.permute
@@ -200,71 +151,108 @@ def _current_stream(index: int) -> int:
     return stream
 
 
-def numbers(index: Array, start: int, stop: int, step: int) -> Array:
-    """A view: of a batch, the samples share one range."""
-    batch, dtype, device = index.shape[0], index.dtype, index.device
-    stream = _stream(device)
-    if stream is None:
-        return torch.arange(start, stop, step, dtype=dtype, device=device).expand(batch, -1)
-    key = batch, start, stop, step, dtype, device, stream
-    found = CONSTANTS.get(key)
-    return _made(key, batch) if found is None else found
+#: of the compiled kernels
+MEMORY = memory(products, reduced)
 
 
-def flat_rows(index: Array, rows: int) -> Array:
-    """Of one sample, they are the index."""
-    batch = index.shape[0]
-    if _stream(index.device) is None:
-        return (index + rows * _samples(index)).reshape(-1)
-    if batch == 1:
-        return index.reshape(-1)
-    first = arange(0, batch * rows, rows, dtype=index.dtype, device=index.device)
-    return (index + first[:, None]).reshape(-1)
+class TorchBackend(Backend):
+    """PyTorch's own forms of most operations, and the namespace of this module."""
+
+    def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
+        """Add on flat rows.
+
+        For ONNX as a product: ONNX knows ``index_add`` as ScatterND, and that of onnxruntime (1.32) loses
+        sums of several threads that meet in one row.
+        """
+        _check_sums()
+        if torch.onnx.is_in_onnx_export():
+            return Backend.scatter_add(self, base, index, updates)
+        rows = self.flat_rows(index, base.shape[1])
+        updates = updates.reshape(-1, base.shape[2])
+        return base.reshape(-1, base.shape[2]).index_add(0, rows, updates).reshape(base.shape)
+
+    def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
+        index = index[:, :, None].expand(-1, -1, base.shape[2])
+        return base.scatter_reduce(1, index, updates, reduce="amax", include_self=True)
+
+    def accumulate(self, base: Array, rows: Array, updates: Array) -> Array:
+        _check_sums()
+        return base.index_add_(0, rows, updates)
+
+    def accumulate_2d(self, base: Array, index: Array, updates: Array) -> Array:
+        _check_sums()
+        return base.scatter_add_(1, index, updates)
+
+    def accumulates(self, base: Array) -> bool:
+        return not torch.onnx.is_in_onnx_export()
+
+    def detach(self, x: Array) -> Array:
+        return x.detach() if x.requires_grad or tracing() else x
+
+    def device(self, x: Array) -> Any:
+        return x.device
+
+    def batch_index(self, index: Array) -> Array:
+        return arange(index.shape[0], dtype=index.dtype, device=index.device)[:, None]
+
+    def batched_arange(self, index: Array, start: int, stop: int, step: int) -> Array:
+        """Return a view: the samples of a batch share one range."""
+        batch, dtype, device = index.shape[0], index.dtype, index.device
+        stream = _stream(device)
+        if stream is None:
+            return torch.arange(start, stop, step, dtype=dtype, device=device).expand(batch, -1)
+        key = batch, start, stop, step, dtype, device, stream
+        found = CONSTANTS.get(key)
+        return _made(key, batch) if found is None else found
+
+    def flat_rows(self, index: Array, rows: int) -> Array:
+        """Return the index itself where there is one sample."""
+        batch = index.shape[0]
+        if _stream(index.device) is None:
+            return (index + rows * self.batch_index(index)).reshape(-1)
+        if batch == 1:
+            return index.reshape(-1)
+        first = arange(0, batch * rows, rows, dtype=index.dtype, device=index.device)
+        return (index + first[:, None]).reshape(-1)
+
+    def every_second(self, x: Array, first: int) -> Array:
+        """Return a view, which products take as it is; a slice of symbolic shapes would be one more graph."""
+        if tracing():
+            return torch.index_select(x, 1, torch.arange(first, x.shape[1], 2, device=x.device))
+        return x[:, first::2]
+
+    def permute(self, index: Array, values: Array) -> Array:
+        return torch.scatter(values, 1, index, values)
+
+    def products(self, a: Array, b: Array) -> Array:
+        return products(a, b)
+
+    def norm(self, x: Array) -> Array:
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    def max_rows(self, x: Array) -> tuple[Array, Array | None]:
+        """Return the places too, but not for many numbers on a CPU, where that takes four times as long."""
+        if x.is_cpu and not tracing() and x.numel() > 2**14:
+            return torch.amax(x, 2), None
+        return torch.max(x, 2)
+
+    def argmax_rows(self, x: Array, where: Array | None, index: Array) -> Array:
+        """Look in these rows only, where the places are not known."""
+        if where is not None:
+            return torch.gather(where, 1, index)
+        rows = x.reshape(-1, x.shape[2]).index_select(0, self.flat_rows(index, x.shape[1]))
+        return rows.argmax(1).view(index.shape)
+
+    def fused(
+        self,
+        keys: Keys,
+        x: Array,
+        size: Array | None,
+        source: Callable[[], Array] | None,
+        r: int,
+        protected: int,
+    ) -> Fused | None:
+        return match_and_merge(MEMORY, keys, x, size, source, r, protected)
 
 
-def every_second(x: Array, first: int) -> Array:
-    """A view, which products take as it is; where shapes are symbols, a slice would be one more graph."""
-    if tracing():
-        return torch.index_select(x, 1, torch.arange(first, x.shape[1], 2, device=x.device))
-    return x[:, first::2]
-
-
-def _samples(index: Array) -> Array:
-    return arange(index.shape[0], dtype=index.dtype, device=index.device)[:, None]
-
-
-def _detach(x: Array) -> Array:
-    return x.detach() if x.requires_grad or tracing() else x
-
-
-def _device(x: Array) -> torch.device:
-    return x.device
-
-
-def _accumulates(base: Array) -> bool:
-    return not torch.onnx.is_in_onnx_export()
-
-
-_one_hot = one_hot_scatter_add(sys.modules[__name__])
-
-BACKEND = Backend(
-    "torch",
-    sys.modules[__name__],
-    scatter_add,
-    scatter_max,
-    detach=_detach,
-    device=_device,
-    accumulate=accumulate,
-    accumulate_2d=accumulate_2d,
-    accumulates=_accumulates,
-    max_rows=max_rows,
-    argmax_rows=argmax_rows,
-    norm=norm,
-    permute=permute,
-    samples=_samples,
-    numbers=numbers,
-    flat_rows=flat_rows,
-    every_second=every_second,
-    products=products,
-    fused=functools.partial(match_and_merge, memory(products, reduced)),
-)
+BACKEND = TorchBackend("torch", sys.modules[__name__])

@@ -7,6 +7,7 @@ import os
 import torch
 
 from tomecore.backends import Array
+from tomecore.backends.partial_products import factors
 
 __all__ = ["matmul", "products", "reduced"]
 
@@ -58,17 +59,9 @@ def _by_float64(a: Array, b: Array) -> Array:
 
 
 def _by_parts(a: Array, b: Array) -> Array:
-    """As one product of numbers of 8 bits, which TF32 and bfloat16 hold exactly.
-
-    A float32 is the sum of three such parts. Of the nine products of parts, the three smallest are below its
-    rounding; the six others lie in one inner dimension, the small ones first, so that their sum runs in
-    float32 and loses least.
-    """
-    a0, a1, a2 = _parts(a)
-    b0, b1, b2 = _parts(b)
-    a = torch.cat([a2, a1, a0, a1, a0, a0], 2)
-    b = torch.cat([b0, b1, b2, b0, b1, b0], 2)
-    return matmul(a, b.transpose(1, 2))
+    """One product of parts of 8 bits; see ``partial_products.py``."""
+    parts_of_a, parts_of_b = factors(_parts(a), _parts(b))
+    return matmul(torch.cat(parts_of_a, 2), torch.cat(parts_of_b, 2).transpose(1, 2))
 
 
 def _parts(x: Array) -> tuple[Array, Array, Array]:

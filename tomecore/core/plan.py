@@ -14,7 +14,7 @@ from tomecore.core.checks import integral, rank, same_batch
 from tomecore.core.mean import compute_dtype, merged_mean
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["MergePlan", "compute_dtype", "take_rows"]
+__all__ = ["MergePlan", "compute_dtype", "reduce_tokens", "take_rows"]
 
 _REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
 
@@ -131,7 +131,7 @@ class MergePlan:
         """(B, N) int: the output slot that holds each input token."""
         if self._slots is None:
             xp, tokens = self.backend.xp, self._tokens
-            own = self.backend.numbers(self.kept, 0, self.num_slots, 1)
+            own = self.backend.batched_arange(self.kept, 0, self.num_slots, 1)
             if tokens is None:
                 tokens = xp.concat([self.kept, self.merged], axis=1)
             slots = xp.concat([own, self.into], axis=1)
@@ -163,20 +163,11 @@ class MergePlan:
                 f"`{name}` must be one of {', '.join(map(repr, _REDUCTIONS))}; got {asked!r}"
             )
         self._check(x, "x", "(B, N, C)", self.num_tokens)
-        backend, xp = self.backend, self.backend.xp
-        if how == "max":
-            return self._scatter(backend.scatter_max, x)
-        dtype = x.dtype
-        if not xp.isdtype(dtype, "real floating"):
-            if how == "mean":
-                raise ArgumentTypeError(
-                    f'`x` must be real floating point for reduce="mean"; got dtype {dtype}'
-                )
-            return self._scatter(backend.scatter_add, x)
-        if how == "mean":
-            return merged_mean(self, x, None)[0]
-        x = xp.astype(x, compute_dtype(xp, dtype), copy=False)
-        return xp.astype(self._scatter(backend.scatter_add, x), dtype, copy=False)
+        if how == "mean" and not self.backend.xp.isdtype(x.dtype, "real floating"):
+            raise ArgumentTypeError(
+                f'`x` must be real floating point for reduce="mean"; got dtype {x.dtype}'
+            )
+        return reduce_tokens(self, x, how)
 
     def unmerge(self, y: Array) -> Array:
         """Give every input token the value of the slot that holds it: (B, n, C) -> (B, N, C).
@@ -198,12 +189,6 @@ class MergePlan:
             f"batch {self.into.shape[0]}, {self.backend.name})"
         )
 
-    def _scatter(self, scatter: Callable[[Array, Array, Array], Array], x: Array) -> Array:
-        base = take_rows(self.backend, x, self.kept)
-        if self.num_merged == 0:
-            return base
-        return scatter(base, self.into, take_rows(self.backend, x, self.merged))
-
     def _check(self, x: Array, name: str, shape: str, tokens: int) -> None:
         if backend_of(x) is not self.backend:
             raise ArgumentTypeError(
@@ -218,3 +203,23 @@ class MergePlan:
                 f"`{name}` must have {tokens} tokens on axis 1, as this plan has; "
                 f"got shape {tuple(x.shape)}"
             )
+
+
+def reduce_tokens(plan: MergePlan, x: Array, how: str) -> Array:
+    """Merge as :meth:`MergePlan.merge` does, without checks; ``how`` is "mean", "sum" or "max"."""
+    backend, xp, dtype = plan.backend, plan.backend.xp, x.dtype
+    if how == "mean":
+        return merged_mean(plan, x, None)[0]
+    if how == "max":
+        return _scatter(plan, backend.scatter_max, x)
+    if not xp.isdtype(dtype, "real floating"):
+        return _scatter(plan, backend.scatter_add, x)
+    x = xp.astype(x, compute_dtype(xp, dtype), copy=False)
+    return xp.astype(_scatter(plan, backend.scatter_add, x), dtype, copy=False)
+
+
+def _scatter(plan: MergePlan, scatter: Callable[[Array, Array, Array], Array], x: Array) -> Array:
+    base = take_rows(plan.backend, x, plan.kept)
+    if plan.num_merged == 0:
+        return base
+    return scatter(base, plan.into, take_rows(plan.backend, x, plan.merged))

@@ -9,9 +9,12 @@ from __future__ import annotations
 from tomecore.matching.bipartite import bipartite_soft_matching
 from tomecore.matching.kth import kth_bipartite_soft_matching
 from tomecore.matching.random import random_bipartite_soft_matching
+from tomecore.matching.trials import add_trials
 
 __all__ = [
     "bipartite_soft_matching",
     "kth_bipartite_soft_matching",
     "random_bipartite_soft_matching",
 ]
+
+add_trials()

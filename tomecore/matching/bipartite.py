@@ -83,12 +83,12 @@ def matched(
     if valid is not None:
         best = best + 8 * backend.every_second(padding, first_even)[:, :, 0]
     order = xp.argsort(best, axis=1, descending=True, stable=True)
-    numbers = xp.take_along_axis(backend.numbers(order, first_even, count, 2), order, axis=1)
+    numbers = xp.take_along_axis(backend.batched_arange(order, first_even, count, 2), order, axis=1)
     gone, stay = numbers[:, :r], numbers[:, r:]
     partner = backend.argmax_rows(cosine, where, order[:, :r])
-    tokens = [stay, backend.numbers(order, first_odd, count, 2), gone]
+    tokens = [stay, backend.batched_arange(order, first_odd, count, 2), gone]
     if protected:
-        front = backend.numbers(order, 0, protected, 1)
+        front = backend.batched_arange(order, 0, protected, 1)
         tokens = [front, xp.sort(stay, axis=1), *tokens[1:]]
     into = xp.astype(partner, order.dtype, copy=False) + (protected + stay.shape[1])
     return MergePlan.made(backend, xp.concat(tokens, axis=1), into, count - r)
