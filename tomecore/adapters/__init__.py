@@ -2,7 +2,7 @@
 
 Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
 ``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``, and
-``tomecore.adapters.Trim`` its form for ``trim_last``.
+``tomecore.adapters.Anatomy`` and ``tomecore.adapters.Trim`` its attention of a few queries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MODULES = ("paddle", "torch")
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"tomecore.adapters.{name}")
-    if name in {"Spec", "Trim"}:
+    if name in {"Anatomy", "Spec", "Trim"}:
         return getattr(importlib.import_module("tomecore.adapters.engine.spec"), name)
     if name in {"apply_patch", "remove_patch", "handle", "register"}:
         raise AttributeError(
@@ -27,4 +27,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["Spec", "Trim", *_MODULES]
+    return ["Anatomy", "Spec", "Trim", *_MODULES]

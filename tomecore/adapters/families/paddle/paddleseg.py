@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
     NORMS,
-    attend_by_parts,
+    attend_with_dropout,
     carry_bias,
+    feed_gamma,
     one_in_front,
     position_bias,
-    with_bias,
 )
 from tomecore.adapters.families.paddle.plsc import attend as attend_plain
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
@@ -45,19 +46,13 @@ def attend_cae(
         xp = host.backend().xp
         projected = xp.concat([attn.q_bias, xp.zeros_like(attn.v_bias), attn.v_bias])
     qkv = host.linear(y, attn.qkv.weight, projected)
-    bias = with_bias(position_bias(attn, given), bias)
-    y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
+    q, k, v = split_heads(qkv, attn.num_heads)
+    bias = add_biases(position_bias(attn, given), bias)
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, attn.scale)
     y = attn.proj_drop(attn.proj(y))
     if block.gamma_1 is not None:
         y = block.gamma_1 * y
     return x + block.drop_path(y), k
-
-
-def feed_cae(block: Any, x: Array) -> Array:
-    y = block.mlp(block.norm2(x))
-    if block.gamma_2 is not None:
-        y = block.gamma_2 * y
-    return x + block.drop_path(y)
 
 
 def always(tower: Any) -> bool:
@@ -103,7 +98,7 @@ CAE = replace(
     children={**VIT.children, "attn": (f"{_CAE}.Attention",), "mlp": (f"{_CAE}.Mlp",)},
     tensors=("gamma_1", "gamma_2"),
     attend=attend_cae,
-    feed=feed_cae,
+    feed=feed_gamma,
     arguments=("rel_pos_bias",),
     carry=carry_bias,
     bypasses=("attn", "attn.qkv"),

@@ -19,6 +19,7 @@ from tomecore.adapters.families.timm.common import (
     NORMS,
     SCALES,
     TOWERS,
+    feed_post_norm,
 )
 from tomecore.adapters.families.timm.vit import VIT
 from tomecore.backends import Array
@@ -36,10 +37,6 @@ def attend_post_norm(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> Array:
     return x + block.drop_path1(block.norm1(block.attn(x, attn_mask=bias)))
-
-
-def feed_post_norm(block: Any, x: Array) -> Array:
-    return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
 def attend_branches(

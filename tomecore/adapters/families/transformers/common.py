@@ -8,11 +8,12 @@ given whatever keyword arguments the user gave the model, flags of the outputs a
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from tomecore.adapters.engine.spec import Trim, qualified_name
+from tomecore.adapters.engine.spec import Anatomy, Trim, qualified_name
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.families.rows import attended, of_separate
+from tomecore.adapters.families.attention import add_biases, attend_heads, separate_qkv
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -20,8 +21,8 @@ __all__ = [
     "FLAGS",
     "MASKED",
     "READERS",
-    "SEPARATE",
-    "Names",
+    "anatomy_of",
+    "attend_rows",
     "hidden_states_wanted",
     "hooked_by_others",
     "no_mask",
@@ -30,7 +31,6 @@ __all__ = [
     "one_in_front",
     "recorded",
     "registers_in_front",
-    "rows_attended",
     "trim_of",
     "where_pooled",
     "with_bias",
@@ -47,24 +47,6 @@ FLAGS = (
 )
 #: what layers that take a mask are called with, in order
 MASKED = ("attention_mask", *FLAGS)
-
-#: children of attention with a projection for each of queries, keys and values
-SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-#: rotary cos and sin
-Tables = tuple[Array, Array]
-
-
-class Names(NamedTuple):
-    """Attributes of an attention."""
-
-    heads: str
-    dropout: str
-    scale: str
-    project: str
-
-
-_NAMES = Names("num_attention_heads", "attention_dropout", "scaling", "o_proj")
 
 #: kernels that add a bias of one number for each key to the attention scores
 _WITH_BIAS = ("sdpa", "eager")
@@ -113,8 +95,7 @@ def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict
             "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
             "prop_attn=False where there is no padding."
         )
-    mask = given.get("attention_mask")
-    return {**given, "attention_mask": bias if mask is None else mask + bias}
+    return {**given, "attention_mask": add_biases(given.get("attention_mask"), bias)}
 
 
 def no_mask(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
@@ -157,57 +138,70 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
     return False
 
 
-def rows_attended(
-    host: Any,
-    attention: Any,
-    x: Array,
-    bias: Array | None,
-    rows: int,
-    *,
-    names: Names = _NAMES,
-    tables: Tables | None = None,
+def attend_rows(
+    host: Any, attention: Any, y: Array, bias: Array | None, given: dict[str, Any], rows: int
 ) -> Array:
-    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel.
+    """What ``attention`` makes of the first ``rows`` tokens of y (B, N, C), on torch's fused kernel."""
+    q, k, v, scale = qkv(host, attention, y, given, rows)
+    dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
+    out = attend_heads(host, (q, k, v), bias, dropout, scale)
+    return either(attention, "o_proj", "out_proj")(out)
 
-    Args:
-        host: the framework.
-        attention: with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
-        x: (B, N, C).
-        bias: (B, 1, 1, N) or None.
-        rows: tokens at the front; with tables none that these rotate.
-        names: what the attention calls the rest.
-        tables: rotary cos and sin of the tokens at the end, shape (... , N - P, D), for ``attention``'s own
-            ``apply_rotary_pos_emb``.
+
+def qkv(
+    host: Any, attention: Any, y: Array, given: dict[str, Any], rows: int | None
+) -> tuple[Array, Array, Array, float]:
+    """The anatomy of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
+
+    Rotary tables are those of the tokens behind the prefix; ``rows`` are prefix tokens.
     """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    dropout = getattr(attention, names.dropout) if attention.training else 0.0
-    heads = getattr(attention, names.heads)
-    q, k, v = of_separate(projections, x, rows, heads, attention.head_dim)
+    q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
+    tables = given.get("position_embeddings")
     if tables is not None:
-        k = k.transpose(1, 2)
         rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
-        k = rotate(k[:, :1], k, *tables)[1].transpose(1, 2)
-    y = attended(host, (q, k, v), bias, dropout=dropout, scale=getattr(attention, names.scale))
-    out: Array = getattr(attention, names.project)(y)
-    return out
+        k = k.transpose(1, 2)
+        rotated, k = rotate(k[:, :1] if rows is not None else q.transpose(1, 2), k, *tables)
+        q, k = q if rows is not None else rotated.transpose(1, 2), k.transpose(1, 2)
+    return q, k, v, either(attention, "scaling", "scale")
+
+
+def either(module: Any, name: str, other: str) -> Any:
+    """The attribute ``name`` of ``module``, which some classes call ``other``."""
+    return getattr(module, name) if hasattr(module, name) else getattr(module, other)
+
+
+def anatomy_of(
+    attend: Callable[..., Any],
+    path: str,
+    norm: str,
+    classes: tuple[str, ...],
+    output: str = "o_proj",
+) -> Anatomy:
+    """The anatomy of layers with an attention of these classes, at ``path``; see :class:`Anatomy`."""
+    parts = ("q_proj", "k_proj", "v_proj", output)
+    return Anatomy(attend, path, norm, qkv, dict.fromkeys(classes, parts))
 
 
 def why_not_rows(attention: Any) -> str | None:
-    """Why :func:`rows_attended` would not be what ``attention`` computes, or None."""
+    """Why :func:`attend_rows` would not be what ``attention`` computes, or None."""
     kernel = attention.config._attn_implementation
     if kernel not in _WITH_BIAS:
         return (
-            f"the model attends by {kernel!r}, and the form for single tokens is written for "
+            f"the model attends by {kernel!r}, and the form for prefix tokens is written for "
             f"{' and '.join(map(repr, _WITH_BIAS))}: call model.set_attn_implementation('sdpa')"
         )
     return None
 
 
-def trim_of(path: str, classes: dict[str, tuple[str, ...]], **known: Any) -> Trim:
-    """The trimmed form of layers that attend by :func:`rows_attended`, at ``path``; see :class:`Trim`."""
+def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
+    """The trimmed form of these layers; see :class:`Trim`."""
+    path = anatomy.attention
     return Trim(
+        of=anatomy.of,
+        attend=anatomy.of,
         attention=path,
-        classes=classes,
+        classes=anatomy.classes,
         keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
         refuse=why_not_rows,
         watched=attentions_wanted,

@@ -11,17 +11,16 @@ from typing import Any
 
 from tomecore.adapters.engine.positions import merged_bias, merged_table
 from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
     MASKED,
-    SEPARATE,
-    Names,
+    anatomy_of,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
     one_in_front,
     registers_in_front,
-    rows_attended,
     trim_of,
     where_pooled,
     with_bias,
@@ -33,10 +32,6 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-_NAMES = Names("num_heads", "dropout", "scaling", "o_proj")
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
-_IDENTITY = ("torch.nn.modules.linear.Identity",)
-
 
 def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
     """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
@@ -44,17 +39,6 @@ def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict
     cos, sin = given["position_embeddings"]
     tables = (merged_table(host, cos, run), merged_table(host, sin, run))
     return {**given, "position_embeddings": tables}
-
-
-def attend_dinov3_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    """The class token and registers, which are the rows, are not rotated."""
-    tables = given["position_embeddings"]
-    y = rows_attended(
-        host, block.attention, block.norm1(x), bias, rows, names=_NAMES, tables=tables
-    )
-    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
 
 
 def heads_of_dinov3(block: Any) -> int:
@@ -105,16 +89,18 @@ def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[s
     return given
 
 
+ANATOMY = anatomy_of(attend_dino, "attention", "norm1", of("dinov3_vit", "DINOv3ViTAttention"))
+
 DINOV3 = Spec(
     family="transformers DINOv3",
     blocks=of("dinov3_vit", "DINOv3ViTLayer"),
     towers=dict.fromkeys(of("dinov3_vit", "DINOv3ViTEncoder"), "layer"),
     children={
-        "norm1": _NORM,
+        "norm1": LAYER_NORM,
         "attention": of("dinov3_vit", "DINOv3ViTAttention"),
         "layer_scale1": of("dinov3_vit", "DINOv3ViTLayerScale"),
-        "drop_path": (*_IDENTITY, *of("dinov3_vit", "Dinov3ViTDropPath", "DINOv3ViTDropPath")),
-        "norm2": _NORM,
+        "drop_path": (*IDENTITY, *of("dinov3_vit", "Dinov3ViTDropPath", "DINOv3ViTDropPath")),
+        "norm2": LAYER_NORM,
         "mlp": of("dinov3_vit", "DINOv3ViTMLP", "DINOv3ViTGatedMLP"),
         "layer_scale2": of("dinov3_vit", "DINOv3ViTLayerScale"),
     },
@@ -129,11 +115,9 @@ DINOV3 = Spec(
     dense=hidden_states_wanted,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",
+    anatomy=ANATOMY,
     trim=trim_of(
-        "attention",
-        dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
-        of=attend_dino,
-        attend=attend_dinov3_rows,
+        ANATOMY,
         towers=of("dinov3_vit", "DINOv3ViTEncoder"),
         around=of("dinov3_vit", "DINOv3ViTModel"),
     ),
@@ -146,11 +130,11 @@ BEIT = Spec(
     towers=dict.fromkeys(of("beit", "BeitModel"), "layers"),
     children={
         "attention": of("beit", "BeitAttention"),
-        "layernorm_before": _NORM,
-        "layernorm_after": _NORM,
+        "layernorm_before": LAYER_NORM,
+        "layernorm_after": LAYER_NORM,
         "mlp": of("beit", "BeitMLP"),
-        "dropout": ("torch.nn.modules.dropout.Dropout",),
-        "drop_path": (*_IDENTITY, *of("beit", "BeitDropPath")),
+        "dropout": DROPOUT,
+        "drop_path": (*IDENTITY, *of("beit", "BeitDropPath")),
         "relative_position_bias": of("beit", "BeitRelativePositionBias"),
     },
     tensors=("lambda_1", "lambda_2"),

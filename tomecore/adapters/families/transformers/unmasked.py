@@ -13,6 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.spec import Spec, never
+from tomecore.adapters.families.attention import attend_heads, separate_qkv, split_heads
+from tomecore.adapters.families.classes import DROPOUT, LAYER_NORM
+from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.transformers.common import (
     FLAGS,
     hidden_states_wanted,
@@ -32,8 +35,6 @@ from tomecore.errors import UnsupportedModelError
 __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
-
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
 
 #: module -> start of its names
 _BLIPS = {
@@ -61,27 +62,21 @@ def check_not_recorded() -> None:
         )
 
 
-def attended(host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend_two_deep(
+    host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
+) -> Array:
     """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
     if bias is None:
         return block.attention(y, **given)
     inner = block.attention.attention
     check_not_recorded()
-    heads, width = inner.num_attention_heads, inner.attention_head_size
-    shape = (-1, y.shape[1], heads, width)
-    out = host.attention(
-        inner.query(y).reshape(shape),
-        inner.key(y).reshape(shape),
-        inner.value(y).reshape(shape),
-        bias,
-        dropout=inner.dropout_prob if inner.training else 0.0,
-        scale=inner.scaling,
-    )
-    return block.attention.output(out.reshape(-1, y.shape[1], heads * width), y)
+    qkv = separate_qkv((inner.query, inner.key, inner.value), y, inner.attention_head_size)
+    dropout = inner.dropout_prob if inner.training else 0.0
+    return block.attention.output(attend_heads(host, qkv, bias, dropout, inner.scaling), y)
 
 
 def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
-    return attended(host, block, block.layernorm_before(x), bias, given) + x
+    return attend_two_deep(host, block, block.layernorm_before(x), bias, given) + x
 
 
 def feed_two(block: Any, x: Array) -> Array:
@@ -91,7 +86,7 @@ def feed_two(block: Any, x: Array) -> Array:
 def attend_old_dino(
     host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> Array:
-    y = attended(host, block, block.norm1(x), bias, given)
+    y = attend_two_deep(host, block, block.norm1(x), bias, given)
     return block.drop_path(block.layer_scale1(y)) + x
 
 
@@ -104,23 +99,15 @@ def attend_blip(
 ) -> tuple[Array, Array]:
     attention = block.self_attn
     check_not_recorded()
-    y = block.layer_norm1(x)
-    heads, tokens, width = attention.num_heads, y.shape[1], y.shape[2]
-    qkv = attention.qkv(y).reshape(-1, tokens, 3, heads, width // heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = split_heads(attention.qkv(block.layer_norm1(x)), attention.num_heads)
     rate = (
         attention.attention_dropout
         if hasattr(attention, "attention_dropout")
         else attention.dropout.p
     )
-    y = host.attention(
-        q, k, v, bias, dropout=rate if attention.training else 0.0, scale=attention.scale
-    )
-    return attention.projection(y.reshape(-1, tokens, width)) + x, k
-
-
-def feed_blip(block: Any, x: Array) -> Array:
-    return block.mlp(block.layer_norm2(x)) + x
+    dropout = rate if attention.training else 0.0
+    y = attend_heads(host, (q, k, v), bias, dropout, attention.scale)
+    return attention.projection(y) + x, k
 
 
 def attend_internvl(
@@ -148,8 +135,8 @@ def _two(family: str, module: str, start: str, tower: str, **known: Any) -> Spec
             "attention": of(module, f"{start}Attention"),
             "intermediate": of(module, f"{start}Intermediate"),
             "output": of(module, f"{start}Output"),
-            "layernorm_before": _NORM,
-            "layernorm_after": _NORM,
+            "layernorm_before": LAYER_NORM,
+            "layernorm_after": LAYER_NORM,
         },
         attend=attend_two,
         feed=feed_two,
@@ -203,12 +190,12 @@ BLIP = Spec(
     towers=dict.fromkeys(_blip("VisionModel"), "encoder.layers"),
     children={
         "self_attn": _blip("Attention"),
-        "layer_norm1": _NORM,
+        "layer_norm1": LAYER_NORM,
         "mlp": _blip("MLP"),
-        "layer_norm2": _NORM,
+        "layer_norm2": LAYER_NORM,
     },
     attend=attend_blip,
-    feed=feed_blip,
+    feed=feed_layer_norm2,
     key_heads=2,
     prefix=one_in_front,
     arguments=FLAGS,
@@ -227,9 +214,9 @@ INTERNVL = Spec(
     children={
         "attention": of("internvl", "InternVLVisionAttention"),
         "mlp": of("internvl", "InternVLVisionMLP"),
-        "layernorm_before": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
-        "layernorm_after": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
-        "dropout": ("torch.nn.modules.dropout.Dropout",),
+        "layernorm_before": (*LAYER_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "layernorm_after": (*LAYER_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "dropout": DROPOUT,
     },
     tensors=("lambda_1", "lambda_2"),
     attend=attend_internvl,
