@@ -200,5 +200,5 @@ def test_a_block_without_numbers_cannot_prove_itself():
 
 
 def test_the_shorter_sequence_is_not_handed_to_a_stranger():
-    with pytest.raises(UnsupportedModelError, match="nobody has read how this model pools"):
+    with pytest.raises(UnsupportedModelError, match="how this model pools its tokens is unknown"):
         tome.apply_patch(Tower(model_of(Rewritten)), restore=False)

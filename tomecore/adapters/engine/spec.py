@@ -18,6 +18,7 @@ from tomecore.adapters.engine.swap import original_class
 
 __all__ = [
     "Anatomy",
+    "Kwargs",
     "Spec",
     "Trim",
     "attribute",
@@ -29,6 +30,9 @@ __all__ = [
     "qualified_name",
     "replaced_forward",
 ]
+
+#: what a block is called with beside its tokens, by name, where it is not None
+Kwargs = dict[str, Any]
 
 
 def nothing(module: Any) -> None:

@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.spec import Anatomy, Trim
 from tomecore.backends import Array
 
-__all__ = ["add_biases", "attend_heads", "fused_qkv", "project_rows", "separate_qkv", "split_heads"]
+__all__ = [
+    "add_biases",
+    "attend_heads",
+    "fused_qkv",
+    "project_rows",
+    "separate_qkv",
+    "split_heads",
+    "trim_with",
+]
 
 
 def fused_qkv(
@@ -78,3 +87,9 @@ def add_biases(positions: Array | None, sizes: Array | None) -> Array | None:
     if positions is None or sizes is None:
         return sizes if positions is None else positions
     return positions + sizes
+
+
+def trim_with(anatomy: Anatomy, **known: Any) -> Trim:
+    """The trimmed form of blocks whose ``attend`` takes the number of rows; see :class:`Trim`."""
+    path, classes = anatomy.attention, anatomy.classes
+    return Trim(of=anatomy.of, attend=anatomy.of, attention=path, classes=classes, **known)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import attend_heads, fused_qkv
 from tomecore.adapters.families.classes import IDENTITY, NORMS
 from tomecore.adapters.families.readers import IntermediateLayers
@@ -26,7 +26,7 @@ _DROP_PATHS = ("dinov2.layers.drop_path.DropPath", *IDENTITY)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tomecore.adapters.engine.spec import Anatomy, Trim
-from tomecore.adapters.families.attention import attend_heads, project_rows, split_heads
+from tomecore.adapters.families.attention import attend_heads, project_rows, split_heads, trim_with
 from tomecore.backends import Array
 
 __all__ = ["MULTIHEAD", "anatomy_of", "attention", "qkv", "trim_of", "why_not"]
@@ -40,7 +40,7 @@ def qkv(
 def attention(
     host: Any, module: Any, y: Array, bias: Array | None, rows: int | None = None
 ) -> tuple[Array, Array]:
-    """What ``module`` makes of the first ``rows`` tokens of ``y`` (B, N, C), and the keys (B, N, H, D)."""
+    """The output of ``module`` for the first ``rows`` tokens of y (B, N, C), and the keys (B, N, H, D)."""
     q, k, v, scale = qkv(host, module, y, None, rows)
     dropout = module.dropout if module.training else 0.0
     out = attend_heads(host, (q, k, v), bias, dropout, scale)
@@ -65,12 +65,5 @@ def anatomy_of(attend: Callable[..., Any], path: str, norm: str) -> Anatomy:
 
 def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
     """The trimmed form of these blocks; see :class:`Trim`."""
-    return Trim(
-        of=anatomy.of,
-        attend=anatomy.of,
-        attention=anatomy.attention,
-        classes=anatomy.classes,
-        keys={f"{anatomy.attention}.in_proj_weight": 2 / 3},
-        refuse=why_not,
-        **known,
-    )
+    keys = {f"{anatomy.attention}.in_proj_weight": 2 / 3}
+    return trim_with(anatomy, keys=keys, refuse=why_not, **known)

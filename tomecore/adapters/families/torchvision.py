@@ -1,6 +1,6 @@
 """torchvision's VisionTransformer: ViT-B, L and H, also with SWAG weights or a convolutional stem.
 
-One class token, which alone is read at the end. The attention is torch's MultiheadAttention, which
+Only its class token is read at the end. The attention is torch's MultiheadAttention, which
 hands out no keys, so the attention half is ours (``multihead.py``): equal to rounding.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, NORMS
 from tomecore.adapters.families.halves import feed_ln_2
 from tomecore.adapters.families.multihead import (
@@ -26,12 +26,7 @@ FRAMEWORK = "torch"
 
 
 def attend(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.self_attention, block.ln_1(x), bias, rows)
     return block.dropout(y) + (x if rows is None else x[:, :rows]), key

@@ -8,6 +8,7 @@ from typing import Any
 
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.positions import merged_bias
+from tomecore.adapters.engine.spec import Kwargs
 from tomecore.adapters.engine.swap import Swapped
 from tomecore.adapters.families.attention import attend_heads, separate_qkv
 from tomecore.adapters.families.readers import read_with
@@ -21,7 +22,7 @@ __all__ = [
     "attend_with_dropout",
     "carry_bias",
     "feed_gamma",
-    "one_in_front",
+    "one_prefix_token",
     "position_bias",
 ]
 
@@ -31,7 +32,7 @@ IDENTITY = ".paddle.nn.layer.common.Identity"
 _MERGED = "merged bias"
 
 
-def one_in_front(tower: Any) -> int:
+def one_prefix_token(tower: Any) -> int:
     """The class token."""
     return 1
 
@@ -67,7 +68,7 @@ def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
 def attend_projected(
     host: Any, attn: Any, x: Array, bias: Array | None, scale: float
 ) -> tuple[Array, Array]:
-    """What attention makes of ``x``, (B, N, C), and the keys (B, N, H, D), of three projections."""
+    """The output of an attention with three projections, (B, N, C), and the keys (B, N, H, D)."""
     q, k, v = separate_qkv((attn.q_proj, attn.k_proj, attn.v_proj), x, attn.head_dim)
     dropout = attn.dropout if attn.training else 0.0
     y = attn.out_proj(attend_heads(host, (q, k, v), bias, dropout, scale))
@@ -83,7 +84,7 @@ def feed_gamma(block: Any, x: Array) -> Array:
     return x + block.drop_path(y)
 
 
-def position_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def position_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None: a table of the block, a shared one, or both.
 
     The block's table is BEiT's: an index of pairs of positions, the class token among them.
@@ -103,7 +104,7 @@ def position_bias(attn: Any, given: dict[str, Any]) -> Array | None:
     return own if shared is None else own + shared
 
 
-def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = position_bias(block.attn, given)
     return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
 

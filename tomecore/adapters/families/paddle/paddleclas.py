@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
     NORMS,
@@ -30,7 +30,7 @@ _MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)

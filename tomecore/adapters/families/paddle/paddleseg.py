@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
     NORMS,
     attend_with_dropout,
     carry_bias,
     feed_gamma,
-    one_in_front,
+    one_prefix_token,
     position_bias,
 )
 from tomecore.adapters.families.paddle.plsc import attend as attend_plain
@@ -37,7 +37,7 @@ _DROP_PATHS = (
 
 
 def attend_cae(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     y = block.norm1(x)
@@ -77,7 +77,7 @@ VIT = Spec(
     attend=attend_plain,
     feed=feed_plain,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     dense=always,
     why_restore=lays_out,

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import fused_qkv, split_heads
 from tomecore.adapters.families.paddle.common import (
     IDENTITY,
     NORMS,
     attend_with_dropout,
-    one_in_front,
+    one_prefix_token,
 )
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
 from tomecore.adapters.families.readers import IntermediateLayers
@@ -35,7 +35,7 @@ _SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
@@ -44,7 +44,7 @@ def attend_dino(
 
 
 def attend_dinov2(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))
@@ -82,7 +82,7 @@ DINO = Spec(
     attend=attend_dino,
     feed=feed_plain,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     arguments=("return_attention",),
     accepts={"return_attention": False},
@@ -113,7 +113,7 @@ DINOV2 = Spec(
     attend=attend_dinov2,
     feed=feed_dinov2,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     bypasses=("attn",),
     tower_mixin=IntermediateLayers,

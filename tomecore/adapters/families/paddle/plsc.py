@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Anatomy, Spec, Trim
-from tomecore.adapters.families.attention import fused_qkv
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
+from tomecore.adapters.families.attention import fused_qkv, trim_with
 from tomecore.adapters.families.paddle.common import IDENTITY, NORMS, attend_with_dropout
 from tomecore.backends import Array
 
@@ -49,12 +49,7 @@ _DROP_PATHS = (
 
 
 def attend(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x), given, rows)
@@ -125,11 +120,8 @@ VIT = Spec(
     why_restore=why_restore,
     bypasses=("attn",),
     anatomy=ANATOMY,
-    trim=Trim(
-        of=attend,
-        attend=attend,
-        attention=ANATOMY.attention,
-        classes=ANATOMY.classes,
+    trim=trim_with(
+        ANATOMY,
         towers=_READ,
         keys={"attn.qkv": 2 / 3},
         why_not=why_not_rows,

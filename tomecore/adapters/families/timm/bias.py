@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_bias
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, attend_heads, split_heads
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
@@ -37,7 +37,7 @@ _MERGED = "merged bias"
 
 
 def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(beit_qkv(host, attn, block.norm1(x)), attn.num_heads)
@@ -47,14 +47,14 @@ def attend_beit(
     return x + block.drop_path1(y), k
 
 
-def carry_beit(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_beit(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = beit_bias(block.attn, given)
     if bias is None:
         return {}
     return {_MERGED: merged_bias(host, bias if len(bias.shape) == 4 else bias[None], run)}
 
 
-def beit_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def beit_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a shared one alone may lack the first axis."""
     if _MERGED in given:
         return given[_MERGED]
@@ -76,21 +76,21 @@ def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
 
 
 def attend_rel_pos(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     y, k = rel_pos_attention(host, block, block.norm1(x), bias, given)
     return x + block.drop_path1(block.ls1(y)), k
 
 
 def attend_rel_pos_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     y, k = rel_pos_attention(host, block, x, bias, given)
     return x + block.drop_path1(block.norm1(y)), k
 
 
 def rel_pos_attention(
-    host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(y), attn.num_heads)
@@ -101,12 +101,12 @@ def rel_pos_attention(
     return attend_and_project(host, attn, (q, k, v), bias), k
 
 
-def carry_rel_pos(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_rel_pos(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = rel_pos_bias(block.attn, given)
     return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
 
 
-def rel_pos_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def rel_pos_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a table of its own hides a shared one."""
     if _MERGED in given:
         return given[_MERGED]

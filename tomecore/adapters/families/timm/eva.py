@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_table
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     DROP_PATHS,
@@ -37,28 +37,24 @@ _ATTENTIONS = ("timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttent
 _NAFLEX = {"timm.models.naflexvit.NaFlexVit": "blocks"}
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(block.norm1(x), rope=given.get("rope"), attn_mask=bias)
     gamma = getattr(block, "gamma_1", None)
     return x + block.drop_path1(y if gamma is None else gamma * y)
 
 
-def attend_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_post_norm(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(x, rope=given.get("rope"), attn_mask=bias)
     return x + block.drop_path1(block.norm1(y))
 
 
-def carry(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     if "rope" in given:
         return {**given, "rope": merged_table(host, given["rope"], run)}
     return given
 
 
-def attend_gemma(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_gemma(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(block.norm1(x), given["rope_cos"], given["rope_sin"], attn_mask=bias)
     return x + block.drop_path(block.norm2(y))
 
@@ -67,7 +63,7 @@ def feed_gemma(block: Any, x: Array) -> Array:
     return x + block.drop_path(block.norm4(block.mlp(block.norm3(x))))
 
 
-def carry_gemma(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_gemma(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """Gemma's tables are (B, N, D), without an axis of heads."""
     tables = {
         name: merged_table(host, given[name][:, None], run)[:, 0]

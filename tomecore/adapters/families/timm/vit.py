@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Anatomy, Spec, Trim
-from tomecore.adapters.families.attention import attend_heads, fused_qkv
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
+from tomecore.adapters.families.attention import attend_heads, fused_qkv, trim_with
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     ARGUMENTS,
@@ -33,12 +33,7 @@ FRAMEWORK = "torch"
 
 
 def attend(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
     y = block.norm1(x)
     if rows is None:
@@ -51,12 +46,13 @@ def attend(
 def qkv(
     host: Any, attn: Any, y: Array, given: Any, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
+    """The anatomy of timm's attention: queries and keys have norms, per head."""
     q, k, v, scale = fused_qkv(host, attn, y, given, rows)
     return normed(host, attn.q_norm, q), normed(host, attn.k_norm, k), v, scale
 
 
 def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -> Array:
-    """What ``attn`` makes of the first ``rows`` tokens of ``y``."""
+    """The output of ``attn`` for the first ``rows`` tokens of ``y``."""
     q, k, v, scale = qkv(host, attn, y, None, rows)
     out = attend_heads(host, (q, k, v), bias, attn.attn_drop.p if attn.training else 0.0, scale)
     out = out if getattr(attn, "norm", None) is None else attn.norm(out)
@@ -66,7 +62,7 @@ def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -
 
 
 def normed(host: Any, norm: Any, x: Array) -> Array:
-    """(B, N, H, D), normed as timm does, with the heads in front."""
+    """``norm`` of x (B, N, H, D), called as timm does, on (B, H, N, D)."""
     xp = host.backend().xp
     y: Array = xp.permute_dims(norm(xp.permute_dims(x, (0, 2, 1, 3))), (0, 2, 1, 3))
     return y
@@ -119,11 +115,8 @@ VIT = Spec(
     why_restore=pools_over_tokens,
     tower_mixin=ForwardIntermediates,
     anatomy=ANATOMY,
-    trim=Trim(
-        of=attend,
-        attend=attend,
-        attention=ANATOMY.attention,
-        classes=ANATOMY.classes,
+    trim=trim_with(
+        ANATOMY,
         towers=(
             *TOWERS,
             "timm.models.deit.VisionTransformerDistilled",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import LAYER_NORM
 from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.transformers.common import (
@@ -86,12 +86,7 @@ def _nth(models: Mapping[str, tuple[str, ...]], n: int) -> tuple[str, ...]:
 
 
 def attend_clip(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
     attention, y = block.self_attn, block.layer_norm1(x)
     if rows is None:
@@ -121,10 +116,10 @@ def real_tokens(mask: Array) -> Array:
 
 
 #: those whose pooler reads the class token, and whose models read the pooler
-_POOLED_IN_FRONT = ("clip", "metaclip_2", "altclip", "chinese_clip")
-_IN_FRONT = {name: _CLIPS[name] for name in _POOLED_IN_FRONT}
+_PREFIX_POOLED = ("clip", "metaclip_2", "altclip", "chinese_clip")
+_PREFIX = {name: _CLIPS[name] for name in _PREFIX_POOLED}
 
-ANATOMY = anatomy_of(attend_clip, "self_attn", "layer_norm1", _nth(_IN_FRONT, 2), "out_proj")
+ANATOMY = anatomy_of(attend_clip, "self_attn", "layer_norm1", _nth(_PREFIX, 2), "out_proj")
 
 CLIP = Spec(
     family="transformers CLIP / SigLIP",
@@ -152,7 +147,7 @@ CLIP = Spec(
     anatomy=ANATOMY,
     trim=trim_of(
         ANATOMY,
-        towers=_nth(_IN_FRONT, 0),
+        towers=_nth(_PREFIX, 0),
         around=(
             *of("clip", "CLIPModel", "CLIPVisionModelWithProjection"),
             *of("metaclip_2", "MetaClip2Model", "MetaClip2VisionModelWithProjection"),

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tomecore.adapters.engine.spec import Anatomy, Trim, qualified_name
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Trim, qualified_name
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.families.attention import add_biases, attend_heads, separate_qkv
+from tomecore.adapters.families.attention import add_biases, attend_heads, separate_qkv, trim_with
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -23,14 +23,14 @@ __all__ = [
     "READERS",
     "anatomy_of",
     "attend_rows",
+    "class_and_registers",
     "hidden_states_wanted",
     "hooked_by_others",
     "no_mask",
-    "none_in_front",
+    "no_prefix",
     "of",
-    "one_in_front",
+    "one_prefix_token",
     "recorded",
-    "registers_in_front",
     "trim_of",
     "where_pooled",
     "with_bias",
@@ -84,7 +84,7 @@ READERS = {
 }
 
 
-def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict[str, Any]:
+def with_bias(attention: Any, bias: Array | None, given: Kwargs) -> dict[str, Any]:
     """What ``attention`` is called with, so that ``bias`` is added to its scores."""
     if bias is None:
         return given
@@ -98,7 +98,7 @@ def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict
     return {**given, "attention_mask": add_biases(given.get("attention_mask"), bias)}
 
 
-def no_mask(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def no_mask(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """``Spec.carry`` of layers whose only argument about tokens is a mask by the user.
 
     While torch.export traces, the library makes a mask even where it was given none: one row for each
@@ -139,9 +139,9 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
 
 
 def attend_rows(
-    host: Any, attention: Any, y: Array, bias: Array | None, given: dict[str, Any], rows: int
+    host: Any, attention: Any, y: Array, bias: Array | None, given: Kwargs, rows: int
 ) -> Array:
-    """What ``attention`` makes of the first ``rows`` tokens of y (B, N, C), on torch's fused kernel."""
+    """The output of ``attention`` for the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
     q, k, v, scale = qkv(host, attention, y, given, rows)
     dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
     out = attend_heads(host, (q, k, v), bias, dropout, scale)
@@ -149,7 +149,7 @@ def attend_rows(
 
 
 def qkv(
-    host: Any, attention: Any, y: Array, given: dict[str, Any], rows: int | None
+    host: Any, attention: Any, y: Array, given: Kwargs, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
     """The anatomy of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
 
@@ -159,11 +159,17 @@ def qkv(
     q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
     tables = given.get("position_embeddings")
     if tables is not None:
-        rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
-        k = k.transpose(1, 2)
-        rotated, k = rotate(k[:, :1] if rows is not None else q.transpose(1, 2), k, *tables)
-        q, k = q if rows is not None else rotated.transpose(1, 2), k.transpose(1, 2)
+        k = rotated(attention, k, tables)
+        q = rotated(attention, q, tables) if rows is None else q
     return q, k, v, either(attention, "scaling", "scale")
+
+
+def rotated(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
+    """x (B, N, H, D), rotated by the library's own function with ``tables`` of cos and sin."""
+    rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
+    x = x.transpose(1, 2)
+    y: Array = rotate(x[:, :1], x, *tables)[1].transpose(1, 2)
+    return y
 
 
 def either(module: Any, name: str, other: str) -> Any:
@@ -196,17 +202,8 @@ def why_not_rows(attention: Any) -> str | None:
 
 def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
     """The trimmed form of these layers; see :class:`Trim`."""
-    path = anatomy.attention
-    return Trim(
-        of=anatomy.of,
-        attend=anatomy.of,
-        attention=path,
-        classes=anatomy.classes,
-        keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
-        refuse=why_not_rows,
-        watched=attentions_wanted,
-        **known,
-    )
+    keys = {f"{anatomy.attention}.{name}": 1 for name in ("k_proj", "v_proj")}
+    return trim_with(anatomy, keys=keys, refuse=why_not_rows, watched=attentions_wanted, **known)
 
 
 def recorded(what: str) -> bool:
@@ -219,15 +216,15 @@ def recorded(what: str) -> bool:
     return collected is not None and what in collected
 
 
-def none_in_front(tower: Any) -> int:
+def no_prefix(tower: Any) -> int:
     return 0
 
 
-def one_in_front(tower: Any) -> int:
+def one_prefix_token(tower: Any) -> int:
     return 1
 
 
-def registers_in_front(tower: Any) -> int:
+def class_and_registers(tower: Any) -> int:
     """The class token, and registers where the model has any."""
     return 1 + (getattr(tower.config, "num_register_tokens", 0) or 0)
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_bias, merged_table
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
     MASKED,
     anatomy_of,
+    class_and_registers,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
-    one_in_front,
-    registers_in_front,
+    one_prefix_token,
     trim_of,
     where_pooled,
     with_bias,
@@ -33,7 +33,7 @@ __all__ = ["FRAMEWORK", "SPECS"]
 FRAMEWORK = "torch"
 
 
-def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_tables(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
     given = no_mask(host, block, given, run)
     cos, sin = given["position_embeddings"]
@@ -45,9 +45,7 @@ def heads_of_dinov3(block: Any) -> int:
     return int(block.attention.num_heads)
 
 
-def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_beit(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     attention = block.attention
     given = with_positions(block, given, x.shape[1])
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
@@ -59,7 +57,7 @@ def feed_beit(block: Any, x: Array) -> Array:
     return block.drop_path(block.lambda_2 * y) + x
 
 
-def with_positions(block: Any, given: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+def with_positions(block: Any, given: Kwargs, num_tokens: int) -> dict[str, Any]:
     """``given`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it was not there."""
     if "resolution" not in given:
         return given
@@ -77,7 +75,7 @@ def with_positions(block: Any, given: dict[str, Any], num_tokens: int) -> dict[s
     return rest
 
 
-def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """The bias of all tokens, shared or the layer's own, as that of the merged ones."""
     mask = given.get("attention_mask")
     shared = block.attention.config.use_shared_relative_position_bias
@@ -108,7 +106,7 @@ DINOV3 = Spec(
     feed=feed_dino,
     key="attention.k_proj",
     heads=heads_of_dinov3,
-    prefix=registers_in_front,
+    prefix=class_and_registers,
     arguments=("attention_mask", "position_embeddings", *MASKED[1:]),
     accepts={"is_causal": False},
     carry=carry_tables,
@@ -142,7 +140,7 @@ BEIT = Spec(
     feed=feed_beit,
     key="attention.k_proj",
     heads=heads_vit,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     arguments=("attention_mask", "interpolate_pos_encoding", "resolution", *MASKED[1:]),
     accepts={"is_causal": False},
     carry=carry_bias,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, never
+from tomecore.adapters.engine.spec import Kwargs, Spec, never
 from tomecore.adapters.families.attention import attend_heads, separate_qkv, split_heads
 from tomecore.adapters.families.classes import DROPOUT, LAYER_NORM
 from tomecore.adapters.families.halves import feed_layer_norm2
@@ -21,9 +21,9 @@ from tomecore.adapters.families.transformers.common import (
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
-    none_in_front,
+    no_prefix,
     of,
-    one_in_front,
+    one_prefix_token,
     recorded,
     where_pooled,
     with_bias,
@@ -62,9 +62,7 @@ def check_not_recorded() -> None:
         )
 
 
-def attend_two_deep(
-    host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_two_deep(host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs) -> Array:
     """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
     if bias is None:
         return block.attention(y, **given)
@@ -75,7 +73,7 @@ def attend_two_deep(
     return block.attention.output(attend_heads(host, qkv, bias, dropout, inner.scaling), y)
 
 
-def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     return attend_two_deep(host, block, block.layernorm_before(x), bias, given) + x
 
 
@@ -83,9 +81,7 @@ def feed_two(block: Any, x: Array) -> Array:
     return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
-def attend_old_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_old_dino(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = attend_two_deep(host, block, block.norm1(x), bias, given)
     return block.drop_path(block.layer_scale1(y)) + x
 
@@ -95,7 +91,7 @@ def heads_two(block: Any) -> int:
 
 
 def attend_blip(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attention = block.self_attn
     check_not_recorded()
@@ -110,9 +106,7 @@ def attend_blip(
     return attention.projection(y) + x, k
 
 
-def attend_internvl(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_internvl(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     attention = block.attention
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
     return block.lambda_1 * y + x
@@ -157,7 +151,7 @@ VIDEO_MAE = _two(
     "videomae",
     "VideoMAE",
     "VideoMAEModel",
-    prefix=none_in_front,
+    prefix=no_prefix,
     prop_attn=never,
     notes="prop_attn=False by default; with it, attentions cannot be recorded",
     why_restore=where_pooled,
@@ -180,7 +174,7 @@ DPT = _two(
     "dpt",
     "DPTViT",
     "DPTModel",
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     notes="attentions cannot be recorded while merging with prop_attn=True",
 )
 
@@ -197,7 +191,7 @@ BLIP = Spec(
     attend=attend_blip,
     feed=feed_layer_norm2,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     arguments=FLAGS,
     carry=no_mask,
     dense=hidden_states_wanted,
@@ -223,7 +217,7 @@ INTERNVL = Spec(
     feed=feed_internvl,
     key="attention.k_norm",
     heads=heads_internvl,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     dense=hidden_states_wanted,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, qualified_name
+from tomecore.adapters.engine.spec import Kwargs, Spec, qualified_name
 from tomecore.adapters.engine.swap import original_class
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
@@ -17,11 +17,11 @@ from tomecore.adapters.families.transformers.common import (
     READERS,
     anatomy_of,
     attend_rows,
+    class_and_registers,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
-    registers_in_front,
     trim_of,
     with_bias,
 )
@@ -42,7 +42,7 @@ _VITS = {
 }
 #: those whose classifiers read only prefix tokens
 _IMAGES = {name: _VITS[name] for name in ("vit", "deit", "vit_msn")}
-_READ_IN_FRONT = _IMAGES | {"vivit": "Vivit"}
+_PREFIX_READ = _IMAGES | {"vivit": "Vivit"}
 _DINOS = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
 
 
@@ -51,12 +51,7 @@ def _each(models: dict[str, str], ending: str) -> tuple[str, ...]:
 
 
 def attend_vit(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
     attention, y = block.attention, block.layernorm_before(x)
     if rows is None:
@@ -87,12 +82,7 @@ def not_vit_mae(tower: Any) -> bool:
 
 
 def attend_dino(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
-    given: dict[str, Any],
-    rows: int | None = None,
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
     attention, y = block.attention, block.norm1(x)
     if rows is None:
@@ -137,7 +127,7 @@ VIT = Spec(
     anatomy=ANATOMY_VIT,
     trim=trim_of(
         ANATOMY_VIT,
-        towers=_each(_READ_IN_FRONT, "Model"),
+        towers=_each(_PREFIX_READ, "Model"),
         around=(
             *_each(_IMAGES, "ForImageClassification"),
             *of("deit", "DeiTForImageClassificationWithTeacher"),
@@ -164,7 +154,7 @@ DINO = Spec(
     feed=feed_dino,
     key="attention.k_proj",
     heads=heads_vit,
-    prefix=registers_in_front,
+    prefix=class_and_registers,
     arguments=MASKED,
     accepts={"is_causal": False},
     carry=no_mask,
