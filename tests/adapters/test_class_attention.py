@@ -136,6 +136,24 @@ def test_in_a_compiled_graph_of_torch():
     np.testing.assert_allclose(TORCH.numpy(weights(TORCH.tensor(x))), expected, rtol=0, atol=1e-14)
 
 
+def half_of_post_norm(host, block, x, bias, given):
+    return block.norm1(x + block.attn(x, attn_mask=bias))
+
+
+def test_an_anatomy_of_the_user_without_a_norm(case):
+    """Of a post-norm block: the attention gets the tokens as they are."""
+    fw, model = case.fw, case.model()
+    spec, block = spec_of(case, model), case.blocks(model)[1]
+    anatomy = dataclasses.replace(spec.anatomy, of=half_of_post_norm, norm="")
+    mine = dataclasses.replace(spec, attend=half_of_post_norm, anatomy=anatomy, family="mine")
+    x, sizes = inputs(case, model)
+    check_class_attention(fw.tome.HOST, mine, model, block)
+    weights = class_attention(fw.tome.HOST, mine, block, fw.tensor(x), None, {})
+    del block.norm1
+    expected = explicit.class_attention(fw, block, x, np.ones_like(sizes))
+    np.testing.assert_allclose(fw.numpy(weights), expected, rtol=0, atol=1e-14)
+
+
 # --- refusals
 
 
