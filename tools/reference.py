@@ -24,7 +24,7 @@ MODULES: dict[str, tuple[str, ...] | None] = {
     "tomecore.adapters.torch": ("apply_patch", "remove_patch", "handle", "register"),
     "tomecore.adapters.paddle": ("apply_patch", "remove_patch", "handle", "register"),
     "tomecore.adapters.engine.handle": ("Handle",),
-    "tomecore.adapters": ("Spec", "Trim"),
+    "tomecore.adapters": ("Spec", "Anatomy", "Trim"),
     "tomecore.schedule": (
         *("Ratio", "for_tokens", "for_speedup", "Schedule"),
         *("parse_r", "tokens_per_layer"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from adapters.frameworks import Framework
 
-__all__ = ["Layer", "attend", "feed", "match", "run"]
+__all__ = ["Layer", "attend", "class_attention", "feed", "match", "run"]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,28 @@ def attend(
     qkv = _call(fw, attn, "qkv", y).reshape(batch, tokens, 3, attn.num_heads, -1)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)
     q, k = _call(fw, attn, "q_norm", q), _call(fw, attn, "k_norm", k)
-    scores = q @ k.transpose(0, 1, 3, 2) * attn.scale + np.log(sizes)[:, None, None, :]
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = softmax(q @ k.transpose(0, 1, 3, 2) * attn.scale + np.log(sizes)[:, None, None, :])
     out = (weights @ v).transpose(0, 2, 1, 3).reshape(batch, tokens, -1)
     out = _call(fw, attn, "norm", out)
     if getattr(attn, "gate", None) is not None:
         out = out / (1 + np.exp(-_call(fw, attn, "gate", y)))
     return _call(fw, block, "ls1", _call(fw, attn, "proj", out)), k.mean(axis=1)
+
+
+def class_attention(fw: Framework, block: Any, x: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(B, N): with which weights the class token attends to each token, the mean over heads."""
+    attn = block.attn
+    batch, tokens, _ = x.shape
+    qkv = _call(fw, attn, "qkv", _call(fw, block, "norm1", x))
+    q, k, _ = qkv.reshape(batch, tokens, 3, attn.num_heads, -1).transpose(2, 0, 3, 1, 4)
+    q, k = _call(fw, attn, "q_norm", q), _call(fw, attn, "k_norm", k)
+    scores = np.einsum("bhd,bhnd->bhn", q[:, :, 0], k) * attn.scale + np.log(sizes)[:, None]
+    return softmax(scores).mean(axis=1)
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def feed(fw: Framework, block: Any, x: np.ndarray) -> np.ndarray:

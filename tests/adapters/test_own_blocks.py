@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
+import re
 import runpy
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import nn
 import tomecore.adapters.torch as tome
 import tomecore.models.torch as own
 from adapters.cases import TINY
-from tomecore.adapters import Spec
+from tomecore.adapters import Anatomy, Spec, Trim
 from tomecore.errors import ArgumentTypeError, UnsupportedModelError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_block.py"
@@ -52,6 +54,16 @@ def test_what_is_no_spec():
         ArgumentTypeError, match=r"`spec` must be a tomecore\.adapters\.Spec; got builtins\.dict"
     ):
         tome.register({"family": "mine"})
+
+
+@pytest.mark.parametrize("cls", [Spec, Anatomy, Trim])
+def test_every_field_is_described_and_in_the_order_of_the_definition(cls):
+    fields = [field.name for field in dataclasses.fields(cls)]
+    described = re.findall(r"^ {8}(\w+): ", cls.__doc__, re.MULTILINE)
+    assert described == fields
+    if cls is Spec:  # and is in one of its groups
+        groups = cls.__doc__.partition("The fields, in this order")[2].partition("Args:")[0]
+        assert re.findall(r"``(\w+)``", groups) == fields
 
 
 def test_a_spec_may_name_classes_themselves():
@@ -200,5 +212,5 @@ def test_a_block_without_numbers_cannot_prove_itself():
 
 
 def test_the_shorter_sequence_is_not_handed_to_a_stranger():
-    with pytest.raises(UnsupportedModelError, match="nobody has read how this model pools"):
+    with pytest.raises(UnsupportedModelError, match="how this model pools its tokens is unknown"):
         tome.apply_patch(Tower(model_of(Rewritten)), restore=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import warnings
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from adapters.cases import OWN, by_name
+from tomecore.adapters import Trim
 from tomecore.errors import (
     ArgumentValueError,
 )
@@ -174,6 +176,27 @@ def test_only_the_last_layer_wishes_too_much(plain):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain.fw.forward(model, plain.images())
+
+
+@pytest.mark.parametrize("r", [0, 8])
+def test_a_form_with_a_half_of_its_own_that_returns_no_key(plain, r):
+    """As users write it: every field by position, and ``(B, rows, C)`` is all that comes back."""
+    fw, model = plain.fw, plain.model()
+    (spec,) = (s for s in fw.tome.SPECS if s.is_tower(model) and s.is_block(model.blocks[0]))
+
+    def attend(host, block, x, bias, given, rows):
+        half = spec.attend(host, block, x, bias, given)
+        return (half[0] if isinstance(half, tuple) else half)[:, :rows]
+
+    form = Trim(spec.attend, attend, "attn", spec.trim.classes, spec.trim.towers, spec.trim.keys)
+    known = list(fw.tome.HOST.registered)
+    fw.tome.register(dataclasses.replace(spec, family="mine", trim=form))
+    try:
+        trimmed, whole = pair(plain, r=r)
+        same(fw.forward(trimmed, plain.images()), fw.forward(whole, plain.images()))
+        assert trimmed.forward_features(plain.tensors()).shape[1] == plain.prefix
+    finally:
+        fw.tome.HOST.registered[:] = known
 
 
 # --- graphs

@@ -45,7 +45,7 @@ def test_a_bad_value(plain, value):
 @pytest.mark.parametrize("name", ["torch-average", "paddle-average"])
 def test_no_token_in_front(name):
     case = by_name(OWN)[name]
-    text = r"this VisionTransformer \(.*\): it has no token at the front \(class, distillation"
+    text = r"this VisionTransformer \(.*\): it has no prefix token \(class, distillation"
     refused(case, case.model(), text)
 
 
@@ -99,8 +99,8 @@ def test_something_unknown_around_the_tower(plain):
     refused(
         plain,
         outer,
-        r"which tokens .* reads of model\.vision is not known\. Where you know that it reads the first "
-        r"tokens alone, call apply_patch\(model\.vision, trim_last=True\)",
+        r"which tokens .* reads of model\.vision is not known\. Where you know that it reads only the prefix "
+        r"tokens, call apply_patch\(model\.vision, trim_last=True\)",
     )
     plain.fw.tome.remove_patch(outer)
     plain.fw.tome.apply_patch(outer.vision, r=8, trim_last=True)
@@ -130,7 +130,7 @@ def test_a_hook_on_another_block_is_called():
 def test_more_in_the_attention_than_is_known(plain):
     model = plain.model()
     model.blocks[3].attn.gate = plain.fw.linear(32, 32)
-    refused(plain, model, r"attention \(.*Attention\) holds gate, which the form for single tokens")
+    refused(plain, model, r"attention \(.*Attention\) holds gate, which the family's description")
 
 
 def test_a_family_without_such_a_form(plain):
@@ -140,7 +140,9 @@ def test_a_family_without_such_a_form(plain):
     known = list(fw.tome.HOST.registered)
     fw.tome.register(Spec(family="mine", **fields))
     try:
-        refused(plain, model, r"\(mine\): tomecore has no form of its last block that makes single")
+        refused(
+            plain, model, r"\(mine\): tomecore has no form of its last block that computes only"
+        )
     finally:
         fw.tome.HOST.registered[:] = known
 

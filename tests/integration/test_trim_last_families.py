@@ -29,11 +29,11 @@ TAKEN = [
 ]
 #: what a refused model lacks, where it is not simply the form
 REASONS = {
-    "timm-average": "it has no token at the front",
+    "timm-average": "it has no prefix token",
     "timm-average-registers": r"the model pools over all tokens \(global_pool='avg'\)",
-    "timm-map": "it has no token at the front",
-    "timm-diff": r"its attention is a timm\.layers\.diff_attention\.DiffAttention, and the form",
-    "timm-naflex": "it has no token at the front",
+    "timm-map": "it has no prefix token",
+    "timm-diff": r"its attention is a timm\.layers\.diff_attention\.DiffAttention, and the family",
+    "timm-naflex": "it has no prefix token",
     **dict.fromkeys(
         [f"passl-{name}" for name in ("vit", "deit", "distilled", "mae", "mae-pooled")],
         r"which tokens are read behind the blocks is not known of .*\(known: VisionTransformer",
@@ -44,7 +44,7 @@ REASONS = {
     "open_clip-cascade": r"the model pools over all tokens \(an attentional pooler\)",
     "open_clip-whole": r"which tokens .*ZeroShot reads of model\.clip\.visual is not known",
     "transformers-kosmos2": "which tokens are read behind the blocks is not known of .*Kosmos2Vision",
-    "transformers-siglip": "it has no token at the front",
+    "transformers-siglip": "it has no prefix token",
     "passl-mae-pretraining": "which tokens are read behind the blocks is not known of",
     "transformers-mae": r"which tokens are read .* is not known of .*ViTMAEModel \(known: ViTModel,",
     "transformers-ijepa": "IJepaForImageClassification pools over tokens",
@@ -108,7 +108,9 @@ def test_the_others_are_refused_and_left_alone(name: str) -> None:
     model = case.model()
     inner = model.model if type(model).__name__ in ("Read", "Video", "Noiseless") else model
     before = case.fw.fingerprint(model)
-    reason = REASONS.get(name, r"tomecore has no form of its last block that makes single tokens")
+    reason = REASONS.get(
+        name, r"tomecore has no form of its last block that computes only prefix tokens"
+    )
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
         case.fw.tome.apply_patch(inner, r=8, trim_last=True)
     assert str(caught.value).startswith(

@@ -2,8 +2,8 @@
 
 Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
 ``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``, and
-``tomecore.adapters.Trim`` its form for ``trim_last``. ``handle_of`` and ``is_patched`` serve models of any
-framework; they, and ``model.tome``, are all that tools know of the engine.
+``tomecore.adapters.Anatomy`` and ``tomecore.adapters.Trim`` its attention of a few queries. ``handle_of`` and
+``is_patched`` serve models of any framework; they, and ``model.tome``, are all that tools know of the engine.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 from tomecore.adapters.engine.handle import PARTS, Handle
 from tomecore.adapters.engine.host import PropAttn
 from tomecore.adapters.engine.patch import handle_of, is_patched
-from tomecore.adapters.engine.spec import Spec, Trim
+from tomecore.adapters.engine.spec import Anatomy, Spec, Trim
 
-__all__ = ["PARTS", "Handle", "PropAttn", "Spec", "Trim", "handle_of", "is_patched"]
+__all__ = ["PARTS", "Anatomy", "Handle", "PropAttn", "Spec", "Trim", "handle_of", "is_patched"]
 
 _MODULES = ("paddle", "torch")
 

@@ -135,7 +135,7 @@ def trimmed(
     run: Run,
     tracing: bool,
 ) -> Any:
-    """The last block where the first tokens alone are read: it makes those, and merges nothing."""
+    """The last block where only prefix tokens are read: it computes those, and merges nothing."""
     host, spec = config.host, config.spec
     check_halves(config, block, biased=run.sizes is not None, trimmed=True)
     xp = host.backend().xp
@@ -146,6 +146,7 @@ def trimmed(
         given, run = arguments(config, block, args, kwargs, run, x)
     bias = key_bias(config, run, x)
     x = spec.trim.attend(host, block, x, bias, given, config.protected)  # type: ignore[union-attr]
+    x = x[0] if isinstance(x, tuple) else x  # the rest is the key, and nothing merges
     if spec.feed is not None:
         x = spec.feed(block, x)
     if config.token_axis == 0:

@@ -17,6 +17,8 @@ from typing import Any
 from tomecore.adapters.engine.swap import original_class
 
 __all__ = [
+    "Anatomy",
+    "Kwargs",
     "Spec",
     "Trim",
     "attribute",
@@ -28,6 +30,9 @@ __all__ = [
     "qualified_name",
     "replaced_forward",
 ]
+
+#: what a block is called with beside its tokens, by name, where it is not None
+Kwargs = dict[str, Any]
 
 
 def nothing(module: Any) -> None:
@@ -49,28 +54,55 @@ def has_hooks(host: Any, module: Any) -> bool:
 
 
 @dataclass(eq=False)
+class Anatomy:
+    """What the attention of a block computes up to its scores, for the queries of any first tokens.
+
+    Args:
+        of: the ``Spec.attend`` that this goes with; a spec that has another is without an anatomy.
+        attention: path of the attention below the block.
+        norm: path below the block of the module whose output the attention gets; "" where it gets the tokens
+            of the block as they are.
+        qkv: ``(host, attention, y, given, rows) -> (q, k, v, scale)``: queries (B, rows, H, D) of the first
+            ``rows`` tokens of y (B, N, C), or of all where ``rows`` is None, and keys and values (B, N, H, D)
+            of all. They are normed and rotated as the attention does it; its scores are q k^T times
+            ``scale``, plus the bias. ``given`` is as in ``Spec.attend``.
+        classes: names of the classes of attention that this is true of -> the children and parameters they
+            may have.
+    """
+
+    of: Callable[..., Any]
+    attention: str
+    norm: str
+    qkv: Callable[..., Any]
+    classes: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(eq=False)
 class Trim:
-    """How the last block makes the first tokens alone, where nobody reads the others (``trim_last``).
+    """How to compute only the prefix tokens in the last block, for heads that read no other token.
+
+    This is what ``apply_patch(trim_last=True)`` needs.
 
     Args:
         of: the ``Spec.attend`` that this goes with; a spec that has another is without a trimmed form.
         attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``of`` makes of the first
             ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
-            tokens of ``x``.
+            tokens of ``x``. Where the function returns a tuple, its first is taken; so ``of`` itself will do
+            if it takes ``rows=None``.
         attention: path of the module below the block whose forward ``attend`` replaces by its own.
         classes: names of the classes it may have there -> the children and parameters it may have.
-        towers: names of towers behind whose blocks the first tokens alone are read, until the logits. A
+        towers: names of towers behind whose blocks only prefix tokens are read, until the logits. A
             subclass with methods of its own is refused.
-        around: names of classes around a tower that read its first tokens alone. Whatever else holds the
+        keys: paths below the block of weights that see all tokens -> how much of each; for the count of
+            multiply-adds.
+        around: names of classes around a tower that read only its prefix tokens. Whatever else holds the
             tower is refused, unless ``apply_patch`` is given the tower itself.
         within: names of classes between a tower and its list of blocks. Subclasses with methods of their own
             are refused in all three places.
-        why_not: ``tower -> reason`` why more than the first tokens are read, or None.
+        why_not: ``tower -> reason`` why more than the prefix tokens are read, or None.
         refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
         watched: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants what
             ``attend`` does not compute (attention maps); that pass is not trimmed.
-        keys: paths below the block of weights that see all tokens -> how much of each; for the count of
-            multiply-adds.
     """
 
     of: Callable[..., Any]
@@ -93,99 +125,129 @@ class Spec:
     Classes are given by ``module.QualName``; a name that starts with a dot matches any module path that
     ends with it, for classes that are distributed under several paths. The class itself will do too.
 
+    The fields, in this order, say:
+
+    - who it is: ``family``, ``blocks``, ``towers``, ``children``;
+    - the two halves, and which tokens never merge: ``attend``, ``feed``, ``prefix``;
+    - what tokens are matched by, and whether attention counts their sizes: ``key``, ``key_heads``, ``heads``,
+      ``prop_attn``;
+    - what the block is called with and returns: ``arguments``, ``accepts``, ``mask``, ``real_tokens``,
+      ``returns_tuple``;
+    - where tokens are: ``carry``, ``batch_first``, ``patches``;
+    - what reads the tokens: ``dense``, ``tower_mixin``, ``why_restore``, ``readers``;
+    - how to attend with a few queries: ``anatomy``, ``trim``;
+    - what to check: ``tensors``, ``bypasses``, ``bypasses_biased``, ``hooked``, ``replacers``, ``refuse``,
+      ``refused``;
+    - what to tell users: ``notes``.
+
     Args:
-        family: what messages and the support table call it.
+        family: the name in messages and in the support table.
         blocks: names of the block classes whose forward is understood. A subclass matches if it
             inherits that forward unchanged.
         towers: names of the classes that own the list of blocks, subclasses included -> dotted path
             of that list below them.
         children: every child a block may have -> names of the classes allowed there, ``("*",)`` for
             any. A child that is missing here is refused.
-        attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip connection,
-            or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to be
-            added to the attention scores, or None; ``given`` the block's other arguments that are
-            not None, by name, already those of the merged tokens.
+        attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip
+            connection, or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to
+            be added to the attention scores, or None; ``given`` the block's other arguments that are not
+            None, by name, already those of the merged tokens.
         feed: ``(block, x) -> x``, the other half with its skip connection. None where nothing lies
             between the halves (parallel blocks): ``attend`` is the whole block, and tokens merge
             behind it.
-        key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C); a
-            ``*`` in it means every child there, and several keys are averaged. "" where ``attend``
-            returns the key.
+        prefix: ``tower -> int``, the number of prefix tokens, which never merge.
+        key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C);
+            a ``*`` in it means every child there, and several keys are averaged. "" where ``attend`` returns
+            the key.
         key_heads: axis of the heads in a key of four axes.
         heads: ``block -> int``, the heads side by side in a key of three axes; None: one.
-        prefix: ``tower -> int``, tokens at the front that never merge.
         prop_attn: ``tower -> bool``, the default of proportional attention.
-        tensors: names of parameters and buffers that the block itself may hold.
         arguments: names of the parameters of the block's forward behind x, in order.
         accepts: keyword arguments of the block's forward that may be given while tokens are merged,
             with the only value they may have.
         mask: the argument that tells the blocks which tokens are padding; "" where none does.
         real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
-            mask that says something else. Asked once in each forward pass that merges; from then on
+            mask that says something else. It is called once in each forward pass that merges; from then on
             padding is what has size 0, and ``given`` is without the mask.
-        carry: ``(host, block, given, run) -> given`` of the merged tokens, in each block that merges
-            or comes after a merge; None: the blocks take no argument that describes tokens.
         returns_tuple: whether the block's forward returns ``(x,)``, to which it may add what it is
             asked for only with r = 0; the tower hands the first on.
-        dense: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants all
-            tokens of every layer.
+        carry: ``(host, block, given, run) -> given`` of the merged tokens, in
+            each block that merges or comes after a merge; None: no argument describes tokens.
         batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.
-        why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
-        readers: names of classes around the tower that pool its tokens or lay them out -> why
-            ``restore=False`` would give wrong results there.
-        bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
-        bypasses_biased: the same, where it does so only when it is given a bias.
-        hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
-            library may put hooks there that do nothing unless it is told to.
-        replacers: parts of names of modules that replace the forward of the block class, which is understood.
         patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
             (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
             prefix are tokens that tomecore was not told about, see ``apply_patch(protected=)``.
-        refuse: ``block -> reason`` to refuse a block the other fields cannot tell, or None.
-        refused: names of the library's classes that merging would break -> why; only for the message,
-            where no tower is found.
+        dense: ``tower -> bool``, called at the start of each forward pass: whether
+            somebody wants all tokens of every layer.
         tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
             layer; for towers that have these methods.
-        trim: how the last block makes the first tokens alone; None: ``trim_last=True`` is refused.
+        why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
+        readers: names of classes around the tower that pool its tokens or lay them out -> why
+            ``restore=False`` would give wrong results there.
+        anatomy: queries, keys and values of the block's attention; None: the attention of the class token
+            is not available.
+        trim: how to compute only the prefix tokens in the last block; None: ``trim_last=True`` is refused.
+        tensors: names of parameters and buffers that the block itself may hold.
+        bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
+        bypasses_biased: paths of modules whose forward it replaces only when it is given a bias.
+        hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
+            library may put hooks there that do nothing unless it is told to.
+        replacers: parts of names of modules that replace the forward of the block class by one that is
+            understood.
+        refuse: ``block -> reason`` to refuse a block that the other fields cannot tell, or None.
+        refused: names of the library's classes that merging would break -> why; only for the message,
+            where no tower is found.
         notes: what users of these models should know, for the table in the README.
     """
 
+    # Who it is
     family: str
     blocks: tuple[str, ...]
     towers: Mapping[str, str]
     children: Mapping[str, tuple[str, ...]]
+    # The halves, and the tokens that never merge
     attend: Callable[..., Any]
     feed: Callable[..., Any] | None
     prefix: Callable[[Any], int]
+    # The keys, and whether attention counts sizes
     key: str = ""
     key_heads: int = 1
     heads: Callable[[Any], int] | None = None
     prop_attn: Callable[[Any], bool] = not_mae
-    tensors: tuple[str, ...] = ()
+    # Arguments of the block, and what it returns
     arguments: tuple[str, ...] = ()
     accepts: Mapping[str, Any] = field(default_factory=dict)
     mask: str = ""
     real_tokens: Callable[[Any], Any] = nothing
-    carry: Callable[..., dict[str, Any]] | None = None
     returns_tuple: bool = False
-    dense: Callable[[Any], bool] = never
+    # Tokens and their positions
+    carry: Callable[..., dict[str, Any]] | None = None
     batch_first: Callable[[Any], bool] | None = None
+    patches: str = ""
+    # What reads the tower
+    dense: Callable[[Any], bool] = never
+    tower_mixin: type | None = None
     why_restore: Callable[[Any], str | None] = nothing
     readers: Mapping[str, str] = field(default_factory=dict)
+    # Attention of a few queries
+    anatomy: Anatomy | None = None
+    trim: Trim | None = None
+    # Checks
+    tensors: tuple[str, ...] = ()
     bypasses: tuple[str, ...] = ()
     bypasses_biased: tuple[str, ...] = ()
     hooked: Callable[[Any, Any], bool] = has_hooks
-    patches: str = ""
     replacers: tuple[str, ...] = ()
     refuse: Callable[[Any], str | None] = nothing
     refused: Mapping[str, str] = field(default_factory=dict)
-    tower_mixin: type | None = None
-    trim: Trim | None = None
+    # For the support table
     notes: str = ""
 
     def __post_init__(self) -> None:
         if self.trim is not None and self.trim.of is not self.attend:
             self.trim = None  # of the spec that this one was made from
+        if self.anatomy is not None and self.anatomy.of is not self.attend:
+            self.anatomy = None
         self.blocks = tuple(map(as_name, self.blocks))
         self.towers = {as_name(tower): path for tower, path in self.towers.items()}
         self.children = {

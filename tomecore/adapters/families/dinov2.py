@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.spec import Spec
-from tomecore.adapters.engine.swap import Swapped
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.attention import attend_heads, fused_qkv
+from tomecore.adapters.families.classes import IDENTITY, NORMS
+from tomecore.adapters.families.readers import IntermediateLayers
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -20,25 +21,17 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-_NORMS = (
-    "torch.nn.modules.normalization.LayerNorm",
-    "torch.nn.modules.normalization.RMSNorm",
-    "torch.nn.modules.linear.Identity",
-)
-_SCALES = ("dinov2.layers.layer_scale.LayerScale", "torch.nn.modules.linear.Identity")
-_DROP_PATHS = ("dinov2.layers.drop_path.DropPath", "torch.nn.modules.linear.Identity")
+_SCALES = ("dinov2.layers.layer_scale.LayerScale", *IDENTITY)
+_DROP_PATHS = ("dinov2.layers.drop_path.DropPath", *IDENTITY)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    tokens, heads = x.shape[1], attn.num_heads
-    qkv = attn.qkv(block.norm1(x))
-    qkv = qkv.reshape([-1, tokens, 3, heads, qkv.shape[2] // (3 * heads)])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = host.attention(q, k, v, bias, dropout=0.0, scale=attn.scale)
-    y = attn.proj_drop(attn.proj(y.reshape([-1, tokens, x.shape[2]])))
+    q, k, v, scale = fused_qkv(host, attn, block.norm1(x))
+    y = attend_heads(host, (q, k, v), bias, 0.0, scale)
+    y = attn.proj_drop(attn.proj(y))
     return x + drop_path(block, block.ls1(y)), k
 
 
@@ -71,10 +64,8 @@ def refuse(block: Any) -> str | None:
     return None
 
 
-class Tower(Swapped):
-    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
-
-    _tome: Config
+class Tower(IntermediateLayers):
+    """Mixin of the tower: readers of intermediate layers, and a refusal of lists of crops."""
 
     def forward_features_list(self, *args: Any, **kwargs: Any) -> Any:
         if self._tome.merges_nothing():
@@ -85,34 +76,25 @@ class Tower(Swapped):
             "or remove_patch first."
         )
 
-    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        config = self._tome
-        tracing = config.host.tracing()
-        entered = config.dense.enter(tracing)
-        try:
-            return super().get_intermediate_layers(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            config.dense.leave(entered, tracing)
-
 
 VIT = Spec(
     family="DINOv2 (official) DinoVisionTransformer",
     blocks=("dinov2.layers.block.Block", "dinov2.layers.block.NestedTensorBlock"),
     towers={"dinov2.models.vision_transformer.DinoVisionTransformer": "blocks"},
     children={
-        "norm1": _NORMS,
+        "norm1": NORMS,
         "attn": (
             "dinov2.layers.attention.Attention",
             "dinov2.layers.attention.MemEffAttention",
         ),
         "ls1": _SCALES,
         "drop_path1": _DROP_PATHS,
-        "norm2": _NORMS,
+        "norm2": NORMS,
         "mlp": (
             "dinov2.layers.mlp.Mlp",
             "dinov2.layers.swiglu_ffn.SwiGLUFFN",
             "dinov2.layers.swiglu_ffn.SwiGLUFFNFused",
-            "torch.nn.modules.linear.Identity",
+            *IDENTITY,
         ),
         "ls2": _SCALES,
         "drop_path2": _DROP_PATHS,

@@ -7,44 +7,44 @@ weights, to rounding what the module computes. The module itself is bypassed (``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tomecore.adapters.engine.spec import Trim
-from tomecore.adapters.families.rows import attended
+from tomecore.adapters.engine.spec import Anatomy, Trim
+from tomecore.adapters.families.attention import attend_heads, project_rows, split_heads, trim_with
 from tomecore.backends import Array
 
-__all__ = ["MULTIHEAD", "attention", "attention_of_rows", "trim_of", "why_not"]
+__all__ = ["MULTIHEAD", "anatomy_of", "attention", "qkv", "trim_of", "why_not"]
 
 MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
 #: children and parameters of a module for which :func:`why_not` has no reason
 _PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
 
 
-def attention_of_rows(host: Any, module: Any, x: Array, bias: Array | None, rows: int) -> Array:
-    """What ``module`` makes of the first ``rows`` tokens of ``x``: (B, rows, C)."""
-    tokens, heads, width = x.shape[1], module.num_heads, module.head_dim
-    weight, given = module.in_proj_weight, module.in_proj_bias
-    third = heads * width
-    q_bias, kv_bias = (None, None) if given is None else (given[:third], given[third:])
-    q = host.linear(x[:, :rows], weight[:third], q_bias).reshape([-1, rows, heads, width])
-    kv = host.linear(x, weight[third:], kv_bias).reshape([-1, tokens, 2, heads, width])
-    dropout = module.dropout if module.training else 0.0
-    qkv = q, kv[:, :, 0], kv[:, :, 1]
-    y = attended(host, qkv, bias, dropout=dropout, scale=width**-0.5)
-    out: Array = host.linear(y, module.out_proj.weight, module.out_proj.bias)
-    return out
+def qkv(
+    host: Any, module: Any, y: Array, given: Any = None, rows: int | None = None
+) -> tuple[Array, Array, Array, float]:
+    """The anatomy of such a module."""
+    heads, width = module.num_heads, module.head_dim
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    if rows is None:
+        q, k, v = split_heads(host.linear(y, weight, bias), heads)
+    else:
+        third = heads * width
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:third], bias[third:])
+        apart = (weight[:third], q_bias), (weight[third:], kv_bias)
+        q, k, v = project_rows(host, y, apart, heads, rows)
+    return q, k, v, width**-0.5
 
 
-def attention(host: Any, module: Any, x: Array, bias: Array | None) -> tuple[Array, Array]:
-    """What ``module`` makes of ``x`` (B, N, C) attending to itself, and the keys (B, N, H, D)."""
-    tokens, heads, width = x.shape[1], module.num_heads, module.head_dim
-    qkv = host.linear(x, module.in_proj_weight, module.in_proj_bias)
-    qkv = qkv.reshape([-1, tokens, 3, heads, width])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+def attention(
+    host: Any, module: Any, y: Array, bias: Array | None, rows: int | None = None
+) -> tuple[Array, Array]:
+    """The output of ``module`` for the first ``rows`` tokens of y (B, N, C), and the keys (B, N, H, D)."""
+    q, k, v, scale = qkv(host, module, y, None, rows)
     dropout = module.dropout if module.training else 0.0
-    y = host.attention(q, k, v, bias, dropout=dropout, scale=width**-0.5)
-    y = y.reshape([-1, tokens, heads * width])
-    return host.linear(y, module.out_proj.weight, module.out_proj.bias), k
+    out = attend_heads(host, (q, k, v), bias, dropout, scale)
+    return host.linear(out, module.out_proj.weight, module.out_proj.bias), k
 
 
 def why_not(module: Any) -> str | None:
@@ -58,12 +58,12 @@ def why_not(module: Any) -> str | None:
     return None
 
 
-def trim_of(path: str, **known: Any) -> Trim:
-    """The trimmed form of blocks whose attention is such a module, at ``path``; see :class:`Trim`."""
-    return Trim(
-        attention=path,
-        classes=dict.fromkeys(MULTIHEAD, _PARTS),
-        keys={f"{path}.in_proj_weight": 2 / 3},
-        refuse=why_not,
-        **known,
-    )
+def anatomy_of(attend: Callable[..., Any], path: str, norm: str) -> Anatomy:
+    """The anatomy of blocks whose attention is such a module, at ``path``; see :class:`Anatomy`."""
+    return Anatomy(attend, path, norm, qkv, dict.fromkeys(MULTIHEAD, _PARTS))
+
+
+def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
+    """The trimmed form of these blocks; see :class:`Trim`."""
+    keys = {f"{anatomy.attention}.in_proj_weight": 2 / 3}
+    return trim_with(anatomy, keys=keys, refuse=why_not, **known)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.classes import IDENTITY, NORMS
+from tomecore.adapters.families.halves import feed_ln_2
 from tomecore.adapters.families.multihead import (
     MULTIHEAD,
+    anatomy_of,
     attention,
-    attention_of_rows,
     trim_of,
     why_not,
 )
-from tomecore.adapters.families.timm.common import Dense
+from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -32,55 +34,33 @@ _NORMS = (
     "open_clip.transformer.LayerNorm",
     "open_clip.transformer.LayerNormFp32",
     "clip.model.LayerNorm",
-    "torch.nn.modules.normalization.LayerNorm",
-    "torch.nn.modules.normalization.RMSNorm",
-    "torch.nn.modules.linear.Identity",
+    *NORMS,
 )
-_SCALES = ("open_clip.transformer.LayerScale", "torch.nn.modules.linear.Identity")
+_SCALES = ("open_clip.transformer.LayerScale", *IDENTITY)
 _MLPS = ("torch.nn.modules.container.Sequential",)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
-    y, key = attention(host, block.attn, block.ln_1(x), bias)
-    return x + block.ls_1(y), key
-
-
-def attend_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    y = attention_of_rows(host, block.attn, block.ln_1(x), bias, rows)
-    return x[:, :rows] + block.ls_1(y)
+    y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
+    return (x if rows is None else x[:, :rows]) + block.ls_1(y), key
 
 
 def feed(block: Any, x: Array) -> Array:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def attend_custom(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_custom(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(block.ln_1(x), attn_mask=bias)
     return x + block.ls_1(block.ln_attn(y))
 
 
 def attend_openai(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
-    y, key = attention(host, block.attn, block.ln_1(x), bias)
-    return x + y, key
-
-
-def attend_openai_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    y = attention_of_rows(host, block.attn, block.ln_1(x), bias, rows)
-    return x[:, :rows] + y
-
-
-def feed_openai(block: Any, x: Array) -> Array:
-    return x + block.mlp(block.ln_2(x))
+    y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
+    return (x if rows is None else x[:, :rows]) + y, key
 
 
 def prefix(tower: Any) -> int:
@@ -154,6 +134,9 @@ def why_not_rows(tower: Any) -> str | None:
     return None
 
 
+ANATOMY = anatomy_of(attend, "attn", norm="ln_1")
+ANATOMY_OPENAI = anatomy_of(attend_openai, "attn", norm="ln_1")
+
 RESIDUAL = Spec(
     family="open_clip VisionTransformer",
     blocks=("open_clip.transformer.ResidualAttentionBlock",),
@@ -176,11 +159,10 @@ RESIDUAL = Spec(
     why_restore=why_restore,
     bypasses=("attn",),
     refuse=refuse,
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
+    anatomy=ANATOMY,
     trim=trim_of(
-        "attn",
-        of=attend,
-        attend=attend_rows,
+        ANATOMY,
         towers=tuple(_TOWERS),
         around=("open_clip.model.CLIP", "open_clip.model.CustomTextCLIP"),
         within=("open_clip.transformer.Transformer",),
@@ -214,7 +196,7 @@ CUSTOM = Spec(
     batch_first=batch_first,
     why_restore=why_restore,
     refuse=refuse_custom,
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes="the same, with query-key norm, head scale, inner norms",
 )
 
@@ -224,17 +206,16 @@ OPENAI = Spec(
     towers={"clip.model.VisionTransformer": "transformer.resblocks"},
     children={"attn": MULTIHEAD, "ln_1": _NORMS, "mlp": _MLPS, "ln_2": _NORMS},
     attend=attend_openai,
-    feed=feed_openai,
+    feed=feed_ln_2,
     key_heads=2,
     prefix=prefix,
     patches="conv1",
     batch_first=sequence_first,
     bypasses=("attn",),
     refuse=refuse_openai,
+    anatomy=ANATOMY_OPENAI,
     trim=trim_of(
-        "attn",
-        of=attend_openai,
-        attend=attend_openai_rows,
+        ANATOMY_OPENAI,
         towers=("clip.model.VisionTransformer",),
         around=("clip.model.CLIP",),
         within=("clip.model.Transformer",),

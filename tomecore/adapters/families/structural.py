@@ -1,4 +1,4 @@
-"""Blocks nobody here has read, but built like timm's: pre-norm attention, then a pre-norm MLP.
+"""Blocks that no family describes, but built like timm's: pre-norm attention, then a pre-norm MLP.
 
 The children must have timm's names and there must be nothing else; the attention must take
 ``attn_mask`` and give its keys through ``k_norm``. That is not enough to trust a forward, so each block
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.timm import vit as timm
 from tomecore.backends import Array
 
@@ -20,7 +20,7 @@ __all__ = ["FRAMEWORK", "PRE_NORM", "SPECS"]
 FRAMEWORK = "torch"
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     return x + scaled(block, block.attn(block.norm1(x), attn_mask=bias), ("ls1", "drop_path1"))
 
 
@@ -38,7 +38,7 @@ def scaled(block: Any, y: Array, names: tuple[str, ...]) -> Array:
 
 
 def why_restore(tower: Any) -> str | None:
-    return "nobody has read how this model pools its tokens"
+    return "how this model pools its tokens is unknown"
 
 
 _CHILDREN = (

@@ -1,6 +1,6 @@
 """torchvision's VisionTransformer: ViT-B, L and H, also with SWAG weights or a convolutional stem.
 
-One class token, which alone is read at the end. The attention is torch's MultiheadAttention, which
+Only its class token is read at the end. The attention is torch's MultiheadAttention, which
 hands out no keys, so the attention half is ours (``multihead.py``): equal to rounding.
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.classes import DROPOUT, IDENTITY, NORMS
+from tomecore.adapters.families.halves import feed_ln_2
 from tomecore.adapters.families.multihead import (
     MULTIHEAD,
+    anatomy_of,
     attention,
-    attention_of_rows,
     trim_of,
     why_not,
 )
@@ -22,30 +24,12 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-_NORMS = (
-    "torch.nn.modules.normalization.LayerNorm",
-    "torch.nn.modules.normalization.RMSNorm",
-    "torch.nn.modules.linear.Identity",
-)
-_DROPOUTS = ("torch.nn.modules.dropout.Dropout", "torch.nn.modules.linear.Identity")
-
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
-    y, key = attention(host, block.self_attention, block.ln_1(x), bias)
-    return block.dropout(y) + x, key
-
-
-def attend_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    y = attention_of_rows(host, block.self_attention, block.ln_1(x), bias, rows)
-    return block.dropout(y) + x[:, :rows]
-
-
-def feed(block: Any, x: Array) -> Array:
-    return x + block.mlp(block.ln_2(x))
+    y, key = attention(host, block.self_attention, block.ln_1(x), bias, rows)
+    return block.dropout(y) + (x if rows is None else x[:, :rows]), key
 
 
 def prefix(tower: Any) -> int:
@@ -59,28 +43,29 @@ def refuse(block: Any) -> str | None:
     return why_not(block.self_attention)
 
 
+ANATOMY = anatomy_of(attend, "self_attention", norm="ln_1")
+
 VIT = Spec(
     family="torchvision VisionTransformer",
     blocks=("torchvision.models.vision_transformer.EncoderBlock",),
     towers={"torchvision.models.vision_transformer.VisionTransformer": "encoder.layers"},
     children={
-        "ln_1": _NORMS,
+        "ln_1": NORMS,
         "self_attention": MULTIHEAD,
-        "dropout": _DROPOUTS,
-        "ln_2": _NORMS,
+        "dropout": (*DROPOUT, *IDENTITY),
+        "ln_2": NORMS,
         "mlp": ("torchvision.models.vision_transformer.MLPBlock",),
     },
     attend=attend,
-    feed=feed,
+    feed=feed_ln_2,
     key_heads=2,
     prefix=prefix,
     patches="conv_proj",
     bypasses=("self_attention",),
     refuse=refuse,
+    anatomy=ANATOMY,
     trim=trim_of(
-        "self_attention",
-        of=attend,
-        attend=attend_rows,
+        ANATOMY,
         towers=("torchvision.models.vision_transformer.VisionTransformer",),
         within=("torchvision.models.vision_transformer.Encoder",),
     ),

@@ -1,4 +1,4 @@
-"""What families of Paddle's libraries share: attention by its parts, position biases, dense readers."""
+"""What families of Paddle's libraries share: attention, an MLP half, position biases, hidden states."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.positions import merged_bias
+from tomecore.adapters.engine.spec import Kwargs
 from tomecore.adapters.engine.swap import Swapped
+from tomecore.adapters.families.attention import attend_heads, separate_qkv
+from tomecore.adapters.families.readers import read_with
 from tomecore.backends import Array
 
 __all__ = [
     "IDENTITY",
     "NORMS",
-    "Dense",
     "HiddenStates",
-    "attend_by_parts",
     "attend_projected",
-    "attention_with",
+    "attend_with_dropout",
     "carry_bias",
-    "one_in_front",
+    "feed_gamma",
+    "one_prefix_token",
     "position_bias",
-    "with_bias",
 ]
 
 NORMS = (".paddle.nn.layer.norm.LayerNorm",)
@@ -31,26 +32,28 @@ IDENTITY = ".paddle.nn.layer.common.Identity"
 _MERGED = "merged bias"
 
 
-def one_in_front(tower: Any) -> int:
+def one_prefix_token(tower: Any) -> int:
     """The class token."""
     return 1
 
 
-def attend_by_parts(
-    host: Any, attn: Any, qkv: Array, bias: Array | None, scale: float, dropout: Any
-) -> tuple[Array, Array]:
-    """What comes before the projection, (B, N, C), and the keys (B, N, H, D), of a fused qkv."""
-    tokens, heads = qkv.shape[1], attn.num_heads
-    head_dim = qkv.shape[2] // (3 * heads)
-    qkv = qkv.reshape([-1, tokens, 3, heads, head_dim])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = attention_with(host, attn, dropout)(q, k, v, bias, scale=scale)
-    y = y.reshape([-1, tokens, heads * head_dim])
+def attend_with_dropout(
+    host: Any,
+    attn: Any,
+    qkv: tuple[Array, Array, Array],
+    bias: Array | None,
+    dropout: Any,
+    scale: float,
+) -> Array:
+    """What comes before the projection of ``attn``: (B, rows, H * D); ``dropout`` is a module."""
+    q, k, v = qkv
+    y = attention_with(host, dropout)(q, k, v, bias, scale=scale)
+    y = y.reshape([-1, y.shape[1], y.shape[2] * y.shape[3]])
     host.observed(attn, y)
-    return y, k
+    return y
 
 
-def attention_with(host: Any, attn: Any, dropout: Any) -> Callable[..., Array]:
+def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
     """The host's attention with the module's dropout, fused where that is a plain one.
 
     Anything else is called on the attention weights, as in the library: a quantiser, an observer, a dropout
@@ -65,25 +68,23 @@ def attention_with(host: Any, attn: Any, dropout: Any) -> Callable[..., Array]:
 def attend_projected(
     host: Any, attn: Any, x: Array, bias: Array | None, scale: float
 ) -> tuple[Array, Array]:
-    """What attention makes of ``x``, (B, N, C), and the keys (B, N, H, D), of three projections."""
-    tokens, heads, width = x.shape[1], attn.num_heads, attn.head_dim
-    q = attn.q_proj(x).reshape([-1, tokens, heads, width])
-    k = attn.k_proj(x).reshape([-1, tokens, heads, width])
-    v = attn.v_proj(x).reshape([-1, tokens, heads, width])
+    """The output of an attention with three projections, (B, N, C), and the keys (B, N, H, D)."""
+    q, k, v = separate_qkv((attn.q_proj, attn.k_proj, attn.v_proj), x, attn.head_dim)
     dropout = attn.dropout if attn.training else 0.0
-    y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
-    y = attn.out_proj(y.reshape([-1, tokens, heads * width]))
+    y = attn.out_proj(attend_heads(host, (q, k, v), bias, dropout, scale))
     host.observed(attn, y)
     return y, k
 
 
-def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
-    if positions is None or sizes is None:
-        return sizes if positions is None else positions
-    return positions + sizes
+def feed_gamma(block: Any, x: Array) -> Array:
+    """With a parameter for LayerScale, or None."""
+    y = block.mlp(block.norm2(x))
+    if block.gamma_2 is not None:
+        y = block.gamma_2 * y
+    return x + block.drop_path(y)
 
 
-def position_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def position_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None: a table of the block, a shared one, or both.
 
     The block's table is BEiT's: an index of pairs of positions, the class token among them.
@@ -103,23 +104,9 @@ def position_bias(attn: Any, given: dict[str, Any]) -> Array | None:
     return own if shared is None else own + shared
 
 
-def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = position_bias(block.attn, given)
     return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
-
-
-class Dense(Swapped):
-    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
-
-    _tome: Config
-
-    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
-        dense, tracing = self._tome.dense, self._tome.host.tracing()
-        entered = dense.enter(tracing)
-        try:
-            return super(Dense, self).get_intermediate_layers(*args, **kwargs)  # type: ignore[misc] # noqa: UP008
-        finally:
-            dense.leave(entered, tracing)
 
 
 class HiddenStates(Swapped):
@@ -141,12 +128,8 @@ class HiddenStates(Swapped):
         wanted = output_hidden_states
         if wanted is None:
             wanted = self.config.output_hidden_states
-        recording, tracing = self._tome.recording, self._tome.host.tracing()
-        entered = recording.enter(tracing) if wanted else None
-        try:
-            return super(HiddenStates, self).forward(  # type: ignore[misc] # noqa: UP008
-                pixel_values, output_attentions, output_hidden_states, return_dict
-            )
-        finally:
-            if wanted:
-                recording.leave(entered, tracing)
+        forward = super(HiddenStates, self).forward  # type: ignore[misc] # noqa: UP008
+        args = (pixel_values, output_attentions, output_hidden_states, return_dict)
+        if not wanted:
+            return forward(*args)
+        return read_with(self._tome.recording, self._tome.host.tracing(), forward, args, {})

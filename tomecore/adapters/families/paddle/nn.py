@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.paddle.common import (
     NORMS,
     HiddenStates,
     attend_projected,
-    one_in_front,
+    one_prefix_token,
 )
 from tomecore.backends import Array
 
@@ -32,7 +32,7 @@ _CLIP = ".paddlenlp.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.self_attn
     y = block.norm1(x) if block.normalize_before else x
@@ -66,7 +66,7 @@ ENCODER_LAYER = Spec(
     attend=attend,
     feed=feed,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     arguments=("src_mask", "cache", "output_attentions"),
     accepts={"output_attentions": False},
     bypasses=("self_attn",),

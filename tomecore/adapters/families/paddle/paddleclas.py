@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
     NORMS,
-    attend_by_parts,
+    attend_with_dropout,
     carry_bias,
+    feed_gamma,
     position_bias,
-    with_bias,
 )
 from tomecore.adapters.families.paddle.plsc import prefix
 from tomecore.backends import Array
@@ -29,26 +30,19 @@ _MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    qkv = attn.qkv(block.norm1(x))
+    q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
     scale = attn.scale
     if attn.use_fused_attn:  # that branch of the library leaves attn.scale out
-        scale = (qkv.shape[2] // (3 * attn.num_heads)) ** -0.5
-    bias = with_bias(position_bias(attn, given), bias)
-    y, k = attend_by_parts(host, attn, qkv, bias, scale, attn.attn_drop)
+        scale = q.shape[3] ** -0.5
+    bias = add_biases(position_bias(attn, given), bias)
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
     y = attn.proj_drop(attn.proj(y))
     if block.gamma_1 is not None:
         y = block.gamma_1 * y
     return x + block.drop_path(y), k
-
-
-def feed(block: Any, x: Array) -> Array:
-    y = block.mlp(block.norm2(x))
-    if block.gamma_2 is not None:
-        y = block.gamma_2 * y
-    return x + block.drop_path(y)
 
 
 def not_mae(tower: Any) -> bool:
@@ -82,7 +76,7 @@ VIT = Spec(
     },
     tensors=("gamma_1", "gamma_2"),
     attend=attend,
-    feed=feed,
+    feed=feed_gamma,
     key_heads=2,
     prefix=prefix,
     patches="patch_embed",

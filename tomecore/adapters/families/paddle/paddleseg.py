@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
     NORMS,
-    attend_by_parts,
+    attend_with_dropout,
     carry_bias,
-    one_in_front,
+    feed_gamma,
+    one_prefix_token,
     position_bias,
-    with_bias,
 )
 from tomecore.adapters.families.paddle.plsc import attend as attend_plain
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
@@ -36,7 +37,7 @@ _DROP_PATHS = (
 
 
 def attend_cae(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     y = block.norm1(x)
@@ -45,19 +46,13 @@ def attend_cae(
         xp = host.backend().xp
         projected = xp.concat([attn.q_bias, xp.zeros_like(attn.v_bias), attn.v_bias])
     qkv = host.linear(y, attn.qkv.weight, projected)
-    bias = with_bias(position_bias(attn, given), bias)
-    y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
+    q, k, v = split_heads(qkv, attn.num_heads)
+    bias = add_biases(position_bias(attn, given), bias)
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, attn.scale)
     y = attn.proj_drop(attn.proj(y))
     if block.gamma_1 is not None:
         y = block.gamma_1 * y
     return x + block.drop_path(y), k
-
-
-def feed_cae(block: Any, x: Array) -> Array:
-    y = block.mlp(block.norm2(x))
-    if block.gamma_2 is not None:
-        y = block.gamma_2 * y
-    return x + block.drop_path(y)
 
 
 def always(tower: Any) -> bool:
@@ -82,7 +77,7 @@ VIT = Spec(
     attend=attend_plain,
     feed=feed_plain,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     dense=always,
     why_restore=lays_out,
@@ -103,7 +98,7 @@ CAE = replace(
     children={**VIT.children, "attn": (f"{_CAE}.Attention",), "mlp": (f"{_CAE}.Mlp",)},
     tensors=("gamma_1", "gamma_2"),
     attend=attend_cae,
-    feed=feed_cae,
+    feed=feed_gamma,
     arguments=("rel_pos_bias",),
     carry=carry_bias,
     bypasses=("attn", "attn.qkv"),

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.attention import fused_qkv, split_heads
 from tomecore.adapters.families.paddle.common import (
     IDENTITY,
     NORMS,
-    Dense,
-    attend_by_parts,
-    one_in_front,
+    attend_with_dropout,
+    one_prefix_token,
 )
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
+from tomecore.adapters.families.readers import IntermediateLayers
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -34,20 +35,20 @@ _SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    qkv = attn.qkv(block.norm1(x))
-    y, k = attend_by_parts(host, attn, qkv, bias, attn.scales, attn.attn_dropout)
+    q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_dropout, attn.scales)
     return x + block.drop_path(attn.proj_dropout(attn.proj(y))), k
 
 
 def attend_dinov2(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    qkv = attn.qkv(block.norm1(x))
-    y, k = attend_by_parts(host, attn, qkv, bias, attn.scale, attn.attn_drop)
+    q, k, v, scale = fused_qkv(host, attn, block.norm1(x))
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
     return x + drop_path(block, block.ls1(attn.proj_drop(attn.proj(y)))), k
 
 
@@ -81,12 +82,12 @@ DINO = Spec(
     attend=attend_dino,
     feed=feed_plain,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     arguments=("return_attention",),
     accepts={"return_attention": False},
     bypasses=("attn",),
-    tower_mixin=Dense,
+    tower_mixin=IntermediateLayers,
     notes="attention maps only with r = 0; PASSL needs a shim on Paddle 3: tested on a twin",
 )
 
@@ -112,10 +113,10 @@ DINOV2 = Spec(
     attend=attend_dinov2,
     feed=feed_dinov2,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="patch_embed",
     bypasses=("attn",),
-    tower_mixin=Dense,
+    tower_mixin=IntermediateLayers,
     notes="LayerScale and SwiGLU; no block chunks; as above, its own class by benchmarks/plsc_sources.py",
 )
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, Trim
-from tomecore.adapters.families.paddle.common import NORMS, attend_by_parts, attention_with
-from tomecore.adapters.families.rows import of_fused
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
+from tomecore.adapters.families.attention import fused_qkv, trim_with
+from tomecore.adapters.families.paddle.common import IDENTITY, NORMS, attend_with_dropout
 from tomecore.backends import Array
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
@@ -41,7 +41,7 @@ _OTHER_TOWERS = tuple(
 _DROP_PATHS = (
     *_names("DropPath"),
     *_names("Identity"),
-    ".paddle.nn.layer.common.Identity",
+    IDENTITY,
     ".ppim.models.common.Identity",
     ".ppim.models.common.DropPath",
     ".plsc.nn.stochastic_depth.DropPath",
@@ -49,23 +49,13 @@ _DROP_PATHS = (
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> tuple[Array, Array]:
     attn = block.attn
-    y, k = attend_by_parts(host, attn, attn.qkv(block.norm1(x)), bias, attn.scale, attn.attn_drop)
+    q, k, v, scale = fused_qkv(host, attn, block.norm1(x), given, rows)
+    y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
+    x = x if rows is None else x[:, :rows]
     return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
-
-
-def attend_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    """What ``attend`` makes of the first ``rows`` tokens."""
-    attn = block.attn
-    q, k, v = of_fused(host, attn, block.norm1(x), rows)
-    y = attention_with(host, attn, attn.attn_drop)(q, k, v, bias, scale=attn.scale)
-    y = y.reshape([-1, rows, y.shape[2] * y.shape[3]])
-    host.observed(attn, y)
-    return x[:, :rows] + block.drop_path(attn.proj_drop(attn.proj(y)))
 
 
 def feed(block: Any, x: Array) -> Array:
@@ -89,18 +79,26 @@ def why_restore(tower: Any) -> str | None:
 
 
 def why_not_rows(tower: Any) -> str | None:
-    """Why more than the tokens at the front are read, or None."""
+    """Why more than the prefix tokens are read, or None."""
     if why_restore(tower) is None:
         return None
     return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
 
 
-#: the libraries whose whole models were read, and their towers: the first tokens alone are read behind
-#: the blocks, unless they pool
+#: the libraries whose whole models were read, and their towers: only prefix tokens are read behind the
+#: blocks, unless they pool
 _READ = (
     *(name for name in _names("VisionTransformer") if not name.startswith((".plsc.", ".passl."))),
     ".ppcls.arch.backbone.model_zoo.distilled_vision_transformer.DistilledVisionTransformer",
     ".ppim.models.deit.DistilledVisionTransformer",
+)
+
+ANATOMY = Anatomy(
+    of=attend,
+    attention="attn",
+    norm="norm1",
+    qkv=fused_qkv,
+    classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),
 )
 
 VIT = Spec(
@@ -121,11 +119,9 @@ VIT = Spec(
     patches="patch_embed",
     why_restore=why_restore,
     bypasses=("attn",),
-    trim=Trim(
-        of=attend,
-        attend=attend_rows,
-        attention="attn",
-        classes=dict.fromkeys(_names("Attention"), ("qkv", "attn_drop", "proj", "proj_drop")),
+    anatomy=ANATOMY,
+    trim=trim_with(
+        ANATOMY,
         towers=_READ,
         keys={"attn.qkv": 2 / 3},
         why_not=why_not_rows,

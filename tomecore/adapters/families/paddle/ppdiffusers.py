@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.paddle.common import (
     NORMS,
     HiddenStates,
     attend_projected,
-    one_in_front,
+    one_prefix_token,
 )
 from tomecore.backends import Array
 
@@ -25,15 +26,11 @@ _CLIP = ".ppdiffusers.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.self_attn
     y, k = attend_projected(host, attn, block.layer_norm1(x), bias, attn.scale)
     return x + y, k
-
-
-def feed(block: Any, x: Array) -> Array:
-    return x + block.mlp(block.layer_norm2(x))
 
 
 CLIP = Spec(
@@ -47,9 +44,9 @@ CLIP = Spec(
         "layer_norm2": NORMS,
     },
     attend=attend,
-    feed=feed,
+    feed=feed_layer_norm2,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     patches="embeddings.patch_embedding",
     arguments=("attention_mask", "causal_attention_mask", "output_attentions"),
     accepts={"output_attentions": False},

@@ -13,17 +13,20 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_bias
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.attention import add_biases, attend_heads, split_heads
+from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     DROP_PATHS,
     MLPS,
     NORMS,
     SCALES,
-    Dense,
+    feed,
+    feed_gamma,
+    feed_post_norm,
     pools_over_tokens,
     prefix,
 )
-from tomecore.adapters.families.timm.variants import feed_post_norm
 from tomecore.backends import Array
 
 __all__ = ["BEIT", "FRAMEWORK", "REL_POS", "REL_POS_POST_NORM", "SPECS"]
@@ -34,34 +37,24 @@ _MERGED = "merged bias"
 
 
 def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    y = block.norm1(x)
-    qkv = beit_qkv(host, attn, y)
-    qkv = qkv.reshape([y.shape[0], y.shape[1], 3, attn.num_heads, -1])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    y = attend_by_parts(host, attn, q, k, v, with_bias(beit_bias(attn, given), bias))
+    q, k, v = split_heads(beit_qkv(host, attn, block.norm1(x)), attn.num_heads)
+    y = attend_and_project(host, attn, (q, k, v), add_biases(beit_bias(attn, given), bias))
     if block.gamma_1 is not None:
         y = block.gamma_1 * y
     return x + block.drop_path1(y), k
 
 
-def feed_beit(block: Any, x: Array) -> Array:
-    y = block.mlp(block.norm2(x))
-    if block.gamma_2 is not None:
-        y = block.gamma_2 * y
-    return x + block.drop_path2(y)
-
-
-def carry_beit(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_beit(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = beit_bias(block.attn, given)
     if bias is None:
         return {}
     return {_MERGED: merged_bias(host, bias if len(bias.shape) == 4 else bias[None], run)}
 
 
-def beit_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def beit_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a shared one alone may lack the first axis."""
     if _MERGED in given:
         return given[_MERGED]
@@ -83,41 +76,37 @@ def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
 
 
 def attend_rel_pos(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     y, k = rel_pos_attention(host, block, block.norm1(x), bias, given)
     return x + block.drop_path1(block.ls1(y)), k
 
 
-def feed_rel_pos(block: Any, x: Array) -> Array:
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
 def attend_rel_pos_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     y, k = rel_pos_attention(host, block, x, bias, given)
     return x + block.drop_path1(block.norm1(y)), k
 
 
 def rel_pos_attention(
-    host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
-    qkv = attn.qkv(y).reshape([y.shape[0], y.shape[1], 3, attn.num_heads, attn.head_dim])
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = split_heads(attn.qkv(y), attn.num_heads)
     # transposed as timm has them, so that strides and last bits agree
     q = attn.q_norm(q.transpose(1, 2)).transpose(1, 2)
     k = attn.k_norm(k.transpose(1, 2)).transpose(1, 2)
-    return attend_by_parts(host, attn, q, k, v, with_bias(rel_pos_bias(attn, given), bias)), k
+    bias = add_biases(rel_pos_bias(attn, given), bias)
+    return attend_and_project(host, attn, (q, k, v), bias), k
 
 
-def carry_rel_pos(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_rel_pos(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     bias = rel_pos_bias(block.attn, given)
     return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
 
 
-def rel_pos_bias(attn: Any, given: dict[str, Any]) -> Array | None:
+def rel_pos_bias(attn: Any, given: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a table of its own hides a shared one."""
     if _MERGED in given:
         return given[_MERGED]
@@ -126,19 +115,12 @@ def rel_pos_bias(attn: Any, given: dict[str, Any]) -> Array | None:
     return given.get("shared_rel_pos")
 
 
-def with_bias(positions: Array | None, sizes: Array | None) -> Array | None:
-    if positions is None or sizes is None:
-        return sizes if positions is None else positions
-    return positions + sizes
-
-
-def attend_by_parts(
-    host: Any, attn: Any, q: Array, k: Array, v: Array, bias: Array | None
+def attend_and_project(
+    host: Any, attn: Any, qkv: tuple[Array, Array, Array], bias: Array | None
 ) -> Array:
     dropout = attn.attn_drop.p if attn.training else 0.0
-    scale = 1 / q.shape[-1] ** 0.5  # attn.scale to the last bit as the fused kernel has it
-    y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
-    return attn.proj_drop(attn.proj(y.reshape([y.shape[0], y.shape[1], -1])))
+    scale = 1 / qkv[0].shape[-1] ** 0.5  # attn.scale to the last bit as the fused kernel has it
+    return attn.proj_drop(attn.proj(attend_heads(host, qkv, bias, dropout, scale)))
 
 
 BEIT = Spec(
@@ -155,7 +137,7 @@ BEIT = Spec(
     },
     tensors=("gamma_1", "gamma_2"),
     attend=attend_beit,
-    feed=feed_beit,
+    feed=feed_gamma,
     key_heads=2,
     prefix=prefix,
     patches="patch_embed",
@@ -163,7 +145,7 @@ BEIT = Spec(
     carry=carry_beit,
     why_restore=pools_over_tokens,
     bypasses=("attn",),
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes="BEiT, BEiT v2; biases of merged tokens are as large as the attention scores",
 )
 
@@ -182,7 +164,7 @@ REL_POS = Spec(
     towers={"timm.models.vision_transformer_relpos.VisionTransformerRelPos": "blocks"},
     children={**_REL_POS_CHILDREN, "ls1": SCALES, "ls2": SCALES},
     attend=attend_rel_pos,
-    feed=feed_rel_pos,
+    feed=feed,
     key_heads=2,
     prefix=prefix,
     patches="patch_embed",
@@ -190,7 +172,7 @@ REL_POS = Spec(
     carry=carry_rel_pos,
     why_restore=pools_over_tokens,
     bypasses=("attn",),
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes="biases of merged tokens are as large as the attention scores",
 )
 

@@ -1,4 +1,4 @@
-"""What timm's families share: names of norms and MLPs, masks, readers of intermediate layers.
+"""What timm's families share: names of norms and MLPs, MLP halves, pools and masks.
 
 The catch is in masks: while tokens merge, a mask may only say which tokens are padding. To be sure of
 that, the values of a float mask, or of a mask of pairs, are looked at once in each forward pass: that
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.swap import Swapped
+from tomecore.adapters.families.classes import IDENTITY
+from tomecore.adapters.families.classes import NORMS as _NORMS_OF_TORCH
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -23,35 +23,30 @@ __all__ = [
     "NORMS",
     "SCALES",
     "TOWERS",
-    "Dense",
+    "feed",
+    "feed_gamma",
+    "feed_post_norm",
     "pools_over_tokens",
     "prefix",
     "real_tokens",
 ]
 
-IDENTITY = "torch.nn.modules.linear.Identity"
 NORMS = (
-    "torch.nn.modules.normalization.LayerNorm",
-    "torch.nn.modules.normalization.RMSNorm",
+    *_NORMS_OF_TORCH,
     "timm.layers.norm.LayerNorm",
     "timm.layers.norm.LayerNormFp32",
     "timm.layers.norm.RmsNorm",
     "timm.layers.norm.RmsNormFp32",
     "timm.layers.norm.SimpleNorm",
     "timm.layers.norm.SimpleNormFp32",
-    IDENTITY,
 )
 SCALES = (
-    IDENTITY,
+    *IDENTITY,
     "timm.layers.layer_scale.LayerScale",
     "timm.models.vision_transformer.LayerScale",
     "timm.models.vision_transformer_relpos.LayerScale",
 )
-DROP_PATHS = (
-    IDENTITY,
-    "timm.layers.drop.DropPath",
-    "tomecore.models.torch.DropPath",
-)
+DROP_PATHS = (*IDENTITY, "timm.layers.drop.DropPath", "tomecore.models.torch.DropPath")
 ATTENTIONS = ("timm.layers.attention.Attention", "timm.layers.diff_attention.DiffAttention")
 MLPS = (
     "timm.layers.mlp.Mlp",
@@ -68,6 +63,21 @@ ARGUMENTS = ("attn_mask", "is_causal")
 
 #: what masks are made of: at and below this, a score is as good as -inf in every precision
 _MASKED = -1e4
+
+
+def feed(block: Any, x: Array) -> Array:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+def feed_gamma(block: Any, x: Array) -> Array:
+    """With a parameter for LayerScale, or none."""
+    y = block.mlp(block.norm2(x))
+    gamma = getattr(block, "gamma_2", None)
+    return x + block.drop_path2(y if gamma is None else gamma * y)
+
+
+def feed_post_norm(block: Any, x: Array) -> Array:
+    return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
 def prefix(tower: Any) -> int:
@@ -114,18 +124,3 @@ def real_tokens(mask: Array) -> Array:
             "tokens, or set model.r = 0 for such calls."
         )
     return real
-
-
-class Dense(Swapped):
-    """Mixin of the tower: readers of intermediate layers get all tokens of every layer."""
-
-    _tome: Config
-
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        config = self._tome
-        tracing = config.host.tracing()
-        entered = config.dense.enter(tracing)
-        try:
-            return super().forward_intermediates(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            config.dense.leave(entered, tracing)

@@ -15,12 +15,14 @@ from dataclasses import replace
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_table
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     DROP_PATHS,
     MLPS,
     NORMS,
-    Dense,
+    feed_gamma,
+    feed_post_norm,
     pools_over_tokens,
     prefix,
     real_tokens,
@@ -35,38 +37,24 @@ _ATTENTIONS = ("timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttent
 _NAFLEX = {"timm.models.naflexvit.NaFlexVit": "blocks"}
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(block.norm1(x), rope=given.get("rope"), attn_mask=bias)
     gamma = getattr(block, "gamma_1", None)
     return x + block.drop_path1(y if gamma is None else gamma * y)
 
 
-def feed(block: Any, x: Array) -> Array:
-    y = block.mlp(block.norm2(x))
-    gamma = getattr(block, "gamma_2", None)
-    return x + block.drop_path2(y if gamma is None else gamma * y)
-
-
-def attend_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_post_norm(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(x, rope=given.get("rope"), attn_mask=bias)
     return x + block.drop_path1(block.norm1(y))
 
 
-def feed_post_norm(block: Any, x: Array) -> Array:
-    return x + block.drop_path2(block.norm2(block.mlp(x)))
-
-
-def carry(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     if "rope" in given:
         return {**given, "rope": merged_table(host, given["rope"], run)}
     return given
 
 
-def attend_gemma(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_gemma(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     y = block.attn(block.norm1(x), given["rope_cos"], given["rope_sin"], attn_mask=bias)
     return x + block.drop_path(block.norm2(y))
 
@@ -75,7 +63,7 @@ def feed_gemma(block: Any, x: Array) -> Array:
     return x + block.drop_path(block.norm4(block.mlp(block.norm3(x))))
 
 
-def carry_gemma(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_gemma(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """Gemma's tables are (B, N, D), without an axis of heads."""
     tables = {
         name: merged_table(host, given[name][:, None], run)[:, 0]
@@ -107,7 +95,7 @@ EVA = Spec(
     children=_CHILDREN,
     tensors=("gamma_1", "gamma_2"),
     attend=attend,
-    feed=feed,
+    feed=feed_gamma,
     key="attn.k_norm",
     prefix=prefix,
     patches="patch_embed",
@@ -117,7 +105,7 @@ EVA = Spec(
     real_tokens=real_tokens,
     carry=carry,
     why_restore=pools_over_tokens,
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes=(
         "EVA, EVA02, DINOv3, Perception Encoder, RoPE-ViT; rotary tables are averaged over "
         "merged patches"
@@ -144,14 +132,14 @@ DEEPSEEK = Spec(
     },
     children=_CHILDREN,
     attend=attend,
-    feed=feed,
+    feed=feed_gamma,
     key="attn.k_norm",
     prefix=prefix,
     patches="patch_embed",
     arguments=("rope",),
     carry=carry,
     why_restore=lays_out,
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes="rotary tables are averaged over merged patches",
 )
 
@@ -179,7 +167,7 @@ GEMMA = Spec(
     real_tokens=real_tokens,
     carry=carry_gemma,
     why_restore=lays_out,
-    tower_mixin=Dense,
+    tower_mixin=ForwardIntermediates,
     notes="rotary tables are averaged over merged patches",
 )
 

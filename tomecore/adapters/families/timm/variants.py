@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import matches
+from tomecore.adapters.engine.spec import Kwargs, matches
 from tomecore.adapters.engine.swap import original_class
 from tomecore.adapters.families.timm.common import (
     ATTENTIONS,
@@ -19,6 +19,7 @@ from tomecore.adapters.families.timm.common import (
     NORMS,
     SCALES,
     TOWERS,
+    feed_post_norm,
 )
 from tomecore.adapters.families.timm.vit import VIT
 from tomecore.backends import Array
@@ -32,19 +33,11 @@ _LIST = ("torch.nn.modules.container.ModuleList",)
 _DROPOUTS = ("torch.nn.modules.dropout.Dropout",)
 
 
-def attend_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_post_norm(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     return x + block.drop_path1(block.norm1(block.attn(x, attn_mask=bias)))
 
 
-def feed_post_norm(block: Any, x: Array) -> Array:
-    return x + block.drop_path2(block.norm2(block.mlp(x)))
-
-
-def attend_branches(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_branches(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     if bias is None:
         return x + total([branch(x) for branch in block.attns])
     outputs = []
@@ -82,9 +75,7 @@ def unknown_branch(block: Any) -> str | None:
     return None
 
 
-def attend_parallel(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_parallel(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     """The whole block, by its own forward."""
     forward: Any = original_class(block).forward  # type: ignore[attr-defined]
     return forward(block, x, attn_mask=bias)

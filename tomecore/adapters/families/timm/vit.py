@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, Trim
-from tomecore.adapters.families.rows import attended, of_fused
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
+from tomecore.adapters.families.attention import attend_heads, fused_qkv, trim_with
+from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     ARGUMENTS,
     ATTENTIONS,
@@ -19,7 +20,7 @@ from tomecore.adapters.families.timm.common import (
     NORMS,
     SCALES,
     TOWERS,
-    Dense,
+    feed,
     pools_over_tokens,
     prefix,
     real_tokens,
@@ -31,36 +32,44 @@ __all__ = ["FRAMEWORK", "SPECS", "VIT"]
 FRAMEWORK = "torch"
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
-    y = block.attn(block.norm1(x), attn_mask=bias)
+def attend(
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+) -> Array:
+    y = block.norm1(x)
+    if rows is None:
+        y = block.attn(y, attn_mask=bias)
+    else:
+        x, y = x[:, :rows], attend_rows(host, block.attn, y, bias, rows)
     return x + block.drop_path1(block.ls1(y))
 
 
-def attend_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    """What ``attend`` makes of the first ``rows`` tokens."""
-    attn, y = block.attn, block.norm1(x)
-    q, k, v = of_fused(host, attn, y, rows)
-    q, k = normed(host, attn.q_norm, q), normed(host, attn.k_norm, k)
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    out = attended(host, (q, k, v), bias, dropout=dropout, scale=attn.scale)
+def qkv(
+    host: Any, attn: Any, y: Array, given: Any, rows: int | None
+) -> tuple[Array, Array, Array, float]:
+    """The anatomy of timm's attention: queries and keys have norms, per head."""
+    q, k, v, scale = fused_qkv(host, attn, y, given, rows)
+    return normed(host, attn.q_norm, q), normed(host, attn.k_norm, k), v, scale
+
+
+def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -> Array:
+    """The output of ``attn`` for the first ``rows`` tokens of ``y``."""
+    q, k, v, scale = qkv(host, attn, y, None, rows)
+    out = attend_heads(host, (q, k, v), bias, attn.attn_drop.p if attn.training else 0.0, scale)
     out = out if getattr(attn, "norm", None) is None else attn.norm(out)
     if getattr(attn, "gate", None) is not None:
         out = out * attn.gate(y[:, :rows]).sigmoid()
-    out = attn.proj_drop(attn.proj(out))
-    return x[:, :rows] + block.drop_path1(block.ls1(out))
+    return attn.proj_drop(attn.proj(out))
 
 
 def normed(host: Any, norm: Any, x: Array) -> Array:
-    """(B, N, H, D), normed as timm does, with the heads in front."""
+    """``norm`` of x (B, N, H, D), called as timm does, on (B, H, N, D)."""
     xp = host.backend().xp
     y: Array = xp.permute_dims(norm(xp.permute_dims(x, (0, 2, 1, 3))), (0, 2, 1, 3))
     return y
 
 
 def why_not_rows(tower: Any) -> str | None:
-    """Why more than the tokens at the front are read, or None."""
+    """Why more than the prefix tokens are read, or None."""
     if tower.global_pool == "":
         return "the model hands out all tokens (global_pool='')"
     if pools_over_tokens(tower) is not None:
@@ -68,11 +77,17 @@ def why_not_rows(tower: Any) -> str | None:
     return None
 
 
-def feed(block: Any, x: Array) -> Array:
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
 _PARTS = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop")
+ANATOMY = Anatomy(
+    of=attend,
+    attention="attn",
+    norm="norm1",
+    qkv=qkv,
+    classes={
+        "timm.layers.attention.Attention": (*_PARTS, "norm", "gate"),
+        "tomecore.models.torch.Attention": _PARTS,
+    },
+)
 
 VIT = Spec(
     family="timm VisionTransformer",
@@ -98,15 +113,10 @@ VIT = Spec(
     mask="attn_mask",
     real_tokens=real_tokens,
     why_restore=pools_over_tokens,
-    tower_mixin=Dense,
-    trim=Trim(
-        of=attend,
-        attend=attend_rows,
-        attention="attn",
-        classes={
-            "timm.layers.attention.Attention": (*_PARTS, "norm", "gate"),
-            "tomecore.models.torch.Attention": _PARTS,
-        },
+    tower_mixin=ForwardIntermediates,
+    anatomy=ANATOMY,
+    trim=trim_with(
+        ANATOMY,
         towers=(
             *TOWERS,
             "timm.models.deit.VisionTransformerDistilled",

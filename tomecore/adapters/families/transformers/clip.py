@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.classes import LAYER_NORM
+from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.transformers.common import (
     MASKED,
     READERS,
-    Names,
+    anatomy_of,
+    attend_rows,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
-    rows_attended,
     trim_of,
     where_pooled,
     with_bias,
@@ -30,9 +32,6 @@ from tomecore.backends import Array
 __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
-
-_NAMES = Names("num_heads", "dropout", "scale", "out_proj")
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
 
 #: module -> name of the tower, layer, attention, MLP
 _CLIPS = {
@@ -87,22 +86,14 @@ def _nth(models: Mapping[str, tuple[str, ...]], n: int) -> tuple[str, ...]:
 
 
 def attend_clip(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
-    attention = block.self_attn
-    y, _ = attention(hidden_states=block.layer_norm1(x), **with_bias(attention, bias, given))
+    attention, y = block.self_attn, block.layer_norm1(x)
+    if rows is None:
+        y, _ = attention(hidden_states=y, **with_bias(attention, bias, given))
+    else:
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
     return x + y
-
-
-def attend_clip_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    y = rows_attended(host, block.self_attn, block.layer_norm1(x), bias, rows, names=_NAMES)
-    return x[:, :rows] + y
-
-
-def feed_clip(block: Any, x: Array) -> Array:
-    return x + block.mlp(block.layer_norm2(x))
 
 
 def heads_clip(block: Any) -> int:
@@ -125,8 +116,10 @@ def real_tokens(mask: Array) -> Array:
 
 
 #: those whose pooler reads the class token, and whose models read the pooler
-_POOLED_IN_FRONT = ("clip", "metaclip_2", "altclip", "chinese_clip")
-_IN_FRONT = {name: _CLIPS[name] for name in _POOLED_IN_FRONT}
+_PREFIX_POOLED = ("clip", "metaclip_2", "altclip", "chinese_clip")
+_PREFIX = {name: _CLIPS[name] for name in _PREFIX_POOLED}
+
+ANATOMY = anatomy_of(attend_clip, "self_attn", "layer_norm1", _nth(_PREFIX, 2), "out_proj")
 
 CLIP = Spec(
     family="transformers CLIP / SigLIP",
@@ -134,12 +127,12 @@ CLIP = Spec(
     towers=dict.fromkeys(_nth(_CLIPS, 0), "encoder.layers"),
     children={
         "self_attn": _nth(_CLIPS, 2),
-        "layer_norm1": _NORM,
+        "layer_norm1": LAYER_NORM,
         "mlp": _nth(_CLIPS, 3),
-        "layer_norm2": _NORM,
+        "layer_norm2": LAYER_NORM,
     },
     attend=attend_clip,
-    feed=feed_clip,
+    feed=feed_layer_norm2,
     key="self_attn.k_proj",
     heads=heads_clip,
     prefix=prefix_clip,
@@ -151,12 +144,10 @@ CLIP = Spec(
     hooked=hooked_by_others,
     patches="embeddings.patch_embedding",
     why_restore=where_pooled,
+    anatomy=ANATOMY,
     trim=trim_of(
-        "self_attn",
-        dict.fromkeys(_nth(_IN_FRONT, 2), ("q_proj", "k_proj", "v_proj", "out_proj")),
-        of=attend_clip,
-        attend=attend_clip_rows,
-        towers=_nth(_IN_FRONT, 0),
+        ANATOMY,
+        towers=_nth(_PREFIX, 0),
         around=(
             *of("clip", "CLIPModel", "CLIPVisionModelWithProjection"),
             *of("metaclip_2", "MetaClip2Model", "MetaClip2VisionModelWithProjection"),

@@ -8,11 +8,12 @@ given whatever keyword arguments the user gave the model, flags of the outputs a
 from __future__ import annotations
 
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from tomecore.adapters.engine.spec import Trim, qualified_name
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Trim, qualified_name
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.families.rows import attended, of_separate
+from tomecore.adapters.families.attention import add_biases, attend_heads, separate_qkv, trim_with
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -20,17 +21,16 @@ __all__ = [
     "FLAGS",
     "MASKED",
     "READERS",
-    "SEPARATE",
-    "Names",
+    "anatomy_of",
+    "attend_rows",
+    "class_and_registers",
     "hidden_states_wanted",
     "hooked_by_others",
     "no_mask",
-    "none_in_front",
+    "no_prefix",
     "of",
-    "one_in_front",
+    "one_prefix_token",
     "recorded",
-    "registers_in_front",
-    "rows_attended",
     "trim_of",
     "where_pooled",
     "with_bias",
@@ -47,24 +47,6 @@ FLAGS = (
 )
 #: what layers that take a mask are called with, in order
 MASKED = ("attention_mask", *FLAGS)
-
-#: children of attention with a projection for each of queries, keys and values
-SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-#: rotary cos and sin
-Tables = tuple[Array, Array]
-
-
-class Names(NamedTuple):
-    """Attributes of an attention."""
-
-    heads: str
-    dropout: str
-    scale: str
-    project: str
-
-
-_NAMES = Names("num_attention_heads", "attention_dropout", "scaling", "o_proj")
 
 #: kernels that add a bias of one number for each key to the attention scores
 _WITH_BIAS = ("sdpa", "eager")
@@ -102,7 +84,7 @@ READERS = {
 }
 
 
-def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict[str, Any]:
+def with_bias(attention: Any, bias: Array | None, given: Kwargs) -> dict[str, Any]:
     """What ``attention`` is called with, so that ``bias`` is added to its scores."""
     if bias is None:
         return given
@@ -113,11 +95,10 @@ def with_bias(attention: Any, bias: Array | None, given: dict[str, Any]) -> dict
             "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
             "prop_attn=False where there is no padding."
         )
-    mask = given.get("attention_mask")
-    return {**given, "attention_mask": bias if mask is None else mask + bias}
+    return {**given, "attention_mask": add_biases(given.get("attention_mask"), bias)}
 
 
-def no_mask(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def no_mask(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """``Spec.carry`` of layers whose only argument about tokens is a mask by the user.
 
     While torch.export traces, the library makes a mask even where it was given none: one row for each
@@ -157,62 +138,72 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
     return False
 
 
-def rows_attended(
-    host: Any,
-    attention: Any,
-    x: Array,
-    bias: Array | None,
-    rows: int,
-    *,
-    names: Names = _NAMES,
-    tables: Tables | None = None,
+def attend_rows(
+    host: Any, attention: Any, y: Array, bias: Array | None, given: Kwargs, rows: int
 ) -> Array:
-    """What ``attention`` makes of the first ``rows`` tokens of x (B, N, C), on torch's fused kernel.
+    """The output of ``attention`` for the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
+    q, k, v, scale = qkv(host, attention, y, given, rows)
+    dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
+    out = attend_heads(host, (q, k, v), bias, dropout, scale)
+    return either(attention, "o_proj", "out_proj")(out)
 
-    Args:
-        host: the framework.
-        attention: with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
-        x: (B, N, C).
-        bias: (B, 1, 1, N) or None.
-        rows: tokens at the front; with tables none that these rotate.
-        names: what the attention calls the rest.
-        tables: rotary cos and sin of the tokens at the end, shape (... , N - P, D), for ``attention``'s own
-            ``apply_rotary_pos_emb``.
+
+def qkv(
+    host: Any, attention: Any, y: Array, given: Kwargs, rows: int | None
+) -> tuple[Array, Array, Array, float]:
+    """The anatomy of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
+
+    Rotary tables are those of the tokens behind the prefix; ``rows`` are prefix tokens.
     """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    dropout = getattr(attention, names.dropout) if attention.training else 0.0
-    heads = getattr(attention, names.heads)
-    q, k, v = of_separate(projections, x, rows, heads, attention.head_dim)
+    q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
+    tables = given.get("position_embeddings")
     if tables is not None:
-        k = k.transpose(1, 2)
-        rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
-        k = rotate(k[:, :1], k, *tables)[1].transpose(1, 2)
-    y = attended(host, (q, k, v), bias, dropout=dropout, scale=getattr(attention, names.scale))
-    out: Array = getattr(attention, names.project)(y)
-    return out
+        k = rotated(attention, k, tables)
+        q = rotated(attention, q, tables) if rows is None else q
+    return q, k, v, either(attention, "scaling", "scale")
+
+
+def rotated(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
+    """x (B, N, H, D), rotated by the library's own function with ``tables`` of cos and sin."""
+    rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
+    x = x.transpose(1, 2)
+    y: Array = rotate(x[:, :1], x, *tables)[1].transpose(1, 2)
+    return y
+
+
+def either(module: Any, name: str, other: str) -> Any:
+    """The attribute ``name`` of ``module``, which some classes call ``other``."""
+    return getattr(module, name) if hasattr(module, name) else getattr(module, other)
+
+
+def anatomy_of(
+    attend: Callable[..., Any],
+    path: str,
+    norm: str,
+    classes: tuple[str, ...],
+    output: str = "o_proj",
+) -> Anatomy:
+    """The anatomy of layers with an attention of these classes, at ``path``; see :class:`Anatomy`."""
+    parts = ("q_proj", "k_proj", "v_proj", output)
+    return Anatomy(attend, path, norm, qkv, dict.fromkeys(classes, parts))
 
 
 def why_not_rows(attention: Any) -> str | None:
-    """Why :func:`rows_attended` would not be what ``attention`` computes, or None."""
+    """Why :func:`attend_rows` would not be what ``attention`` computes, or None."""
     kernel = attention.config._attn_implementation
     if kernel not in _WITH_BIAS:
         return (
-            f"the model attends by {kernel!r}, and the form for single tokens is written for "
+            f"the model attends by {kernel!r}, and the form for prefix tokens is written for "
             f"{' and '.join(map(repr, _WITH_BIAS))}: call model.set_attn_implementation('sdpa')"
         )
     return None
 
 
-def trim_of(path: str, classes: dict[str, tuple[str, ...]], **known: Any) -> Trim:
-    """The trimmed form of layers that attend by :func:`rows_attended`, at ``path``; see :class:`Trim`."""
-    return Trim(
-        attention=path,
-        classes=classes,
-        keys={f"{path}.k_proj": 1, f"{path}.v_proj": 1},
-        refuse=why_not_rows,
-        watched=attentions_wanted,
-        **known,
-    )
+def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
+    """The trimmed form of these layers; see :class:`Trim`."""
+    keys = {f"{anatomy.attention}.{name}": 1 for name in ("k_proj", "v_proj")}
+    return trim_with(anatomy, keys=keys, refuse=why_not_rows, watched=attentions_wanted, **known)
 
 
 def recorded(what: str) -> bool:
@@ -225,15 +216,15 @@ def recorded(what: str) -> bool:
     return collected is not None and what in collected
 
 
-def none_in_front(tower: Any) -> int:
+def no_prefix(tower: Any) -> int:
     return 0
 
 
-def one_in_front(tower: Any) -> int:
+def one_prefix_token(tower: Any) -> int:
     return 1
 
 
-def registers_in_front(tower: Any) -> int:
+def class_and_registers(tower: Any) -> int:
     """The class token, and registers where the model has any."""
     return 1 + (getattr(tower.config, "num_register_tokens", 0) or 0)
 

@@ -10,18 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters.engine.positions import merged_bias, merged_table
-from tomecore.adapters.engine.spec import Spec
+from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
     MASKED,
-    SEPARATE,
-    Names,
+    anatomy_of,
+    class_and_registers,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
-    one_in_front,
-    registers_in_front,
-    rows_attended,
+    one_prefix_token,
     trim_of,
     where_pooled,
     with_bias,
@@ -33,12 +32,8 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-_NAMES = Names("num_heads", "dropout", "scaling", "o_proj")
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
-_IDENTITY = ("torch.nn.modules.linear.Identity",)
 
-
-def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_tables(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
     given = no_mask(host, block, given, run)
     cos, sin = given["position_embeddings"]
@@ -46,24 +41,11 @@ def carry_tables(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict
     return {**given, "position_embeddings": tables}
 
 
-def attend_dinov3_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    """The class token and registers, which are the rows, are not rotated."""
-    tables = given["position_embeddings"]
-    y = rows_attended(
-        host, block.attention, block.norm1(x), bias, rows, names=_NAMES, tables=tables
-    )
-    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
-
-
 def heads_of_dinov3(block: Any) -> int:
     return int(block.attention.num_heads)
 
 
-def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_beit(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     attention = block.attention
     given = with_positions(block, given, x.shape[1])
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
@@ -75,7 +57,7 @@ def feed_beit(block: Any, x: Array) -> Array:
     return block.drop_path(block.lambda_2 * y) + x
 
 
-def with_positions(block: Any, given: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+def with_positions(block: Any, given: Kwargs, num_tokens: int) -> dict[str, Any]:
     """``given`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it was not there."""
     if "resolution" not in given:
         return given
@@ -93,7 +75,7 @@ def with_positions(block: Any, given: dict[str, Any], num_tokens: int) -> dict[s
     return rest
 
 
-def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[str, Any]:
+def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
     """The bias of all tokens, shared or the layer's own, as that of the merged ones."""
     mask = given.get("attention_mask")
     shared = block.attention.config.use_shared_relative_position_bias
@@ -105,16 +87,18 @@ def carry_bias(host: Any, block: Any, given: dict[str, Any], run: Any) -> dict[s
     return given
 
 
+ANATOMY = anatomy_of(attend_dino, "attention", "norm1", of("dinov3_vit", "DINOv3ViTAttention"))
+
 DINOV3 = Spec(
     family="transformers DINOv3",
     blocks=of("dinov3_vit", "DINOv3ViTLayer"),
     towers=dict.fromkeys(of("dinov3_vit", "DINOv3ViTEncoder"), "layer"),
     children={
-        "norm1": _NORM,
+        "norm1": LAYER_NORM,
         "attention": of("dinov3_vit", "DINOv3ViTAttention"),
         "layer_scale1": of("dinov3_vit", "DINOv3ViTLayerScale"),
-        "drop_path": (*_IDENTITY, *of("dinov3_vit", "Dinov3ViTDropPath", "DINOv3ViTDropPath")),
-        "norm2": _NORM,
+        "drop_path": (*IDENTITY, *of("dinov3_vit", "Dinov3ViTDropPath", "DINOv3ViTDropPath")),
+        "norm2": LAYER_NORM,
         "mlp": of("dinov3_vit", "DINOv3ViTMLP", "DINOv3ViTGatedMLP"),
         "layer_scale2": of("dinov3_vit", "DINOv3ViTLayerScale"),
     },
@@ -122,18 +106,16 @@ DINOV3 = Spec(
     feed=feed_dino,
     key="attention.k_proj",
     heads=heads_of_dinov3,
-    prefix=registers_in_front,
+    prefix=class_and_registers,
     arguments=("attention_mask", "position_embeddings", *MASKED[1:]),
     accepts={"is_causal": False},
     carry=carry_tables,
     dense=hidden_states_wanted,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",
+    anatomy=ANATOMY,
     trim=trim_of(
-        "attention",
-        dict.fromkeys(of("dinov3_vit", "DINOv3ViTAttention"), SEPARATE),
-        of=attend_dino,
-        attend=attend_dinov3_rows,
+        ANATOMY,
         towers=of("dinov3_vit", "DINOv3ViTEncoder"),
         around=of("dinov3_vit", "DINOv3ViTModel"),
     ),
@@ -146,11 +128,11 @@ BEIT = Spec(
     towers=dict.fromkeys(of("beit", "BeitModel"), "layers"),
     children={
         "attention": of("beit", "BeitAttention"),
-        "layernorm_before": _NORM,
-        "layernorm_after": _NORM,
+        "layernorm_before": LAYER_NORM,
+        "layernorm_after": LAYER_NORM,
         "mlp": of("beit", "BeitMLP"),
-        "dropout": ("torch.nn.modules.dropout.Dropout",),
-        "drop_path": (*_IDENTITY, *of("beit", "BeitDropPath")),
+        "dropout": DROPOUT,
+        "drop_path": (*IDENTITY, *of("beit", "BeitDropPath")),
         "relative_position_bias": of("beit", "BeitRelativePositionBias"),
     },
     tensors=("lambda_1", "lambda_2"),
@@ -158,7 +140,7 @@ BEIT = Spec(
     feed=feed_beit,
     key="attention.k_proj",
     heads=heads_vit,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     arguments=("attention_mask", "interpolate_pos_encoding", "resolution", *MASKED[1:]),
     accepts={"is_causal": False},
     carry=carry_bias,

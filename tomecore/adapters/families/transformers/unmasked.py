@@ -12,15 +12,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, never
+from tomecore.adapters.engine.spec import Kwargs, Spec, never
+from tomecore.adapters.families.attention import attend_heads, separate_qkv, split_heads
+from tomecore.adapters.families.classes import DROPOUT, LAYER_NORM
+from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.transformers.common import (
     FLAGS,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
-    none_in_front,
+    no_prefix,
     of,
-    one_in_front,
+    one_prefix_token,
     recorded,
     where_pooled,
     with_bias,
@@ -32,8 +35,6 @@ from tomecore.errors import UnsupportedModelError
 __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
-
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
 
 #: module -> start of its names
 _BLIPS = {
@@ -61,37 +62,27 @@ def check_not_recorded() -> None:
         )
 
 
-def attended(host: Any, block: Any, y: Array, bias: Array | None, given: dict[str, Any]) -> Array:
+def attend_two_deep(host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs) -> Array:
     """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
     if bias is None:
         return block.attention(y, **given)
     inner = block.attention.attention
     check_not_recorded()
-    heads, width = inner.num_attention_heads, inner.attention_head_size
-    shape = (-1, y.shape[1], heads, width)
-    out = host.attention(
-        inner.query(y).reshape(shape),
-        inner.key(y).reshape(shape),
-        inner.value(y).reshape(shape),
-        bias,
-        dropout=inner.dropout_prob if inner.training else 0.0,
-        scale=inner.scaling,
-    )
-    return block.attention.output(out.reshape(-1, y.shape[1], heads * width), y)
+    qkv = separate_qkv((inner.query, inner.key, inner.value), y, inner.attention_head_size)
+    dropout = inner.dropout_prob if inner.training else 0.0
+    return block.attention.output(attend_heads(host, qkv, bias, dropout, inner.scaling), y)
 
 
-def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
-    return attended(host, block, block.layernorm_before(x), bias, given) + x
+def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+    return attend_two_deep(host, block, block.layernorm_before(x), bias, given) + x
 
 
 def feed_two(block: Any, x: Array) -> Array:
     return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
-def attend_old_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
-    y = attended(host, block, block.norm1(x), bias, given)
+def attend_old_dino(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+    y = attend_two_deep(host, block, block.norm1(x), bias, given)
     return block.drop_path(block.layer_scale1(y)) + x
 
 
@@ -100,32 +91,22 @@ def heads_two(block: Any) -> int:
 
 
 def attend_blip(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
 ) -> tuple[Array, Array]:
     attention = block.self_attn
     check_not_recorded()
-    y = block.layer_norm1(x)
-    heads, tokens, width = attention.num_heads, y.shape[1], y.shape[2]
-    qkv = attention.qkv(y).reshape(-1, tokens, 3, heads, width // heads)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = split_heads(attention.qkv(block.layer_norm1(x)), attention.num_heads)
     rate = (
         attention.attention_dropout
         if hasattr(attention, "attention_dropout")
         else attention.dropout.p
     )
-    y = host.attention(
-        q, k, v, bias, dropout=rate if attention.training else 0.0, scale=attention.scale
-    )
-    return attention.projection(y.reshape(-1, tokens, width)) + x, k
+    dropout = rate if attention.training else 0.0
+    y = attend_heads(host, (q, k, v), bias, dropout, attention.scale)
+    return attention.projection(y) + x, k
 
 
-def feed_blip(block: Any, x: Array) -> Array:
-    return block.mlp(block.layer_norm2(x)) + x
-
-
-def attend_internvl(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
+def attend_internvl(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
     attention = block.attention
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
     return block.lambda_1 * y + x
@@ -148,8 +129,8 @@ def _two(family: str, module: str, start: str, tower: str, **known: Any) -> Spec
             "attention": of(module, f"{start}Attention"),
             "intermediate": of(module, f"{start}Intermediate"),
             "output": of(module, f"{start}Output"),
-            "layernorm_before": _NORM,
-            "layernorm_after": _NORM,
+            "layernorm_before": LAYER_NORM,
+            "layernorm_after": LAYER_NORM,
         },
         attend=attend_two,
         feed=feed_two,
@@ -170,7 +151,7 @@ VIDEO_MAE = _two(
     "videomae",
     "VideoMAE",
     "VideoMAEModel",
-    prefix=none_in_front,
+    prefix=no_prefix,
     prop_attn=never,
     notes="prop_attn=False by default; with it, attentions cannot be recorded",
     why_restore=where_pooled,
@@ -193,7 +174,7 @@ DPT = _two(
     "dpt",
     "DPTViT",
     "DPTModel",
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     notes="attentions cannot be recorded while merging with prop_attn=True",
 )
 
@@ -203,14 +184,14 @@ BLIP = Spec(
     towers=dict.fromkeys(_blip("VisionModel"), "encoder.layers"),
     children={
         "self_attn": _blip("Attention"),
-        "layer_norm1": _NORM,
+        "layer_norm1": LAYER_NORM,
         "mlp": _blip("MLP"),
-        "layer_norm2": _NORM,
+        "layer_norm2": LAYER_NORM,
     },
     attend=attend_blip,
-    feed=feed_blip,
+    feed=feed_layer_norm2,
     key_heads=2,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     arguments=FLAGS,
     carry=no_mask,
     dense=hidden_states_wanted,
@@ -227,16 +208,16 @@ INTERNVL = Spec(
     children={
         "attention": of("internvl", "InternVLVisionAttention"),
         "mlp": of("internvl", "InternVLVisionMLP"),
-        "layernorm_before": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
-        "layernorm_after": (*_NORM, *of("internvl", "InternVLVisionRMSNorm")),
-        "dropout": ("torch.nn.modules.dropout.Dropout",),
+        "layernorm_before": (*LAYER_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "layernorm_after": (*LAYER_NORM, *of("internvl", "InternVLVisionRMSNorm")),
+        "dropout": DROPOUT,
     },
     tensors=("lambda_1", "lambda_2"),
     attend=attend_internvl,
     feed=feed_internvl,
     key="attention.k_norm",
     heads=heads_internvl,
-    prefix=one_in_front,
+    prefix=one_prefix_token,
     dense=hidden_states_wanted,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",

@@ -1,27 +1,27 @@
 """Hugging Face transformers: the plain vision transformers, whose layers know no positions.
 
 Covers ViT, DeiT, ViTMAE's encoder, ViTMSN, I-JEPA and ViViT, and DINOv2 with and without registers. Only
-the tower is patched: MAE's decoder has layers of the same class. ``transformers_clip`` holds the towers of
-models with text, ``transformers_positions`` those with rotary positions or biases,
-``transformers_unmasked`` those whose layers take no mask.
+the tower is patched: MAE's decoder has layers of the same class. ``clip.py`` holds the towers of models with
+text, ``positions.py`` those with rotary positions or biases, ``unmasked.py`` those whose layers take no mask.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.spec import Spec, qualified_name
+from tomecore.adapters.engine.spec import Kwargs, Spec, qualified_name
 from tomecore.adapters.engine.swap import original_class
+from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
     MASKED,
     READERS,
-    SEPARATE,
+    anatomy_of,
+    attend_rows,
+    class_and_registers,
     hidden_states_wanted,
     hooked_by_others,
     no_mask,
     of,
-    registers_in_front,
-    rows_attended,
     trim_of,
     with_bias,
 )
@@ -32,10 +32,6 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-_NORM = ("torch.nn.modules.normalization.LayerNorm",)
-_DROPOUT = ("torch.nn.modules.dropout.Dropout",)
-_IDENTITY = ("torch.nn.modules.linear.Identity",)
-
 _VITS = {
     "vit": "ViT",
     "deit": "DeiT",
@@ -44,9 +40,9 @@ _VITS = {
     "ijepa": "IJepa",
     "vivit": "Vivit",
 }
-#: those whose classifiers read the first tokens alone
+#: those whose classifiers read only prefix tokens
 _IMAGES = {name: _VITS[name] for name in ("vit", "deit", "vit_msn")}
-_READ_IN_FRONT = _IMAGES | {"vivit": "Vivit"}
+_PREFIX_READ = _IMAGES | {"vivit": "Vivit"}
 _DINOS = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
 
 
@@ -54,17 +50,15 @@ def _each(models: dict[str, str], ending: str) -> tuple[str, ...]:
     return tuple(name for module, start in models.items() for name in of(module, start + ending))
 
 
-def attend_vit(host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]) -> Array:
-    attention = block.attention
-    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
-    return block.dropout(y) + x
-
-
-def attend_vit_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
+def attend_vit(
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
-    y = rows_attended(host, block.attention, block.layernorm_before(x), bias, rows)
-    return block.dropout(y) + x[:, :rows]
+    attention, y = block.attention, block.layernorm_before(x)
+    if rows is None:
+        y, _ = attention(y, **with_bias(attention, bias, given))
+    else:
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
+    return block.dropout(y) + x
 
 
 def feed_vit(block: Any, x: Array) -> Array:
@@ -88,23 +82,22 @@ def not_vit_mae(tower: Any) -> bool:
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
+    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
 ) -> Array:
-    attention = block.attention
-    y, _ = attention(block.norm1(x), **with_bias(attention, bias, given))
+    attention, y = block.attention, block.norm1(x)
+    if rows is None:
+        y, _ = attention(y, **with_bias(attention, bias, given))
+    else:
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
     return block.drop_path(block.layer_scale1(y)) + x
-
-
-def attend_dino_rows(
-    host: Any, block: Any, x: Array, bias: Array | None, given: dict[str, Any], rows: int
-) -> Array:
-    y = rows_attended(host, block.attention, block.norm1(x), bias, rows)
-    return block.drop_path(block.layer_scale1(y)) + x[:, :rows]
 
 
 def feed_dino(block: Any, x: Array) -> Array:
     return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
 
+
+ANATOMY_VIT = anatomy_of(attend_vit, "attention", "layernorm_before", _each(_VITS, "Attention"))
+ANATOMY_DINO = anatomy_of(attend_dino, "attention", "norm1", _each(_DINOS, "Attention"))
 
 VIT = Spec(
     family="transformers ViT",
@@ -112,10 +105,10 @@ VIT = Spec(
     towers=dict.fromkeys(_each(_VITS, "Model"), "layers"),
     children={
         "attention": _each(_VITS, "Attention"),
-        "layernorm_before": _NORM,
-        "layernorm_after": _NORM,
+        "layernorm_before": LAYER_NORM,
+        "layernorm_after": LAYER_NORM,
         "mlp": _each(_VITS, "MLP"),
-        "dropout": _DROPOUT,
+        "dropout": DROPOUT,
     },
     attend=attend_vit,
     feed=feed_vit,
@@ -131,12 +124,10 @@ VIT = Spec(
     refused=REFUSED,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",
+    anatomy=ANATOMY_VIT,
     trim=trim_of(
-        "attention",
-        dict.fromkeys(_each(_VITS, "Attention"), SEPARATE),
-        of=attend_vit,
-        attend=attend_vit_rows,
-        towers=_each(_READ_IN_FRONT, "Model"),
+        ANATOMY_VIT,
+        towers=_each(_PREFIX_READ, "Model"),
         around=(
             *_each(_IMAGES, "ForImageClassification"),
             *of("deit", "DeiTForImageClassificationWithTeacher"),
@@ -151,11 +142,11 @@ DINO = Spec(
     blocks=_each(_DINOS, "Layer"),
     towers=dict.fromkeys(_each(_DINOS, "Encoder"), "layer"),
     children={
-        "norm1": _NORM,
+        "norm1": LAYER_NORM,
         "attention": _each(_DINOS, "Attention"),
         "layer_scale1": _each(_DINOS, "LayerScale"),
-        "drop_path": (*_IDENTITY, *_each(_DINOS, "DropPath")),
-        "norm2": _NORM,
+        "drop_path": (*IDENTITY, *_each(_DINOS, "DropPath")),
+        "norm2": LAYER_NORM,
         "mlp": (*_each(_DINOS, "MLP"), *_each(_DINOS, "SwiGLUFFN")),
         "layer_scale2": _each(_DINOS, "LayerScale"),
     },
@@ -163,7 +154,7 @@ DINO = Spec(
     feed=feed_dino,
     key="attention.k_proj",
     heads=heads_vit,
-    prefix=registers_in_front,
+    prefix=class_and_registers,
     arguments=MASKED,
     accepts={"is_causal": False},
     carry=no_mask,
@@ -171,11 +162,9 @@ DINO = Spec(
     readers=READERS,
     hooked=hooked_by_others,
     patches="embeddings.patch_embeddings",
+    anatomy=ANATOMY_DINO,
     trim=trim_of(
-        "attention",
-        dict.fromkeys(_each(_DINOS, "Attention"), SEPARATE),
-        of=attend_dino,
-        attend=attend_dino_rows,
+        ANATOMY_DINO,
         towers=_each(_DINOS, "Encoder"),
         around=_each(_DINOS, "Model"),
     ),

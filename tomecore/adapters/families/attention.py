@@ -1,0 +1,95 @@
+"""Attention by the kind of its projections, for all tokens or for the queries of the first ones only.
+
+A ``qkv`` function is the anatomy of one kind of attention: ``(host, attn, y, given, rows) -> (q, k, v,
+scale)``. The attention halves that families bring, the last block of ``trim_last`` and the attention of the
+class token (``Spec.anatomy``) all come from it. Modules inside an attention are called as modules wherever
+that is exact; one that projects to queries, keys and values at once is taken apart only where it is a plain
+linear layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.spec import Anatomy, Trim
+from tomecore.backends import Array
+
+__all__ = [
+    "add_biases",
+    "attend_heads",
+    "fused_qkv",
+    "project_rows",
+    "separate_qkv",
+    "split_heads",
+    "trim_with",
+]
+
+
+def fused_qkv(
+    host: Any, attn: Any, y: Array, given: Any = None, rows: int | None = None
+) -> tuple[Array, Array, Array, float]:
+    """The anatomy of an attention with one projection ``qkv``, ``num_heads`` and ``scale``."""
+    apart = None if rows is None else host.queries_apart(attn.qkv)
+    if apart is None:
+        q, k, v = split_heads(attn.qkv(y), attn.num_heads)
+        return (q if rows is None else q[:, :rows]), k, v, attn.scale
+    q, k, v = project_rows(host, y, apart, attn.num_heads, rows)
+    return q, k, v, attn.scale
+
+
+def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
+    """(B, N, 3 * H * D) -> queries, keys and values (B, N, H, D)."""
+    qkv = qkv.reshape([-1, qkv.shape[1], 3, heads, qkv.shape[2] // (3 * heads)])
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
+def project_rows(
+    host: Any, y: Array, apart: Any, heads: int, rows: int | None
+) -> tuple[Array, Array, Array]:
+    """Queries of the first ``rows`` tokens and keys and values of all, of what ``queries_apart`` gives."""
+    (q_weight, q_bias), (kv_weight, kv_bias) = apart
+    q = host.linear(y[:, :rows], q_weight, q_bias)
+    width = q.shape[2] // heads
+    kv = host.linear(y, kv_weight, kv_bias).reshape([-1, y.shape[1], 2, heads, width])
+    return q.reshape([-1, rows, heads, width]), kv[:, :, 0], kv[:, :, 1]
+
+
+def separate_qkv(
+    projections: tuple[Any, Any, Any], y: Array, width: int, rows: int | None = None
+) -> tuple[Array, Array, Array]:
+    """Queries (B, rows, H, D), keys and values (B, N, H, D) of one projection each; D is ``width``."""
+    query, key, value = projections
+    q = query(y if rows is None else y[:, :rows])
+    k, v = key(y), value(y)
+    heads = k.shape[2] // width
+    return (
+        q.reshape([-1, q.shape[1], heads, width]),
+        k.reshape([-1, k.shape[1], heads, width]),
+        v.reshape([-1, v.shape[1], heads, width]),
+    )
+
+
+def attend_heads(
+    host: Any,
+    qkv: tuple[Array, Array, Array],
+    bias: Array | None,
+    dropout: float,
+    scale: float,
+) -> Array:
+    """What comes before the projection: (B, rows, H * D), by the framework's fused kernel."""
+    q, k, v = qkv
+    y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
+    return y.reshape([-1, y.shape[1], y.shape[2] * y.shape[3]])
+
+
+def add_biases(positions: Array | None, sizes: Array | None) -> Array | None:
+    """The sum of two biases of the attention scores, of which either may be missing."""
+    if positions is None or sizes is None:
+        return sizes if positions is None else positions
+    return positions + sizes
+
+
+def trim_with(anatomy: Anatomy, **known: Any) -> Trim:
+    """The trimmed form of blocks whose ``attend`` takes the number of rows; see :class:`Trim`."""
+    path, classes = anatomy.attention, anatomy.classes
+    return Trim(of=anatomy.of, attend=anatomy.of, attention=path, classes=classes, **known)

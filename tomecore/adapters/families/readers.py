@@ -1,0 +1,44 @@
+"""Mixins of towers whose readers of intermediate layers must get all tokens of every layer.
+
+Each wraps one method. The arguments of ``super`` are written out, because Paddle's static graphs take a
+bare one for ``super(type(self), self)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.state import Switch
+from tomecore.adapters.engine.swap import Swapped
+
+__all__ = ["ForwardIntermediates", "IntermediateLayers", "read_with"]
+
+
+def read_with(switch: Switch, tracing: bool, read: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    """Call ``read`` with a switch of the model's config on, ``dense`` or ``recording``."""
+    entered = switch.enter(tracing)
+    try:
+        return read(*args, **kwargs)
+    finally:
+        switch.leave(entered, tracing)
+
+
+class ForwardIntermediates(Swapped):
+    """timm and open_clip."""
+
+    _tome: Config
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        read = super(ForwardIntermediates, self).forward_intermediates  # type: ignore[misc] # noqa: UP008
+        return read_with(self._tome.dense, self._tome.host.tracing(), read, args, kwargs)
+
+
+class IntermediateLayers(Swapped):
+    """DINO and DINOv2, in torch and in Paddle."""
+
+    _tome: Config
+
+    def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        read = super(IntermediateLayers, self).get_intermediate_layers  # type: ignore[misc] # noqa: UP008
+        return read_with(self._tome.dense, self._tome.host.tracing(), read, args, kwargs)
