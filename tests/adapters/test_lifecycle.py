@@ -89,7 +89,7 @@ def test_the_last_call_s_arguments_win_and_r_is_kept(plain):
     fw.forward(model, images)
     fw.tome.apply_patch(model)
     assert (model.r, model.tome.prop_attn) == (8, True)
-    with pytest.raises(NoForwardError, match="has not run in this thread since it was patched"):
+    with pytest.raises(NoForwardError, match="no forward pass in this thread since it was patched"):
         model.tome.sizes  # noqa: B018
     assert np.array_equal(fw.forward(model, images), fw.forward(plain.patched(r=8), images))
     with pytest.raises(NoForwardError, match="trace_source=True"):

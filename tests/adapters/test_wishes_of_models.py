@@ -200,7 +200,7 @@ def test_a_schedule_object_may_be_clamped_too(plain, caught):
     for _ in range(2):
         plain.fw.forward(model, images)
     (message,) = clamps(caught)
-    assert "merges 32" in message
+    assert "merges only 32" in message
 
 
 def test_a_warning_made_an_error_leaves_the_model_usable(plain):

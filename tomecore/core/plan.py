@@ -32,7 +32,7 @@ def take_rows(backend: Backend, x: Array, index: Array) -> Array:
 
 
 class MergePlan:
-    """Which tokens of a batch merge into which; token numbers count the input tokens from 0.
+    """A merge of a batch: which token goes into which. Token numbers count the input tokens from 0.
 
     Args:
         kept: (B, n) int; the input token that output slot j starts from.

@@ -133,7 +133,7 @@ class PlannedLayer:
 
     @property
     def clamped(self) -> bool:
-        """Whether the layer merges fewer tokens than ``r`` asks for."""
+        """Whether the layer merges fewer tokens than ``asked``."""
         return self.merged < self.asked
 
 

@@ -329,7 +329,7 @@ class Handle:
         outcome = config.passes.outcome.get(False)
         if outcome is None:
             raise NoForwardError(
-                "this model has not run in this thread since it was patched; run it first"
+                "this model has had no forward pass in this thread since it was patched; run it first"
             )
         run: Run | None = outcome.run
         if run is None:

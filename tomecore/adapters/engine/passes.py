@@ -55,7 +55,7 @@ class Call:
 
 
 class Outcome:
-    """How the last forward pass of a thread ended.
+    """The outcome of the last forward pass of a thread.
 
     Args:
         run: the run after its last block; None if there are no results.

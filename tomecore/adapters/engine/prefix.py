@@ -80,8 +80,8 @@ def check_prefix(
 def check_tokens_made(config: Config, tokens: int) -> None:
     """Raise if the tower computes its tokens in another way than its family does.
 
-    Called if the number of patches does not determine the number of tokens in front of them: the embedding
-    did not run or ran more than once, or patches were dropped.
+    Called if the number of patches does not determine how many tokens precede them: the embedding did not
+    run or ran more than once, or patches were dropped.
     """
     reason = None
     replaced = _replaced_method(config)

@@ -78,9 +78,8 @@ def warn_of_clamping(config: Config, step: Step | None, num_tokens: int) -> None
         f"r exceeds what a layer can merge, which is half of its unprotected tokens: layer {first} (of 0 to "
         f"{len(asked) - 1}) should merge {asked[first]} of {there} tokens, {config.protected} of them "
         f"protected, but merges only {merged[first]}{others}. Of {num_tokens} tokens "
-        f"{num_tokens - sum(merged)} are left at the end. To do the same without this warning, set "
-        f"model.r = {merged}, or call "
-        f"warnings.simplefilter('ignore', tomecore.errors.ClampWarning).{rest}",
+        f"{num_tokens - sum(merged)} are left at the end. For the same result without this warning, set "
+        f"model.r = {merged}; or call warnings.simplefilter('ignore', tomecore.errors.ClampWarning).{rest}",
         ClampWarning,
         stacklevel=2,
     )

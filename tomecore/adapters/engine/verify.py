@@ -44,12 +44,15 @@ BIAS = "its attention does not add the mask that it gets to the scores of all to
 
 @dataclass(frozen=True)
 class Trial:
-    """A copy of a block, with what its attention and MLP halves compute of two samples of tokens.
+    """A copy of a block, whose attention half and MLP half can be run on trial tokens.
 
     Args:
-        prefix: how many tokens at the front never merge; a block may treat them in a way of their own.
-        count: N, all tokens.
-        draw: of the numbers that decide which tokens change.
+        host: the framework.
+        spec: the spec to try.
+        block: the copy of the block.
+        prefix: number of prefix tokens, which never merge; the block may treat them differently.
+        count: N, the number of all tokens.
+        draw: generator of the random tokens, and of the choice of tokens to change.
     """
 
     host: Host

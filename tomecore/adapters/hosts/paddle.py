@@ -39,7 +39,7 @@ _WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorPa
 class PaddleHost(Host):
     """The operations of Paddle that the patch needs.
 
-    A run is an attribute of the activation, and of the copies that recomputation makes of it. In a static
+    A run is an attribute of the activation, and of the copies that recomputation creates. In a static
     graph values have no attributes, but only one thread traces, so there the run is kept in the config.
 
     SOT (``to_static`` with ``full_graph=False``, the default) simulates Python frame by frame, and does not

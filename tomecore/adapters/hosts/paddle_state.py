@@ -1,6 +1,6 @@
-"""Attach values to activations of Paddle, and to the copies that recomputation makes of them.
+"""Attach values to activations of Paddle, and to the copies that recomputation creates.
 
-Reentrant recomputation (``fleet.utils.recompute``) passes copies to a block, which it makes by
+Reentrant recomputation (``fleet.utils.recompute``) passes copies to a block, which it gets by
 ``x._new_shared_tensor()`` and ``x.detach()``. These two methods are wrapped on the activation only, so that
 the copy gets what was attached to the original.
 """
@@ -25,7 +25,7 @@ def ridden_on(x: Array, name: str, config: Any) -> Any:
 
 
 def ride(x: Array, name: str, config: Any, value: Any) -> None:
-    """Attach ``value`` to ``x`` under ``name``, and to the copies that a reentrant recomputation makes."""
+    """Attach ``value`` to ``x`` under ``name``, and to the copies that a reentrant recomputation creates."""
     setattr(x, name, Rider(config, value))
     _carry(x, "_new_shared_tensor")
     if not paddle.is_grad_enabled() and not x.stop_gradient:

@@ -73,7 +73,7 @@ def rides() -> bool:
 
 
 class KeyBias(torch.Tensor):
-    """A key bias (B, 1, 1, N) that makes ``scaled_dot_product_attention`` run as two products.
+    """A key bias (B, 1, 1, N) with which ``scaled_dot_product_attention`` runs as two products.
 
     It overrides only the call that it is passed to. No global state changes, so other threads and blocks
     without a bias keep the fused kernel.
