@@ -41,6 +41,7 @@ lint: $(VENV)/.dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/python tools/english.py --check
 
 format: $(VENV)/.dev
 	$(RUN)/ruff check --fix .

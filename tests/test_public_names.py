@@ -74,5 +74,5 @@ def test_apply_patch_takes_what_it_took(adapter):
 
 def test_a_model_that_was_pickled_before_the_modules_moved():
     """The first thing that its pickle asks for."""
-    with pytest.raises(UnsupportedModelError, match="then call apply_patch here"):
+    with pytest.raises(UnsupportedModelError, match="then call apply_patch with this"):
         pickle.loads(b"ctomecore.adapters._swap\nrebuild\n.")

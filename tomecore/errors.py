@@ -1,8 +1,8 @@
-"""Every error tomecore raises on purpose, in one place.
+"""Define every error and warning that tomecore raises on purpose.
 
-Each message names the argument or the module, the value found, what is allowed, and what to do next.
-Argument errors are also ``ValueError`` or ``TypeError``, so code that knows nothing of tomecore can
-catch them.
+Each message names the argument or the module, the value found, what is allowed, and the next step.
+Argument errors are also ``ValueError`` or ``TypeError``, so code that does not know tomecore can catch
+them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class TomeError(Exception):
 
 
 class ArgumentValueError(TomeError, ValueError):
-    """An argument has the right type and a value that is not allowed."""
+    """An argument has the right type, but its value is not allowed."""
 
 
 class ArgumentTypeError(TomeError, TypeError):
-    """An argument has a type that is not allowed."""
+    """An argument has the wrong type."""
 
 
 class UnsupportedLibraryError(ArgumentTypeError):
@@ -45,28 +45,28 @@ class UnsupportedLibraryError(ArgumentTypeError):
 
 
 class UnsupportedModelError(TomeError):
-    """The model, or the way it is called, is one that merging would break; nothing was changed."""
+    """Merging would break this model, or this way of calling it; the model was not changed."""
 
 
 class NotPatchedError(TomeError):
-    """The model was never given to ``apply_patch``, or ``remove_patch`` came in between."""
+    """The model is not patched: ``apply_patch`` was not called, or ``remove_patch`` undid it."""
 
 
 class NoForwardError(TomeError):
-    """A result of the last forward pass was asked for and there is none."""
+    """There is no forward pass to take the requested result from."""
 
 
 class LostStateError(TomeError, RuntimeError):
-    """A patched block got tokens without the sizes that belong to them."""
+    """The state of a pass is lost: merged tokens came without their sizes, or were not restored."""
 
 
 class ClampWarning(UserWarning):
-    """``r`` asks a layer to merge more tokens than it can: at most half of those not protected."""
+    """``r`` exceeds what a layer can merge: at most half of its unprotected tokens."""
 
 
 class InnerHookWarning(UserWarning):
-    """A hook inside a block sees merged tokens, also within ``model.tome.all_tokens()``."""
+    """A hook inside a block receives merged tokens, even within ``model.tome.all_tokens()``."""
 
 
 class StaleProgramWarning(UserWarning):
-    """``r`` was changed after a graph around the patched model had been traced with the old one."""
+    """``r`` was changed after a graph that contains the patched model was traced with the old value."""

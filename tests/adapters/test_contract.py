@@ -189,7 +189,7 @@ def test_a_called_attention_that_ignores_the_sizes(case):
     if path:
         *_, module = module_at(case.blocks(model)[1], path)
         change = own_forward(module, without_masks)
-        refused_until_undone(case, model, change, "ignores the mask that tells it the sizes")
+        refused_until_undone(case, model, change, "ignores the mask that holds the sizes")
 
 
 def test_a_called_attention_that_takes_no_mask(case):

@@ -193,7 +193,9 @@ def test_paddle_takes_its_fastest_form_by_itself(value, error):
     model = tomecore.models.paddle.VisionTransformer(**SMALL)
     text = f"`prop_attn` must be True, False, or None for the family's default; got {value!r}"
     if value == "column":
-        text += r"\. Forms have names in PyTorch; in this framework True takes the fastest one"
+        text += (
+            r"\. Forms can be chosen only in PyTorch; in this framework True uses the fastest one"
+        )
     with pytest.raises(error, match=text + "$"):
         tomecore.adapters.paddle.apply_patch(model, prop_attn=value)
     assert type(model) is tomecore.models.paddle.VisionTransformer

@@ -10,7 +10,7 @@ import pytest
 from tomecore.errors import LostStateError
 
 TEXT = (
-    r"got tokens of shape \(\d, \d+, 32\) without their sizes\. .*pass that very tensor on .*"
+    r"got tokens of shape \(\d, \d+, 32\) without their sizes\. .*pass that same tensor on .*"
     r"or set model\.r = 0"
 )
 
@@ -93,7 +93,7 @@ def test_with_r_zero_tokens_may_be_cut_between_blocks(case):
 def test_blocks_pruned_after_the_patch(case):
     fw, model = case.fw, case.patched(r=8)
     model.blocks = type(model.blocks)(*fw.listed(list(model.blocks)[:3]))
-    text = "the model has 3 blocks and had 4 when it was patched; call apply_patch on it again"
+    text = "the model has 3 blocks, but had 4 when it was patched; call apply_patch on it again"
     with pytest.raises(LostStateError, match=text):
         fw.forward(model, case.images())
 

@@ -220,7 +220,7 @@ def test_handle_of_what_holds_a_patched_model_names_it(plain):
     fw = plain.fw
     outer = fw.container(inner=plain.patched(r=8))
     for function in (fw.tome.handle, fw.tome.remove_patch):
-        with pytest.raises(NotPatchedError, match=r"but model\.inner is: use that"):
+        with pytest.raises(NotPatchedError, match=r"but model\.inner is; use model\.inner instead"):
             function(outer)
 
 

@@ -185,8 +185,8 @@ def test_a_rewritten_block_proves_itself(tower):
         (Scaled, None, "its two halves do not reproduce its forward"),
         (OnlyInTraining, None, "its two halves do not reproduce its forward"),
         (Windows, None, "its two halves do not reproduce its forward"),
-        (Rewritten, DeafAttention, "its attention does not add the mask it is given"),
-        (Rewritten, BoolAttention, "its attention does not add the mask it is given"),
+        (Rewritten, DeafAttention, "its attention does not add the mask that it gets"),
+        (Rewritten, BoolAttention, "its attention does not add the mask that it gets"),
     ],
     ids=["post-norm", "scaled", "training", "windows", "deaf", "bool"],
 )

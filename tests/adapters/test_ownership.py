@@ -102,7 +102,9 @@ def test_a_copy_of_one_block(plain, duplicate):
     x = fw.tokens(model, plain.images())
     alone = [duplicate(model.blocks[index]) for index in (0, 2)]
     for block in alone:
-        with pytest.raises(LostStateError, match=r"model it belongs to now|without their sizes"):
+        with pytest.raises(
+            LostStateError, match=r"model that it belongs to now|without their sizes"
+        ):
             block(x)
     model.r = 0
     for block in [duplicate(model.blocks[index]) for index in (0, 2)]:

@@ -132,7 +132,7 @@ BAD = {
     "fewer than the family knows": (
         0,
         ArgumentValueError,
-        "`protected` must be at least 1, the prefix tokens that .* has by itself .*got 0",
+        "`protected` must be at least 1, the number of prefix tokens of .*got 0",
     ),
 }
 
@@ -153,12 +153,12 @@ def test_what_is_refused(plain, value, error, text):
 def test_fewer_or_more_than_there_are(plain):
     fw, model = plain.fw, plain.patched(r=4, protected=66)
     with pytest.raises(
-        ArgumentValueError, match="`protected` is 66, and the first block got 65 tokens"
+        ArgumentValueError, match="`protected` is 66, but the first block got only 65 tokens"
     ):
         fw.forward(model, plain.images())
     fw.tome.apply_patch(model, protected=4)
     hook = fw.pre_hook(model.blocks[0], with_more_in_front(plain, model))
-    with pytest.raises(UnsupportedModelError, match=r"8 others are there; 4 .* \(protected=4\)"):
+    with pytest.raises(UnsupportedModelError, match=r"8 others\. Only 4 .* \(protected=4\)"):
         fw.forward(model, plain.images())
     hook.remove()
     fw.forward(model, plain.images())

@@ -68,8 +68,8 @@ REFUSED = {
         r"model\.blocks\[0\]\.attn is a .*Own; tomecore knows .*Attention",
     ),
     "no blocks": (no_blocks, r"model\.blocks is empty: there is no block to merge in"),
-    "own r": (own_r, "has an attribute 'r' of its own, which the patch would hide"),
-    "own tome": (own_tome, "has an attribute 'tome' of its own, which the patch would hide"),
+    "own r": (own_r, "has its own attribute 'r', which the patch would hide"),
+    "own tome": (own_tome, "has its own attribute 'tome', which the patch would hide"),
 } | {
     f"replaced {name}": (
         lambda fw, model, name=name: replace_child(fw, model.blocks[0], name),
@@ -139,7 +139,7 @@ def test_a_subclass_that_keeps_the_forward_is_fine(case):
 
 def test_two_towers_are_one_too_many(plain):
     model = plain.fw.container(student=plain.model(), teacher=plain.model())
-    text = r"`model` holds 2 vision transformers \(student, teacher\).*on each by itself"
+    text = r"`model` holds 2 vision transformers \(student, teacher\).*on each one separately"
     check_refused(plain.fw, model, text)
 
 

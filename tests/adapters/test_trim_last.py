@@ -79,7 +79,7 @@ def test_what_came_out_cannot_be_laid_out(plain):
     model, x = plain.patched(r=8, trim_last=True), plain.tensors()
     features = model.forward_features(x)
     for ask in (model.tome.unmerge, model.tome.grid):
-        with pytest.raises(ArgumentValueError, match=r"makes no others with trim_last=True: apply"):
+        with pytest.raises(ArgumentValueError, match=r"computes only these: call apply"):
             ask(features)
 
 

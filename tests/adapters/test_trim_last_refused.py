@@ -28,8 +28,8 @@ def refused(case, model, text, **settings):
     with pytest.raises(UnsupportedModelError, match=text) as caught:
         case.fw.tome.apply_patch(model, **{"r": 8, "trim_last": True, **settings})
     assert case.fw.fingerprint(model) == before
-    assert str(caught.value).startswith("trim_last=True cannot be had for this ")
-    assert "Leave trim_last=False, which is right for every model." in str(caught.value)
+    assert str(caught.value).startswith("trim_last=True is not supported for this ")
+    assert "Use trim_last=False, which is correct for every model." in str(caught.value)
     case.fw.tome.apply_patch(model, r=8)  # and without it there is nothing wrong
 
 

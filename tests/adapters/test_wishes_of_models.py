@@ -89,7 +89,9 @@ def test_impossible_wishes_are_errors_that_name_what_is_possible(plain):
     with pytest.raises(ArgumentValueError, match="at least 2 and at most 5"):
         plain.fw.forward(model, plain.images(size=8))
     model.r = schedule.for_speedup(model, 50)
-    with pytest.raises(ArgumentValueError, match=r"50 times faster: of 5 tokens.*limit is 1\.\d\d"):
+    with pytest.raises(
+        ArgumentValueError, match=r"50 times faster: with 5 tokens.*limit is 1\.\d\d"
+    ):
         plain.fw.forward(model, plain.images(size=8))
     model.r = 0
     plain.fw.forward(model, plain.images(size=8))
@@ -153,8 +155,10 @@ def test_a_clamp_warns_once_and_says_how_to_silence_it(case, caught):
         case.fw.forward(model, images)
     (message,) = clamps(caught)
     most = (tokens - 10 - prefix) // 2
-    assert "layer 1 (of 0 to 3) was asked to merge 30" in message
-    assert f"of {tokens - 10} tokens, {prefix} of them protected, and merges {most}." in message
+    assert "layer 1 (of 0 to 3) should merge 30" in message
+    assert (
+        f"of {tokens - 10} tokens, {prefix} of them protected, but merges only {most}." in message
+    )
     assert f"{tokens - 19 - most} are left at the end" in message
     silent = f"[10, {most}, 9, 0]"
     assert f"model.r = {silent}" in message
@@ -183,7 +187,7 @@ def test_fewer_tokens_may_clamp_what_did_not_before(plain, caught):
     for tokens, warned in ((65, 0), (19, 0), (18, 1), (17, 1)):
         run_blocks(model, x[:, :tokens])
         assert len(clamps(caught)) == warned
-    assert "merge 9 of 18 tokens, 1 of them protected, and merges 8." in clamps(caught)[0]
+    assert "merge 9 of 18 tokens, 1 of them protected, but merges only 8." in clamps(caught)[0]
 
 
 def run_blocks(model, x):
@@ -196,7 +200,7 @@ def test_a_schedule_object_may_be_clamped_too(plain, caught):
     for _ in range(2):
         plain.fw.forward(model, images)
     (message,) = clamps(caught)
-    assert "merges 32" in message
+    assert "merges only 32" in message
 
 
 def test_a_warning_made_an_error_leaves_the_model_usable(plain):

@@ -325,8 +325,8 @@ def not_unpacked(plan):
         "the function MergePlan.merge": merge,
         "builtins.tuple. A pair (merge, unmerge)": (merge, unmerge),
         "builtins.list. A pair (merge, unmerge)": [merge, unmerge],
-        "builtins.NoneType. Give the plan that": None,
-        "builtins.dict. Give the plan that": {},
+        "builtins.NoneType. Pass the plan that": None,
+        "builtins.dict. Pass the plan that": {},
     }
 
 
@@ -339,7 +339,7 @@ def test_what_is_no_plan(library, plan):
             tc.merge_weighted(value, x)
         with raises(ArgumentTypeError, "`plan` must be a MergePlan", found, "compose(source, plan"):
             tc.compose(source, value)
-    with raises(ArgumentTypeError, "merge_wavg(merge, x, size)", "give the plan", "merge_weighted"):
+    with raises(ArgumentTypeError, "merge_wavg(merge, x, size)", "pass the plan", "merge_weighted"):
         tc.merge_weighted(plan.merge, x, None)
     with raises(ArgumentTypeError, "`plan`", "Tensor" if library.name != "numpy" else "ndarray"):
         tc.merge_weighted(x, plan)

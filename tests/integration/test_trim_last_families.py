@@ -114,6 +114,6 @@ def test_the_others_are_refused_and_left_alone(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
         case.fw.tome.apply_patch(inner, r=8, trim_last=True)
     assert str(caught.value).startswith(
-        f"trim_last=True cannot be had for this {type(inner).__name__} ("
+        f"trim_last=True is not supported for this {type(inner).__name__} ("
     )
     assert case.fw.fingerprint(model) == before

@@ -1,9 +1,10 @@
-"""Patches for real models: ``tomecore.adapters.torch`` and ``tomecore.adapters.paddle``.
+"""Patch real models: ``tomecore.adapters.torch`` and ``tomecore.adapters.paddle``.
 
-Both are imported when first used: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
-``tomecore.adapters.Spec`` describes a block that they do not know yet, for their ``register``, and
-``tomecore.adapters.Anatomy`` and ``tomecore.adapters.Trim`` its attention of a few queries. ``handle_of`` and
-``is_patched`` serve models of any framework; they, and ``model.tome``, are all that tools know of the engine.
+Both are imported on first use: ``import tomecore; tomecore.adapters.paddle.apply_patch(model)``.
+To add a block that they do not know, describe it by ``tomecore.adapters.Spec``, its attention by
+``tomecore.adapters.Anatomy`` and its form for ``trim_last`` by ``tomecore.adapters.Trim``, and pass that to
+``register``. ``handle_of`` and ``is_patched`` work for models of any framework; tools use only these two and
+``model.tome``.
 """
 
 from __future__ import annotations

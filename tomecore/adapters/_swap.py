@@ -1,4 +1,4 @@
-"""Where models that were patched and pickled before the modules moved look for their classes first."""
+"""Refuse to load models that were patched and pickled before the modules of tomecore moved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ __all__: list[str] = []
 
 
 def __getattr__(name: str) -> Any:
-    """Say what to do; ``pickle`` asks for the function that rebuilds a patched module."""
+    """Raise and say what to do; ``pickle`` looks here for the function that rebuilds a patched module."""
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     raise UnsupportedModelError(
-        "this model was patched and pickled by an earlier tomecore, whose modules have moved. Load it there, "
-        "call remove_patch and save it again (or save its state_dict); then call apply_patch here."
+        "this model was patched and pickled by an earlier tomecore, whose modules have moved since. Load it "
+        "with that version, call remove_patch and save it again (or save its state_dict); then call "
+        "apply_patch with this version."
     )

@@ -1,4 +1,4 @@
-"""Token merging in Paddle models: ``apply_patch(model); model.r = 16``.
+"""Merge tokens in Paddle models: ``apply_patch(model); model.r = 16``.
 
     import tomecore.adapters.paddle as tome
     model = tome.apply_patch(model)      # in place; returns the model
@@ -6,8 +6,8 @@
     logits = model(images)
     tome.remove_patch(model)
 
-What is Paddle's own is in ``hosts/paddle.py``, the mechanism in ``engine/``, the model families are in
-``families/``.
+The code that is specific to Paddle is in ``hosts/paddle.py``, the mechanism is in ``engine/``, and the model
+families are in ``families/``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tomecore.adapters.hosts.paddle import HOST
 __all__ = ["ADAPTER", "HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
 ADAPTER = Adapter(__name__, HOST, known("paddle"))
-#: The families this adapter recognises.
+#: the model families that this adapter recognises
 SPECS = ADAPTER.specs
 
 apply_patch = ADAPTER.apply_patch

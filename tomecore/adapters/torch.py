@@ -1,4 +1,4 @@
-"""Token merging in PyTorch models: ``apply_patch(model); model.r = 16``.
+"""Merge tokens in PyTorch models: ``apply_patch(model); model.r = 16``.
 
     import tomecore.adapters.torch as tome
     model = tome.apply_patch(model)      # in place; returns the model
@@ -6,8 +6,8 @@
     logits = model(images)
     tome.remove_patch(model)
 
-What is PyTorch's own is in ``hosts/torch.py``, the mechanism in ``engine/``, the model families are in
-``families/``.
+The code that is specific to PyTorch is in ``hosts/torch.py``, the mechanism is in ``engine/``, and the model
+families are in ``families/``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tomecore.adapters.hosts.torch import HOST
 __all__ = ["ADAPTER", "HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
 ADAPTER = Adapter(__name__, HOST, known("torch"), fallback=PRE_NORM)
-#: The families this adapter recognises.
+#: the model families that this adapter recognises
 SPECS = ADAPTER.specs
 
 apply_patch = ADAPTER.apply_patch

@@ -1,1 +1,1 @@
-"""A merge as data: what a plan is, what merging by it computes, and the checks of arguments."""
+"""Represent a merge as data: the plan, merging and unmerging by it, and argument checks."""

@@ -1,4 +1,4 @@
-"""Argument checks shared by the public functions, so that one mistake has one message."""
+"""Check arguments for the public functions, so that each mistake has one message."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["floating", "integral", "rank", "real", "same_batch", "whole_number"]
 
 
 def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> int:
-    """Return ``value`` as an int, or say what is allowed.
+    """Return ``value`` as an int.
 
     Raises:
-        ArgumentTypeError: not an integer (a bool, a float and a string are not; nor is an array, which
-            would make the host wait for the device, and which Paddle truncates).
-        ArgumentValueError: smaller than ``at_least``.
+        ArgumentTypeError: ``value`` is not an integer. A bool, a float, a string and an array are not:
+            reading an array would make the host wait for the device, and Paddle truncates it.
+        ArgumentValueError: ``value`` is smaller than ``at_least``.
     """
     found = f"got {value!r} ({type(value).__name__})"
     of_what = f" (counting {unit})" if unit else ""
@@ -39,10 +39,10 @@ def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> in
 
 
 def rank(array: Any, name: str, shape: str) -> None:
-    """Check that ``array`` has as many axes as ``shape`` has letters, for example ``"(B, N, D)"``.
+    """Raise unless ``array`` has as many axes as ``shape`` has letters, for example ``"(B, N, D)"``.
 
     Raises:
-        ArgumentValueError: it has more or fewer.
+        ArgumentValueError: the number of axes differs.
     """
     if len(array.shape) != shape.count(",") + 1:
         raise ArgumentValueError(
@@ -54,42 +54,42 @@ def rank(array: Any, name: str, shape: str) -> None:
 
 
 def floating(xp: Any, array: Any, name: str) -> None:
-    """Check that ``array`` is real floating point.
+    """Raise unless ``array`` has a real floating-point dtype.
 
     Raises:
-        ArgumentTypeError: it is not.
+        ArgumentTypeError: the dtype is another one.
     """
     if not xp.isdtype(array.dtype, "real floating"):
         raise ArgumentTypeError(f"`{name}` must be real floating point; got dtype {array.dtype}")
 
 
 def integral(xp: Any, array: Any, name: str) -> None:
-    """Check that ``array`` holds integers.
+    """Raise unless ``array`` holds integers.
 
     Raises:
-        ArgumentTypeError: it does not.
+        ArgumentTypeError: the dtype is another one.
     """
     if not xp.isdtype(array.dtype, "integral"):
         raise ArgumentTypeError(f"`{name}` must hold integers; got dtype {array.dtype}")
 
 
 def real(xp: Any, array: Any, name: str) -> None:
-    """Check that ``array`` holds real numbers, of floating point or not.
+    """Raise unless ``array`` holds real numbers: floating point, integers or bools.
 
     Raises:
-        ArgumentTypeError: it does not.
+        ArgumentTypeError: the dtype is another one.
     """
     if not any(xp.isdtype(array.dtype, kind) for kind in ("real floating", "integral", "bool")):
         raise ArgumentTypeError(f"`{name}` must hold real numbers; got dtype {array.dtype}")
 
 
 def same_batch(array: Any, name: str, like: Any, whose: str = "this plan") -> None:
-    """Check that ``array`` has as many samples as ``like``, where both are known.
+    """Raise unless ``array`` has as many samples on axis 0 as ``like``.
 
-    They are unknown in a static graph or a trace, and then nothing is checked.
+    In a static graph or a trace the batch size may be unknown; then nothing is checked.
 
     Raises:
-        ArgumentValueError: it has more or fewer.
+        ArgumentValueError: the numbers of samples differ.
     """
     found, expected = array.shape[0], like.shape[0]
     known = all(type(size) is int and size >= 0 for size in (found, expected))

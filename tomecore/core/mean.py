@@ -1,4 +1,4 @@
-"""The size-weighted mean of merging, without checks; :mod:`tomecore.core.merging` has the public form."""
+"""Compute the size-weighted mean, without checks; the public form is in :mod:`tomecore.core.merging`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["compute_dtype", "merged_mean"]
 
 
 def compute_dtype(xp: Any, dtype: Any) -> Any:
-    """The dtype in which similarities and means are computed: float32, or ``dtype`` if that is wider.
+    """Return the dtype for similarities and means: float32, or ``dtype`` if that is wider.
 
-    NumPy's float64 of the other byte order counts as float64, and its long double stays what it is.
+    NumPy's byte-swapped float64 counts as float64, and its long double is kept.
     """
     if dtype == xp.float64:
         return dtype
@@ -24,14 +24,14 @@ def compute_dtype(xp: Any, dtype: Any) -> Any:
 def merged_mean(
     plan: Any, x: Array, size: Array | None, padded: bool = True
 ) -> tuple[Array, Array]:
-    """:func:`tomecore.merge_weighted` without checks, in few steps.
+    """Compute :func:`tomecore.merge_weighted` without checks, in few operations.
 
-    Each destination moves towards every token merged into it, by that token's share of the new size: the
-    same mean, touching r rows instead of all n. ``padded``: whether a size may be 0.
+    Each destination moves towards every token merged into it, by that token's share of the new size. This
+    is the same mean, but it touches r rows instead of all n. ``padded``: whether a size may be 0.
 
-    A whole step may be larger than the largest number, so each one is made in two halves, and what lies
-    between them is between the numbers whose mean it is. Steps start from finite numbers, because an
-    infinite destination cannot move, and infinity minus itself is no number.
+    A whole step may exceed the largest finite number, so each step is added in two halves; the value in
+    between lies between the numbers that are averaged. Steps start from finite numbers, because an
+    infinite destination cannot move, and infinity minus infinity is NaN.
     """
     backend, xp, width = plan.backend, plan.backend.xp, x.shape[2]
     wide = compute_dtype(xp, x.dtype)
@@ -70,13 +70,13 @@ def merged_mean(
 
 
 def _without(xp: Any, rows: Array, size: Array, instead: Array | None = None) -> Array:
-    """``rows`` (B * n, C), but ``instead``, or 0, where ``size`` (B, n) is 0: padding may hold any number."""
+    """Replace ``rows`` (B * n, C) by ``instead``, or 0, where ``size`` (B, n) is 0: padding is arbitrary."""
     instead = xp.zeros_like(rows) if instead is None else instead
     return xp.where(xp.reshape(size, (-1, 1)) > 0, rows, instead)
 
 
 def _largest(wide: Any, double: bool) -> Any:
-    """The largest finite number of the dtype ``wide``."""
+    """Return the largest finite number of the dtype ``wide``."""
     if isinstance(wide, np.dtype):
         return np.finfo(wide).max
     return 1.7976931348623157e308 if double else 3.4028234663852886e38

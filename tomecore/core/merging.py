@@ -1,4 +1,4 @@
-"""Merging that remembers: weighted by how many tokens each token already stands for, layer after layer."""
+"""Merge over several layers: weight tokens by their sizes, and follow where each token goes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
         counts exactly up to 16,777,216 tokens whatever the precision of ``x``. The weights are
         size / merged size, never above 1, and the sum runs in float32 (float64 for float64): numbers at
         the edge of the range do not overflow, and the mean of infinity and a finite number is infinity.
-        A token of size 0 counts for nothing, whatever it holds; padding merged into padding leaves what
-        the kept token held.
+        A token of size 0 has no effect, whatever its values; if padding merges into padding, the kept
+        token keeps its values.
 
     Raises:
-        ArgumentTypeError: ``plan`` is no MergePlan, an array is of another library than the plan's, ``x``
-            is not floating, or ``size`` is complex.
-        ArgumentValueError: a wrong shape.
+        ArgumentTypeError: ``plan`` is not a MergePlan, an array comes from another library than the plan,
+            ``x`` is not floating point, or ``size`` is complex.
+        ArgumentValueError: an array has the wrong shape.
     """
     _a_plan(plan, "merge_weighted(plan, x, size)")
     for array, name in ((x, "x"), (size, "size")):
@@ -59,21 +59,21 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
 
 
 def compose(source: Array | None, plan: MergePlan) -> Array:
-    """Follow tokens through one more merge.
+    """Follow the original tokens through one more merge.
 
     Args:
-        source: (B, N0) int; the token of ``plan``'s input that holds each original token. None: the
-            originals are ``plan``'s input.
+        source: (B, N0) int; the input token of ``plan`` that holds each original token. None: the
+            original tokens are the input of ``plan``.
         plan: the merge to follow.
 
     Returns:
-        (B, N0) int; the slot of ``plan``'s output that holds each original token.
+        (B, N0) int; the output slot of ``plan`` that holds each original token.
 
     Raises:
-        ArgumentTypeError: ``plan`` is no MergePlan, or ``source`` does not hold integers, or is of another
-            library than the plan's.
-        ArgumentValueError: a wrong shape. That numbers in ``source`` are below N is not checked, because
-            reading them would make the host wait for the device.
+        ArgumentTypeError: ``plan`` is not a MergePlan, or ``source`` does not hold integers or comes from
+            another library than the plan.
+        ArgumentValueError: ``source`` has the wrong shape. Its values are not checked, because reading
+            them would make the host wait for the device.
     """
     _a_plan(plan, "compose(source, plan)")
     if source is None:
@@ -90,18 +90,18 @@ def compose(source: Array | None, plan: MergePlan) -> Array:
 
 
 def _a_plan(plan: Any, call: str) -> None:
-    """Check that ``plan`` is one; the published code hands over its merging function instead."""
+    """Raise unless ``plan`` is a MergePlan; the published code passes its merging function instead."""
     if isinstance(plan, MergePlan):
         return
     found = f"{type(plan).__module__}.{type(plan).__qualname__}"
-    hint = "Give the plan that bipartite_soft_matching or another matching returned"
+    hint = "Pass the plan that bipartite_soft_matching or another matching returned"
     if callable(plan):
         name = getattr(plan, "__qualname__", found)
         found = f"the function {name}"
         hint = (
-            "The published code gives the merging function, merge_wavg(merge, x, size); here, give the plan: "
-            "`plan = bipartite_soft_matching(...)` instead of `merge, unmerge = ...`"
+            "The published code passes the merging function, merge_wavg(merge, x, size); here, pass the "
+            "plan: `plan = bipartite_soft_matching(...)` instead of `merge, unmerge = ...`"
         )
     elif isinstance(plan, (tuple, list)):
-        hint = "A pair (merge, unmerge) is a plan unpacked; give the plan itself, not unpacked"
+        hint = "A pair (merge, unmerge) is an unpacked plan; pass the plan itself, without unpacking it"
     raise ArgumentTypeError(f"`plan` must be a MergePlan; got {found}. {hint}: {call}.")

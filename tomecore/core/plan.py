@@ -1,8 +1,8 @@
-"""A merge as data: which token goes where.
+"""Represent a merge as data: which token goes where.
 
 Every matching algorithm returns a :class:`MergePlan`, and everything else (merging, unmerging,
-following tokens over layers, drawing them) only reads it. So an algorithm never knows what is merged,
-and an adapter never knows which algorithm chose.
+following tokens over layers, drawing them) only reads it. So an algorithm does not know what is merged,
+and merging does not know which algorithm chose the tokens.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _REDUCTIONS = {"mean": "mean", "sum": "sum", "max": "max", "amax": "max"}
 
 
 def take_rows(backend: Backend, x: Array, index: Array) -> Array:
-    """``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
+    """Gather rows: ``out[b, j] = x[b, index[b, j]]`` for x (B, N, C) and index (B, n), giving (B, n, C).
 
-    A single take on flat rows: no expanded index, and no copy of a strided slice.
+    This is a single take on flat rows, without an expanded index and without copying a strided slice.
     """
     xp, width = backend.xp, x.shape[2]
     rows = backend.flat_rows(index, x.shape[1])
@@ -32,23 +32,23 @@ def take_rows(backend: Backend, x: Array, index: Array) -> Array:
 
 
 class MergePlan:
-    """Which tokens of a batch merge into which; all numbers count the input tokens from 0.
+    """A merge of a batch: which token goes into which. Token numbers count the input tokens from 0.
 
     Args:
         kept: (B, n) int; the input token that output slot j starts from.
-        merged: (B, r) int; the input tokens that disappear. Every input token is in ``kept`` or
-            ``merged``, once.
+        merged: (B, r) int; the input tokens that disappear. Every input token occurs once, in ``kept``
+            or in ``merged``.
         into: (B, r) int; the output slot that each of ``merged`` goes to.
         backend: the arrays' backend; inferred if left out.
 
     A plan unpacks as ``merge, unmerge = plan``.
 
     Raises:
-        ArgumentTypeError: an array does not hold integers, or the arrays are of several libraries.
-        ArgumentValueError: a wrong shape, or arrays of different batch sizes: a plan for one sample does not
-            serve many. Values are not checked, because reading them would make the host wait for the device:
-            a token that is missing, repeated or out of range, or a slot that is out of range, gives what the
-            library's gathers and sums make of it.
+        ArgumentTypeError: an array does not hold integers, or the arrays come from several libraries.
+        ArgumentValueError: a wrong shape, or different batch sizes: a plan for one sample does not serve
+            many. Values are not checked, because reading them would make the host wait for the device: if a
+            token is missing, repeated or out of range, or a slot is out of range, the result is whatever the
+            library's gather and scatter return.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class MergePlan:
 
     @classmethod
     def made(cls, backend: Backend, tokens: Array, into: Array, num_slots: int) -> MergePlan:
-        """A plan of arrays that need no checks, because a matching made them.
+        """Build a plan without checks, from arrays that a matching computed.
 
-        ``tokens`` (B, N) are the kept ones and the merged ones behind them.
+        ``tokens`` (B, N) holds the kept tokens, followed by the merged ones.
         """
         plan = cls.__new__(cls)
         plan._set(backend, into, num_slots, tokens)
@@ -139,22 +139,23 @@ class MergePlan:
         return self._slots
 
     def merge(self, x: Array, reduce: str = "mean", *, mode: str | None = None) -> Array:
-        """Merge tokens, every one with the same weight.
+        """Merge tokens, all with the same weight.
 
         Args:
             x: (B, N, C).
-            reduce: "mean" counts the destination and every token merged into it, "sum" adds them,
+            reduce: "mean" averages the destination and every token merged into it, "sum" adds them,
                 "max" takes the maximum per channel ("amax" is the same). Half precision is
                 accumulated in float32.
             mode: the name ToMe gives ``reduce``.
 
         Returns:
-            (B, n, C), the dtype of ``x``. For means over several layers, which must weigh tokens by
-            what they already hold, see :func:`tomecore.merge_weighted`.
+            (B, n, C), in the dtype of ``x``. For means over several layers, which must weight tokens by
+            their sizes, see :func:`tomecore.merge_weighted`.
 
         Raises:
-            ArgumentTypeError: ``x`` is of another library than the plan, or not floating for "mean".
-            ArgumentValueError: a wrong shape, or an unknown reduction.
+            ArgumentTypeError: ``x`` comes from another library than the plan, or is not floating point for
+                "mean".
+            ArgumentValueError: ``x`` has the wrong shape, or the reduction is unknown.
         """
         name, asked = ("reduce", reduce) if mode is None else ("mode", mode)
         how = _REDUCTIONS.get(asked) if isinstance(asked, str) else None
@@ -170,11 +171,11 @@ class MergePlan:
         return reduce_tokens(self, x, how)
 
     def unmerge(self, y: Array) -> Array:
-        """Give every input token the value of the slot that holds it: (B, n, C) -> (B, N, C).
+        """Return, for every input token, the value of the slot that holds it: (B, n, C) -> (B, N, C).
 
         Raises:
-            ArgumentTypeError: ``y`` is of another library than the plan.
-            ArgumentValueError: a wrong shape.
+            ArgumentTypeError: ``y`` comes from another library than the plan.
+            ArgumentValueError: ``y`` has the wrong shape.
         """
         self._check(y, "y", "(B, n, C)", self.num_slots)
         return take_rows(self.backend, y, self.slots)

@@ -1,7 +1,7 @@
-"""Keys in, :class:`tomecore.MergePlan` out: one file and one function for each algorithm.
+"""Choose the tokens to merge: keys in, :class:`tomecore.MergePlan` out; one file for each algorithm.
 
-To add one: take keys (B, N, D), return a plan, gather with index arrays (a strided slice is a slow
-copy on Paddle and a recompilation on torch), use stable sorts, and never read the batch size.
+To add one: take keys (B, N, D) and return a plan. Gather with index arrays (a strided slice is a slow
+copy in Paddle and a recompilation in torch), use stable sorts, and never read the batch size.
 """
 
 from __future__ import annotations

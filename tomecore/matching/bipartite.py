@@ -22,29 +22,29 @@ def bipartite_soft_matching(
     valid: Array | None = None,
     backend: Backend | None = None,
 ) -> MergePlan:
-    """Merge the r even tokens that are most similar to an odd token, each into that token.
+    """Choose the r even tokens that are most similar to an odd token, and merge each into that token.
 
     Args:
         keys: (B, N, D) real floating point; tokens are compared by the cosine of their keys. A key
-            of norm 0 has similarity 0 to all.
+            of norm 0 has similarity 0 to every token.
         r: tokens to merge, 0 <= r; capped at (N - protected) // 2.
         class_token: ToMe's name for ``protected=1``.
         distill_token: a second protected token; needs ``class_token``.
-        protected: how many tokens at the front neither merge nor are merged into.
+        protected: number of prefix tokens, which neither merge nor are merged into.
         valid: (B, N) bool, False for padding. Padding merges first, and a token merges into padding
-            only where there is nothing else; merged with size 0 (:func:`tomecore.merge_weighted`),
-            padding then changes nothing. None: there is none.
+            only if every odd token is padding. Merged with size 0 (:func:`tomecore.merge_weighted`),
+            padding has no effect. None: no padding.
         backend: the keys' backend; inferred if left out.
 
     Returns:
         A plan whose slots are the protected tokens, then the unmerged even tokens, then the odd
-        tokens. The unmerged even tokens are ascending if any token is protected; with none they come
-        in descending order of similarity, as in ToMe. Ties go to the first token.
+        tokens. The unmerged even tokens are in ascending order if any token is protected; otherwise
+        they are in descending order of similarity, as in ToMe. Ties go to the first token.
 
     Raises:
-        ArgumentTypeError: ``r`` or ``protected`` not an integer, ``keys`` not a floating array.
+        ArgumentTypeError: ``r`` or ``protected`` is not an integer, or ``keys`` is not floating point.
         ArgumentValueError: a negative number, a wrong shape, ``distill_token`` without
-            ``class_token``, or ``protected`` together with either.
+            ``class_token``, or ``protected`` together with either of them.
     """
     backend = backend or backend_of(keys)
     rank(keys, "keys", "(B, N, D)")
@@ -70,7 +70,7 @@ def bipartite_soft_matching(
 def matched(
     backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
 ) -> MergePlan:
-    """:func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
+    """Compute :func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
     xp, count = backend.xp, keys.shape[1]
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     units = unit_keys(backend, keys)
@@ -98,14 +98,14 @@ def _protected(protected: int | None, class_token: bool, distill_token: bool) ->
     if distill_token and not class_token:
         raise ArgumentValueError(
             "`distill_token=True` needs `class_token=True`: the distillation token comes second. "
-            "For other tokens at the front use `protected=`."
+            "For other prefix tokens use `protected=`."
         )
     named = int(bool(class_token)) + int(bool(distill_token))
     if protected is None:
         return named
     if named:
         raise ArgumentValueError(
-            f"`protected={protected!r}` and `class_token=`/`distill_token=` say the same thing twice; "
-            "pass one of the two"
+            f"`protected={protected!r}` and `class_token=`/`distill_token=` both set the number of prefix "
+            "tokens; pass only one of the two"
         )
     return whole_number(protected, "protected")

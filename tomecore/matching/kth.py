@@ -15,15 +15,17 @@ __all__ = ["kth_bipartite_soft_matching"]
 def kth_bipartite_soft_matching(
     keys: Array, /, k: int, *, backend: Backend | None = None
 ) -> MergePlan:
-    """Keep every k-th token and merge all others into the kept token most similar to them.
+    """Keep every k-th token, and merge each of the others into the kept token most similar to it.
 
     Args:
         keys: (B, N, D) real floating point.
-        k: tokens per group, 0 <= k; the last of each is a destination. k <= 1 or N < k: the identity.
+        k: tokens per group, 0 <= k; the last of each group is a destination. Nothing merges if
+            k <= 1 or N < k.
         backend: the keys' backend; inferred if left out.
 
     Returns:
-        A plan with N // k destinations, then the N mod k tokens after the last whole group, untouched.
+        A plan whose slots are the N // k destinations, then the N mod k tokens after the last whole
+        group, which do not merge.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: as in :func:`bipartite_soft_matching`.

@@ -15,14 +15,14 @@ __all__ = ["random_bipartite_soft_matching"]
 def random_bipartite_soft_matching(
     keys: Array, /, r: int, seed: int = 0, *, backend: Backend | None = None
 ) -> MergePlan:
-    """Merge r tokens chosen at random, each into the most similar of the others: a baseline.
+    """Choose r tokens at random, and merge each into the most similar of the others: a baseline.
 
     Args:
         keys: (B, N, D) real floating point.
         r: tokens to merge, 0 <= r; capped at N - 1.
-        seed: of the one permutation of N tokens that the whole batch shares. It is drawn by NumPy
-            (``numpy.random.default_rng(seed).permutation(N)``) whatever the library, so every
-            backend chooses the same tokens: the first r are merged, the rest kept in that order.
+        seed: seed of the permutation of N tokens, which the whole batch shares. NumPy draws it
+            (``numpy.random.default_rng(seed).permutation(N)``) for every library, so every backend
+            chooses the same tokens: the first r merge, and the rest are kept in that order.
         backend: the keys' backend; inferred if left out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the algorithms share: keys compared by their cosine, and the plan that merges nothing."""
+"""Compare keys by their cosine, and build the plan that merges nothing; shared by the algorithms."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tomecore.core.plan import MergePlan, compute_dtype
 
 __all__ = ["asarray_like", "best_partner", "identity_plan", "token_numbers", "unit_keys"]
 
-#: keys shorter than this count as shorter, down to none at all: their squares leave float32's range
+#: lower bound of the norm that keys are divided by: the squares of shorter keys underflow float32
 _SMALLEST = 1e-18
 
 
 def best_partner(backend: Backend, keys: Array, source: Array, target: Array) -> Array:
-    """(B, s) int: the number of the target most similar to each source."""
+    """Return (B, s) int: the position in ``target`` of the token most similar to each source."""
     xp, units = backend.xp, unit_keys(backend, keys)
     a, b = xp.take(units, source, axis=1), xp.take(units, target, axis=1)
     return xp.argmax(backend.products(a, b), axis=2)
 
 
 def unit_keys(backend: Backend, keys: Array) -> Array:
-    """The keys at length 1, in which products are cosines; those of no length stay at 0."""
+    """Scale the keys to norm 1, so that their products are cosines; keys of norm 0 stay 0."""
     xp = backend.xp
     keys = backend.detach(keys)
     keys = xp.astype(keys, compute_dtype(xp, keys.dtype), copy=False)
@@ -36,9 +36,9 @@ def identity_plan(backend: Backend, keys: Array, tokens: int) -> MergePlan:
 
 
 def token_numbers(backend: Backend, like: Array, start: int, stop: int, step: int = 1) -> Array:
-    """(n,) token numbers on the device of ``like``, in its dtype if that is an integer.
+    """Return (n,) token numbers on the device of ``like``, in its dtype if that is an integer.
 
-    Otherwise in the library's own integer: int64, but int32 on JAX unless 64 bits were enabled.
+    Otherwise in the library's default integer: int64, but int32 in JAX unless 64 bits are enabled.
     """
     xp = backend.xp
     dtype = like.dtype if xp.isdtype(like.dtype, "integral") else None

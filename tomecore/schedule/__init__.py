@@ -1,4 +1,4 @@
-"""How many tokens each layer merges: every form of ``r``, rules that answer a wish, and the arithmetic.
+"""Decide how many tokens each layer merges: every form of ``r``, rules for a target, and the arithmetic.
 
 model.r = schedule.Ratio(0.9)
 model.r = schedule.for_tokens(model, last=98)

@@ -1,11 +1,11 @@
-"""The multiply-adds of a patched model, and how much of them merging saves.
+"""Compute the multiply-adds of a patched model, and how many of them merging saves.
 
-Counted from the real layers (``adapters/engine/count.py``): what of a block comes before its merge sees the
-tokens that enter it, what comes behind sees fewer. Pure numbers: an :class:`Arithmetic` does not hold the
-model, can be pickled, and answers for any number of tokens and any r.
+They are counted from the real layers (``adapters/engine/count.py``): the part of a block before its merge
+processes all tokens that enter the block, the part after it fewer. An :class:`Arithmetic` holds numbers only,
+not the model; it can be pickled, and works for any number of tokens and any r.
 
     arithmetic = arithmetic_of(model)
-    arithmetic.limit(197, 16)            # 2.00: how much faster ViT-B/16 can get by arithmetic alone
+    arithmetic.limit(197, 16)            # 2.00: ViT-B/16 needs half of its multiply-adds
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class LayerArithmetic:
     """Multiply-adds of one block.
 
     Args:
-        attention: of each token that enters the block, in its projections.
-        feed: of each token that its merge leaves, in the half behind it.
-        width: of each pair of tokens that enter, twice: in the scores and in the weighted values.
+        attention: multiply-adds of the projections, per token that enters the block.
+        feed: multiply-adds of the MLP half, per token left after the merge.
+        width: multiply-adds per pair of entering tokens, needed twice: for the scores and for the
+            weighted sum of the values.
     """
 
     attention: int
@@ -35,27 +36,28 @@ class LayerArithmetic:
     width: int
 
     def multiply_adds(self, entering: int, left: int) -> int:
-        """Of one image, whose ``entering`` tokens the block makes ``left``."""
+        """Return the multiply-adds for one image: ``entering`` tokens before the merge, ``left`` after it."""
         return entering * self.attention + 2 * entering * entering * self.width + left * self.feed
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Multiply-adds of one vision tower: matrix products and convolutions, of one image.
+    """Multiply-adds of one vision tower for one image: its matrix products and convolutions.
 
-    Not counted: norms, activations, softmax and other work per number, look-ups in tables, products that
+    Not counted: norms, activations, softmax and other elementwise work, table look-ups, products that
     look up or resize positions (0.2 % of a SigLIP 2 Base), and the work of merging itself (its product of
-    keys is N/2 x N/2 x D for each layer that merges). What stands around the tower, the language model or
-    text tower behind it, is not counted either.
+    keys is N/2 x N/2 x D for each layer that merges). Models around the tower, such as a language model or
+    a text tower, are not counted either.
 
     Args:
         layers: the blocks, in order.
-        protected: tokens at the front that never merge, and that are no patches.
-        per_patch: outside the blocks, for each patch of the image.
-        per_token: outside the blocks, for each token: pooling by attention looks at all of them.
-        once: outside the blocks, once: the head.
-        rows: with ``trim_last``, the tokens that the last block makes; it merges none. None: all.
-        keys: then, of the last block's ``attention``, what makes keys and values of each token that enters.
+        protected: prefix tokens, which never merge and are not patches.
+        per_patch: multiply-adds outside the blocks, per patch of the image.
+        per_token: multiply-adds outside the blocks, per token, for attention pooling over all tokens.
+        once: multiply-adds outside the blocks, per image, for the head.
+        rows: with ``trim_last``, the number of tokens that the last block computes, without merging.
+            None: all tokens.
+        keys: with ``trim_last``, the share of the last block's ``attention`` that computes keys and values.
     """
 
     layers: tuple[LayerArithmetic, ...]
@@ -67,13 +69,13 @@ class Arithmetic:
     keys: int = 0
 
     def merged(self, num_tokens: int, wanted: list[int]) -> list[int]:
-        """What each block merges of ``num_tokens`` tokens where it is asked to merge ``wanted``."""
+        """Return the tokens that each block merges, of ``wanted``, if ``num_tokens`` enter the first one."""
         if self.rows is not None:
             wanted = [*wanted[:-1], 0]
         return clamped(wanted, num_tokens, self.protected)
 
     def per_layer(self, num_tokens: int, r: R) -> list[int]:
-        """Multiply-adds of each block; arguments as in :meth:`multiply_adds`."""
+        """Return the multiply-adds of each block; arguments as in :meth:`multiply_adds`."""
         entering = whole_number(num_tokens, "num_tokens", at_least=1)
         wanted = parse_r(len(self.layers), r, num_tokens=entering, protected=self.protected)
         found = []
@@ -88,39 +90,39 @@ class Arithmetic:
         return found
 
     def multiply_adds(self, num_tokens: int, r: R) -> float:
-        """Multiply-adds of one image.
+        """Return the multiply-adds for one image.
 
         Args:
             num_tokens: tokens that enter the first block, protected ones included.
-            r: any form of r.
+            r: any form of ``r``.
 
         Raises:
-            ArgumentTypeError, ArgumentValueError: as :func:`tomecore.parse_r`.
+            ArgumentTypeError, ArgumentValueError: as in :func:`tomecore.parse_r`.
         """
         patches = max(0, num_tokens - self.protected)
         outside = patches * self.per_patch + num_tokens * self.per_token + self.once
         return float(sum(self.per_layer(num_tokens, r)) + outside)
 
     def limit(self, num_tokens: int, r: R) -> float:
-        """How much faster the model can get by arithmetic alone; arguments as :meth:`multiply_adds`."""
+        """Return the arithmetic speed-up, multiply-adds before over after; see :meth:`multiply_adds`."""
         return self.unpatched.multiply_adds(num_tokens, 0) / self.multiply_adds(num_tokens, r)
 
     @property
     def unpatched(self) -> Arithmetic:
-        """The same where the last block makes all tokens."""
+        """The same model without ``trim_last``: its last block computes all tokens."""
         return self if self.rows is None else replace(self, rows=None, keys=0)
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """What one layer makes of its tokens.
+    """The plan for one layer.
 
     Args:
-        layer: its number, from 0.
-        asked: tokens that r asks it to merge; with ``trim_last``, 0 for the last.
-        merged: tokens it merges, fewer where it cannot merge as many.
-        tokens: tokens that leave it.
-        share: its multiply-adds, over those it has where nothing merges anywhere.
+        layer: number of the layer, from 0.
+        asked: tokens to merge according to ``r``; with ``trim_last``, 0 for the last layer.
+        merged: tokens that the layer merges; fewer than ``asked`` if it cannot merge as many.
+        tokens: tokens that leave the layer.
+        share: multiply-adds of the layer, divided by those without any merging.
     """
 
     layer: int
@@ -131,37 +133,37 @@ class PlannedLayer:
 
     @property
     def clamped(self) -> bool:
-        """Whether the layer could not merge as many tokens as it was asked to."""
+        """Whether the layer merges fewer tokens than ``asked``."""
         return self.merged < self.asked
 
 
 def arithmetic_of(model: Any) -> Arithmetic:
     """Count the multiply-adds of a patched model, of any family and framework; ``model.tome.arithmetic``.
 
-    Of a model that holds its vision tower among other things (CLIP, LLaVA) the tower is counted alone.
+    If the vision tower is part of a larger model (CLIP, LLaVA), only the tower is counted.
 
     Raises:
         NotPatchedError: the model is not patched.
-        UnsupportedModelError: the blocks hold no weights to count, or their halves cannot be told apart.
+        UnsupportedModelError: the blocks hold no weights to count, or their halves cannot be separated.
     """
     arithmetic: Arithmetic = handle_of(model).arithmetic
     return arithmetic
 
 
 def plan_table(model: Any, num_tokens: int, r: R) -> list[PlannedLayer]:
-    """What each layer of a model would do, without running it.
+    """Plan what each layer of a model merges, without running the model.
 
     Args:
         model: a patched model, or its :class:`Arithmetic`.
         num_tokens: tokens that enter the first block, protected ones included.
-        r: any form of r.
+        r: any form of ``r``.
 
     Returns:
         One row for each layer.
 
     Raises:
         NotPatchedError: the model is not patched.
-        ArgumentTypeError, ArgumentValueError: as :func:`tomecore.parse_r`.
+        ArgumentTypeError, ArgumentValueError: as in :func:`tomecore.parse_r`.
     """
     arithmetic = model if isinstance(model, Arithmetic) else arithmetic_of(model)
     tokens = whole_number(num_tokens, "num_tokens", at_least=1)

@@ -1,4 +1,4 @@
-"""How many tokens to merge in which layer: every form of ``r`` becomes one int per layer. Pure Python."""
+"""Turn every form of ``r`` into the number of tokens that each layer merges. Pure Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["R", "Schedule", "parse_r", "tokens_per_layer"]
 
 @runtime_checkable
 class Schedule(Protocol):
-    """Anything that answers how many tokens each layer merges, once the token count is known."""
+    """A callable that returns how many tokens each layer merges, once the token count is known."""
 
     def __call__(self, num_layers: int, num_tokens: int, protected: int) -> list[int]: ...
 
@@ -41,15 +41,15 @@ def parse_r(
             ``2 r - int(r (1 - inflect))``, truncated as ToMe does (one layer: r); a list, padded with
             0; or a schedule object.
         num_tokens: tokens before the first layer; only a schedule object needs it.
-        protected: tokens at the front that never merge; only a schedule object is told.
+        protected: prefix tokens, which never merge; only a schedule object needs it.
 
     Returns:
         ``num_layers`` ints, none negative.
 
     Raises:
-        ArgumentTypeError: ``r`` has none of these forms, or holds something that is not an integer.
-        ArgumentValueError: a negative number, an inflect outside [-1, 1], or a list longer than the
-            model.
+        ArgumentTypeError: ``r`` has none of these forms, or a number in it is not an integer.
+        ArgumentValueError: a negative number, an inflect outside [-1, 1], or a list with more numbers
+            than the model has layers.
     """
     num_layers = whole_number(num_layers, "num_layers", at_least=1)
     if isinstance(r, tuple):
@@ -104,27 +104,27 @@ def _listed(num_layers: int, values: Sequence[Any], name: str) -> list[int]:
     if len(values) > num_layers:
         raise ArgumentValueError(
             f"`{name}` has {len(values)} numbers for a model of {num_layers} layers; "
-            f"allowed are at most {num_layers} (a shorter list is padded with 0)"
+            f"at most {num_layers} are allowed (a shorter list is padded with 0)"
         )
     numbers = [whole_number(v, f"{name}[{i}]", unit="tokens") for i, v in enumerate(values)]
     return numbers + [0] * (num_layers - len(numbers))
 
 
 def tokens_per_layer(num_layers: int, r: R, num_tokens: int, protected: int = 1) -> list[int]:
-    """Say how many tokens leave each layer, clamps included.
+    """Return how many tokens leave each layer, after clamping.
 
     Args:
         num_layers: layers of the model, at least 1.
-        r: any form :func:`parse_r` takes.
+        r: any form that :func:`parse_r` accepts.
         num_tokens: tokens that enter the first layer, protected ones included.
-        protected: tokens at the front that never merge.
+        protected: prefix tokens, which never merge.
 
     Returns:
-        ``num_layers`` ints: the tokens after each layer. A layer merges at most half of what is not
-        protected.
+        ``num_layers`` ints: the tokens after each layer. A layer merges at most half of its unprotected
+        tokens.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: as :func:`parse_r`.
+        ArgumentTypeError, ArgumentValueError: as in :func:`parse_r`.
     """
     tokens = whole_number(num_tokens, "num_tokens", at_least=1)
     protected = whole_number(protected, "protected")

@@ -1,8 +1,8 @@
-"""Schedules that answer a wish: a share of the tokens, a number of tokens, a speed-up. Pure Python.
+"""Compute schedules for a target: a share of the tokens, a number of tokens, a speed-up. Pure Python.
 
-They are asked at the first block, with the number of tokens, and answer with what each layer merges,
-which is never more than it can. All numbers are Python ints, so that traced and compiled models can ask
-too; loops are plain for the same reason. Public names are in :mod:`tomecore.schedule`.
+The first block calls them with the number of tokens; they return what each layer merges, which is never
+more than it can. All numbers are Python ints and all loops are plain, so that traced and compiled models
+can call them too. Public names are in :mod:`tomecore.schedule`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["ForSpeedup", "ForTokens", "Ratio", "clamped", "for_speedup", "for_to
 
 @dataclass(frozen=True)
 class Ratio:
-    """Every layer keeps the same share of its tokens, protected ones apart: ``model.r = Ratio(0.9)``.
+    """Keep the same share of the unprotected tokens in every layer: ``model.r = Ratio(0.9)``.
 
     Args:
-        ratio: the share to keep, from 0.5, which is as much as a layer can merge, to 1, which merges
-            nothing. What is kept of u tokens is ``ratio * u`` rounded to the nearest whole number, a
-            half up, so that small numbers of tokens stop merging: ``Ratio(0.9)`` leaves 5 tokens as
-            they are.
+        ratio: the share to keep, from 0.5, where a layer merges as much as it can, to 1, where nothing
+            merges. Of u tokens a layer keeps ``ratio * u``, rounded to the nearest integer, with halves
+            rounded up. So a small number of tokens does not merge any further: ``Ratio(0.9)`` keeps all
+            of 5 tokens.
 
     Raises:
-        ArgumentTypeError: not a number.
-        ArgumentValueError: a ratio below 0.5 or above 1.
+        ArgumentTypeError: ``ratio`` is not a number.
+        ArgumentValueError: ``ratio`` is below 0.5 or above 1.
     """
 
     ratio: float
@@ -57,7 +57,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class ForTokens:
-    """Ends with exactly ``last`` tokens; made by :func:`for_tokens`.
+    """A schedule that ends with exactly ``last`` tokens; :func:`for_tokens` returns it.
 
     Args:
         last: tokens after the last layer, protected ones included.
@@ -70,9 +70,10 @@ class ForTokens:
         most = sum(steepest(num_layers, num_tokens, protected))
         if not num_tokens - most <= last <= num_tokens:
             raise ArgumentValueError(
-                f"no schedule ends with {last} tokens: {num_layers} layers make of {num_tokens} tokens, "
-                f"{protected} of them protected, at least {num_tokens - most} and at most {num_tokens}. "
-                f"Use for_tokens(model, last=...) with a number from {num_tokens - most} to {num_tokens}."
+                f"no schedule ends with {last} tokens: from {num_tokens} tokens, {protected} of them "
+                f"protected, {num_layers} layers can reach at least {num_tokens - most} and at most "
+                f"{num_tokens}. Use for_tokens(model, last=...) with a number from {num_tokens - most} to "
+                f"{num_tokens}."
             )
 
         def enough(merged: list[int]) -> bool:
@@ -83,10 +84,10 @@ class ForTokens:
 
 @dataclass(frozen=True)
 class ForSpeedup:
-    """Reaches an arithmetic limit; made by :func:`for_speedup`.
+    """A schedule for an arithmetic speed-up; :func:`for_speedup` returns it.
 
     Args:
-        speedup: how much faster the model is to be by arithmetic alone.
+        speedup: the arithmetic speed-up to reach, multiply-adds before over after.
         arithmetic: the multiply-adds of the model, a :class:`tomecore.schedule.arithmetic.Arithmetic`.
     """
 
@@ -98,17 +99,17 @@ class ForSpeedup:
         known = (len(arithmetic.layers), arithmetic.protected)
         if (num_layers, protected) != known:
             raise ArgumentValueError(
-                f"this schedule was made by for_speedup for a model of {known[0]} layers and {known[1]} "
-                f"protected tokens, and was asked for {num_layers} layers and {protected} protected "
-                "tokens; make one for this model"
+                f"for_speedup computed this schedule for a model with {known[0]} layers and {known[1]} "
+                f"protected tokens, but this model has {num_layers} layers and {protected} protected "
+                "tokens; call for_speedup with this model"
             )
         most = arithmetic.limit(num_tokens, steepest(num_layers, num_tokens, protected))
         if most < self.speedup:
             largest = math.floor(100 * most) / 100
             raise ArgumentValueError(
-                f"no schedule makes this model {self.speedup:g} times faster: of {num_tokens} tokens, as "
-                f"many merged as the layers can, the arithmetic limit is {largest:.2f}. Wish for at most "
-                "that much."
+                f"no schedule makes this model {self.speedup:g} times faster: with {num_tokens} tokens, and "
+                f"every layer merging as many as it can, the arithmetic limit is {largest:.2f}. Use "
+                f"for_speedup(model, speedup) with at most {largest:.2f}."
             )
         before = arithmetic.unpatched.multiply_adds(num_tokens, 0)
 
@@ -119,53 +120,53 @@ class ForSpeedup:
 
 
 def for_tokens(model: Any, last: int) -> ForTokens:
-    """A schedule that ends with exactly ``last`` tokens: ``model.r = for_tokens(model, last=98)``.
+    """Return a schedule that ends with exactly ``last`` tokens: ``model.r = for_tokens(model, last=98)``.
 
-    Every layer merges the same number, the first layers one more where it does not come out even. Where
-    the last layers cannot merge as many, the others merge more.
+    Every layer merges the same number of tokens; if there is a remainder, the first layers merge one more.
+    If the last layers cannot merge as many, the others merge more.
 
     Args:
         model: a patched model.
-        last: tokens after the last layer, those included that never merge.
+        last: tokens after the last layer, prefix tokens included.
 
     Returns:
-        A schedule object. It does not hold the model, and may be set on others.
+        A schedule object. It does not hold the model, and can be set on other models.
 
     Raises:
         NotPatchedError: the model is not patched.
         ArgumentTypeError: ``last`` is not an integer.
-        ArgumentValueError: a number that no schedule can reach; at the first forward pass, when the
-            number of tokens is known, if not at once.
+        ArgumentValueError: no schedule can reach ``last``. Raised at once if possible, otherwise in the
+            first forward pass, when the number of tokens is known.
     """
     last = whole_number(last, "last", at_least=1)
     protected = handle_of(model).protected
     if last <= protected:
         raise ArgumentValueError(
             f"`last` must be at least {protected + 1}: {protected} tokens of this model never merge, and "
-            f"one of the others is always left; got {last}"
+            f"at least one of the others is left; got {last}"
         )
     return ForTokens(last)
 
 
 def for_speedup(model: Any, speedup: float) -> ForSpeedup:
-    """A schedule for an arithmetic limit: ``model.r = for_speedup(model, 2.0)``.
+    """Return a schedule for an arithmetic speed-up: ``model.r = for_speedup(model, 2.0)``.
 
-    Merges the fewest tokens for which the model needs ``1 / speedup`` of its multiply-adds, or less; every
-    layer the same number, the first layers one more. What a machine makes of it is a matter of
-    measurement, and a little less.
+    It merges the fewest tokens with which the model needs at most ``1 / speedup`` of its multiply-adds.
+    Every layer merges the same number; if there is a remainder, the first layers merge one more. The
+    measured speed-up depends on the machine, and is a little less.
 
     Args:
         model: a patched model.
-        speedup: at least 1.
+        speedup: multiply-adds before over after, at least 1.
 
     Returns:
-        A schedule object. It does not hold the model, but its numbers of multiply-adds.
+        A schedule object. It holds the multiply-adds of the model, not the model.
 
     Raises:
         NotPatchedError: the model is not patched.
         ArgumentTypeError: ``speedup`` is not a number.
-        ArgumentValueError: a number below 1; or, at the first forward pass, when the number of tokens
-            is known, more than merging can give.
+        ArgumentValueError: ``speedup`` is below 1, or more than merging can reach; the latter is raised in
+            the first forward pass, when the number of tokens is known.
     """
     wanted = a_number(speedup, "speedup")
     if not 1 <= wanted < math.inf:
@@ -176,7 +177,7 @@ def for_speedup(model: Any, speedup: float) -> ForSpeedup:
 
 
 def clamped(wanted: list[int], num_tokens: int, protected: int) -> list[int]:
-    """What each layer merges, of what it is asked to: at most half of what is not protected."""
+    """Clamp what each layer merges to at most half of its unprotected tokens."""
     merged = []
     for r in wanted:
         amount = max(0, min(r, (num_tokens - protected) // 2))
@@ -186,12 +187,12 @@ def clamped(wanted: list[int], num_tokens: int, protected: int) -> list[int]:
 
 
 def steepest(num_layers: int, num_tokens: int, protected: int) -> list[int]:
-    """As much as the layers can merge."""
+    """Return the schedule in which every layer merges as many tokens as it can."""
     return clamped([num_tokens] * num_layers, num_tokens, protected)
 
 
 def even(total: int, num_layers: int) -> list[int]:
-    """``total`` over all layers, the remainder over the first ones."""
+    """Spread ``total`` evenly over all layers, and the remainder over the first ones."""
     each, more = total // num_layers, total % num_layers
     return [each + 1] * more + [each] * (num_layers - more)
 
@@ -199,11 +200,11 @@ def even(total: int, num_layers: int) -> list[int]:
 def fewest(
     num_layers: int, num_tokens: int, protected: int, enough: Callable[[list[int]], bool]
 ) -> list[int]:
-    """The even schedule that merges the fewest tokens of those that are ``enough``.
+    """Return the even schedule that merges the fewest tokens and is ``enough``.
 
-    A layer asked for one more leaves one token less, or as many as before, and so do all layers behind
-    it: what is ``enough`` once stays so, and every number of tokens is met. As much as the layers can
-    merge must be enough.
+    If one layer is to merge one token more, it leaves one token less or as many as before, and so do all
+    layers after it. So every total above one that is ``enough`` is enough too, and no number of tokens is
+    skipped. The schedule in which every layer merges as much as it can must be enough.
     """
     low, high = 0, num_layers * max(0, (num_tokens - protected) // 2)
     while low < high:
@@ -216,7 +217,7 @@ def fewest(
 
 
 def handle_of(model: Any) -> Any:
-    """``model.tome``, whatever the framework."""
+    """Return ``model.tome``, for a model of any framework."""
     handle = getattr(model, "tome", None)
     if not hasattr(type(handle), "arithmetic"):
         raise NotPatchedError(
@@ -226,7 +227,7 @@ def handle_of(model: Any) -> Any:
 
 
 def a_number(value: Any, name: str) -> float:
-    """``value`` as a float; NaN is refused by the comparison that must follow."""
+    """Return ``value`` as a float; the caller's comparison with the allowed range must reject NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(
             f"`{name}` must be a number; got {value!r} ({type(value).__name__})"

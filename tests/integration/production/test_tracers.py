@@ -49,7 +49,7 @@ def test_symbolic_traces(name):
     model, x = case.patched(r=0), case.tensors(2)
     close(fx.symbolic_trace(model)(x), model(x), 0)
     model.r = 8
-    with pytest.raises(UnsupportedModelError, match=r"torch\.fx cannot follow a block that merges"):
+    with pytest.raises(UnsupportedModelError, match=r"torch\.fx cannot trace a block that merges"):
         fx.symbolic_trace(model)
     model(x)
     assert model.tome.tokens == [57, 49, 41, 33]
@@ -61,7 +61,7 @@ def test_feature_extractors_of_torchvision():
     model = case.patched(r=0)
     close(create_feature_extractor(model, [node])(x)[node], model(x), 0)
     model.r = 8
-    with pytest.raises(UnsupportedModelError, match=r"torch\.fx cannot follow"):
+    with pytest.raises(UnsupportedModelError, match=r"torch\.fx cannot trace"):
         create_feature_extractor(model, [node])
 
 

@@ -212,7 +212,7 @@ def test_a_mask_of_all_tokens():
 def test_pruned_layers():
     model = PLAIN.patched(r=8)
     model.prune_intermediate_layers([0, 1])
-    with pytest.raises(LostStateError, match="has 2 blocks and had 4"):
+    with pytest.raises(LostStateError, match="has 2 blocks, but had 4"):
         model(PLAIN.tensors())
 
 

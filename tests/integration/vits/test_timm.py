@@ -214,7 +214,7 @@ OTHERS = {
     "two kinds of blocks": (
         "vit_tiny_patch16_224",
         {"depth": 4, "block_fn": alternating},
-        r"model\.blocks\[1\] is a .*ResPostBlock among blocks of timm VisionTransformer; .*of one kind",
+        r"model\.blocks\[1\] is a .*ResPostBlock among blocks of timm VisionTransformer; .*of one family",
     ),
 }
 

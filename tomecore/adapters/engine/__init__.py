@@ -1,1 +1,1 @@
-"""The patch of any model in any framework: found, checked, swapped; and the forward pass that merges."""
+"""Patch models of every framework: find the blocks, check them, swap their classes; and merge tokens."""

@@ -1,4 +1,4 @@
-"""The calls that a user makes, the same in every framework: one :class:`Adapter` for each."""
+"""Define the functions that users call, the same for every framework: one :class:`Adapter` for each."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ class Adapter:
     """Token merging for the models of one framework; its methods are the functions of an adapter module.
 
     Args:
-        module: the adapter module that holds it as ``ADAPTER``; it pickles as that name.
+        module: name of the adapter module that holds it as ``ADAPTER``; it is pickled by this name.
         host: the framework.
-        specs: the families it recognises, in the order in which they are tried.
-        fallback: for blocks that no family knows, where they prove to do what this spec says; None: refuse.
+        specs: the families that it recognises, in the order in which they are tried.
+        fallback: spec for blocks that no family knows, used if a trial shows that they do what it says.
+            None: refuse such blocks.
     """
 
     def __init__(
@@ -48,39 +49,40 @@ class Adapter:
     ) -> Model:
         """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
-        Patching again changes the settings: the last call's arguments win, omitted ``r`` and ``protected``
-        are kept.
+        Patching a model again changes its settings: the arguments of the last call win; ``r`` and
+        ``protected`` are kept if they are omitted.
 
         Args:
             model: a supported model, or a module (in Paddle, a layer) that contains exactly one.
             r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
                 :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
-            protected: prefix tokens, which never merge. None or "auto" the first time: the class,
-                distillation and register tokens that the family knows. A number for models with more of
-                them (prompts, registers of your own, several class tokens); kept when patched again, until
-                "auto".
+            protected: number of prefix tokens, which never merge. None or "auto" the first time: the
+                class, distillation and register tokens that the family knows. Pass a number for models
+                with more of them (prompts, registers of your own, several class tokens). It is kept when
+                the model is patched again, unless "auto" is passed.
             prop_attn: proportional attention, in which a token counts as often as the tokens it stands
                 for (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be
-                fastest here, on a GPU a mask. "column", in PyTorch: by a column of the keys, the same
-                function to rounding, where the attention calls ``scaled_dot_product_attention``; it needs
-                no mask, which GPUs' flash kernels do not take. What is traced without Dynamo
-                (``torch.export``, ONNX) keeps the mask.
+                fastest here; on a GPU a mask. "column" (PyTorch only): as a column of the keys, which
+                computes the same up to rounding if the attention calls ``scaled_dot_product_attention``.
+                It needs no mask, and the flash kernels of GPUs do not take one. Graphs that are traced
+                without Dynamo (``torch.export``, ONNX) keep the mask.
             trace_source: keep the map from original tokens to slots in ``model.tome.source``.
-            restore: the last block hands back all N tokens, each original position with its merged
-                token, so that everything behind it works as before. False: the shorter sequence.
-            trim_last: for models that read prefix tokens only (class, distillation ...): the last block
-                computes only these, and merges nothing. Same logits, to rounding, and faster, with r=0
-                too. It then returns (B, P, C), the first P tokens, whatever ``restore`` says; all of them
-                where readers of intermediate layers want them. ``model.tome`` describes the tokens that
-                the last block attends to. Refused where more than these tokens may be read.
+            restore: the last block returns all N tokens, each original position with its merged token,
+                so that everything after it works as before. False: it returns the shorter sequence.
+            trim_last: for models that read only the prefix tokens (class, distillation ...): the last
+                block computes only these, and merges nothing. The logits are the same up to rounding, and
+                the model is faster, even with r=0. The block then returns (B, P, C), the first P tokens,
+                whatever ``restore`` is; it returns all tokens if intermediate layers are read.
+                ``model.tome`` describes the tokens that the last block attends to. Refused if other
+                tokens may be read.
 
         Returns:
             The same model, now with ``model.r`` and ``model.tome``.
 
         Raises:
-            UnsupportedModelError: nothing that tomecore knows how to merge in, or a setting that would be
-                wrong for this model; the model is untouched.
-            ArgumentTypeError, ArgumentValueError: a bad argument.
+            UnsupportedModelError: tomecore does not know how to merge in this model, or a setting would
+                give wrong results for it; the model is unchanged.
+            ArgumentTypeError, ArgumentValueError: an argument has a wrong type or value.
         """
         patched: Model = patch.patch(
             self.host,
@@ -96,11 +98,11 @@ class Adapter:
         return patched
 
     def remove_patch(self, model: Model) -> Model:
-        """Undo :func:`apply_patch`, leaving no trace; returns the model.
+        """Undo :func:`apply_patch` completely, and return the model.
 
         Raises:
             NotPatchedError: the model is not patched.
-            UnsupportedModelError: something else changed the class of a patched block since.
+            UnsupportedModelError: other code has changed the class of a patched block since.
         """
         unpatched: Model = patch.unpatch(self.host, model)
         return unpatched
@@ -114,14 +116,14 @@ class Adapter:
         return patch.handle(self.host, model)
 
     def register(self, spec: Spec) -> None:
-        """Teach :func:`apply_patch` a family of models: yours. Asked before tomecore's own, the last first.
+        """Add a model family to :func:`apply_patch`; the last one added is tried first, then tomecore's own.
 
         Args:
-            spec: what there is to know about the block; see :class:`tomecore.adapters.Spec` and
-                ``examples/custom_block.py``. A spec of the same ``family`` is replaced.
+            spec: the description of the block; see :class:`tomecore.adapters.Spec` and
+                ``examples/custom_block.py``. It replaces a registered spec of the same ``family``.
 
         Raises:
-            ArgumentTypeError: not a Spec.
+            ArgumentTypeError: ``spec`` is not a Spec.
         """
         patch.register(self.host, spec)
 
@@ -130,6 +132,6 @@ class Adapter:
 
 
 def adapter_of(module: str) -> Adapter:
-    """The adapter of an adapter module."""
+    """Return the adapter of an adapter module; used to unpickle it."""
     adapter: Adapter = importlib.import_module(module).ADAPTER
     return adapter

@@ -1,10 +1,10 @@
-"""The merging forward of a block: written once, for every framework and family.
+"""Run the forward of a block that merges, for every framework and family.
 
-It is a mixin put in front of the block's own class, so ``super().forward`` is the original. With
-nothing to merge and nothing merged before, that original runs: r=0 is exact by construction.
-Written without lambdas, generators and early batch sizes, because static graphs convert this source;
-and with the arguments of ``super`` written out, because Paddle's takes a bare one for
-``super(type(self), self)``, which is this very mixin.
+It is a mixin in front of the block's own class, so ``super().forward`` is the original. If nothing merges
+and nothing has merged before, the original runs: r=0 is exact by construction.
+The code has no lambdas, no generators and no early batch sizes, because static graphs convert this source.
+The arguments of ``super`` are written out, because Paddle takes a bare ``super()`` for
+``super(type(self), self)``, which would call this mixin again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = ["Merging"]
 class Merging(Swapped):
     """Mixin of a patched block; ``_tome`` in its ``__dict__`` is the model's Config.
 
-    Its place in the list is ``_tome_index``, which compiled code must not read: it would be compiled anew for
-    each block. ``_tome_first`` and ``_tome_last`` say what compiled code may know of it.
+    ``_tome_index`` is the block's index in the list. Compiled code must not read it, because it would be
+    compiled again for each block; it reads ``_tome_first`` and ``_tome_last`` instead.
     """
 
     _tome: Config
@@ -71,7 +71,7 @@ class Merging(Swapped):
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         index, last = -1 if tracing else self._tome_index, self._tome_last
         run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
-        if run is None:  # never merged: a block called by itself, with r = 0 everywhere
+        if run is None:  # nothing has merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         if trims(config, run, last):
             return trimmed(config, self, x, args, kwargs, run, tracing)
@@ -96,7 +96,7 @@ class Merging(Swapped):
             x, run = config.call_part(
                 "all of the merge", config.reduce, config, self, x, keys, run, amount
             )
-        keys = []  # a view of all queries, keys and values, which the other half does not need
+        keys = []  # frees a view of all queries, keys and values, which the MLP half does not need
         if spec.feed is not None:
             x = spec.feed(self, x)
         run = run.after(run.width - amount)
@@ -110,14 +110,14 @@ class Merging(Swapped):
 
 
 def source_of(run: Run) -> Array | None:
-    """(B, N0) int, original token -> slot."""
+    """Return (B, N0) int, original token -> slot."""
     return run.source
 
 
 def with_own_forward(
     config: Config, block: Any, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Call a block that was given a forward of its own; merged tokens may be more than it can take."""
+    """Call a block whose instance has its own forward; it may fail because of merged tokens."""
     try:
         return called(*args, **kwargs)
     except Exception as error:
@@ -135,7 +135,7 @@ def trimmed(
     run: Run,
     tracing: bool,
 ) -> Any:
-    """The last block where only prefix tokens are read: it computes those, and merges nothing."""
+    """Run the last block with ``trim_last``: it computes only the prefix tokens, and merges nothing."""
     host, spec = config.host, config.spec
     check_halves(config, block, biased=run.sizes is not None, trimmed=True)
     xp = host.backend().xp
@@ -163,7 +163,7 @@ def attend(
     given: dict[str, Any],
     tracing: bool,
 ) -> tuple[Array, list[Array]]:
-    """The attention half, and the keys it computed on the way."""
+    """Run the attention half; returns its output, and the keys that it computed."""
     spec, taps = config.spec, config.host.taps
     if not spec.key:
         x, key = spec.attend(config.host, block, x, bias, given)
@@ -185,19 +185,19 @@ def attend(
 def watched_bias(
     config: Config, block: Any, bias: Array, tracing: bool
 ) -> tuple[Array, Callable[[], bool]] | None:
-    """The bias, and whether it was used, for an attention that was changed since the patch; None for
-    others."""
+    """Return the bias and a function that reports its use, if the attention was changed after the patch.
+
+    None if the attention is unchanged.
+    """
     path = contract_of(config).called_otherwise(block)
     if path is None:
         return None
     found = None if tracing else config.host.watched_bias(bias)
     if found is None:
         raise UnsupportedModelError(
-            f"{path} in {where(config, block)} has a forward that was not there at apply_patch, and while "
-            "a graph "
-            "is traced nobody sees whether it adds the sizes of merged tokens to its scores. Undo the "
-            "change, or "
-            "set model.r = 0 for tracing."
+            f"{path} in {where(config, block)} got another forward after apply_patch. While a graph is "
+            "traced, tomecore cannot check whether that forward adds the sizes of merged tokens to its "
+            "scores. Undo the change, or set model.r = 0 for tracing."
         )
     return found
 
@@ -213,13 +213,13 @@ def attend_otherwise(
     watched: tuple[Array | None, Callable[[], bool]],
     given: dict[str, Any],
 ) -> Array:
-    """The attention half by an attention that has another forward than at ``apply_patch``.
+    """Run the attention half with an attention whose forward was changed after ``apply_patch``.
 
     Raises:
-        UnsupportedModelError: it takes no bias, or ignores the one it got.
+        UnsupportedModelError: the attention takes no bias, or ignores it.
     """
     bias, used = watched
-    reason = "ignores the mask that tells it the sizes of merged tokens"
+    reason = "ignores the mask that holds the sizes of merged tokens"
     cause: Exception | None = None
     try:
         x = config.spec.attend(config.host, block, x, bias, given)
@@ -229,13 +229,13 @@ def attend_otherwise(
         return x
     path = contract_of(config).called_otherwise(block)
     raise UnsupportedModelError(
-        f"{path} in {where(config, block)} got another forward since apply_patch, which {reason}. Undo the "
+        f"{path} in {where(config, block)} got another forward after apply_patch, which {reason}. Undo the "
         "change, add the mask to the attention scores there, patch with prop_attn=False, or set model.r = 0."
     ) from cause
 
 
 def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
-    """Raise unless the attention called the modules whose outputs are the keys, each once."""
+    """Raise unless the attention called each module whose output is a key exactly once."""
     spec, contract = config.spec, contract_of(config)
     modules = contract.modules_at(block, contract.key) or []
     same = len(tapped) == len(modules)
@@ -243,14 +243,14 @@ def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> N
         same = same and module is modules[index]
     if not same:
         raise UnsupportedModelError(
-            f"a block of {spec.family} attended without calling {spec.key!r}, whose output is the key "
-            "that tokens are matched by, as it was when the model was patched. Something replaced it, "
-            "or the attention, after apply_patch: remove_patch, then apply_patch again."
+            f"a block of {spec.family} attended without calling {spec.key!r} as it was at apply_patch; "
+            "tokens are matched by its output, the keys. That module or the attention was replaced after "
+            "apply_patch: call remove_patch, then apply_patch again."
         )
 
 
 def key_bias(config: Config, run: Run, x: Array) -> Array | None:
-    """(B, 1, 1, n): what each token's size adds to its attention scores; -inf for padding."""
+    """Return (B, 1, 1, n), the log size that is added to the scores of each key; -inf for padding."""
     if run.sizes is None or (run.valid is None and not config.prop_attn):
         return None
     if run.bias is not None and config.prop_attn and run.bias.dtype == x.dtype:
@@ -260,14 +260,14 @@ def key_bias(config: Config, run: Run, x: Array) -> Array | None:
         xp = config.host.backend().xp
         sizes = xp.astype(sizes > 0, xp.float32)
     bias = config.host.log_sizes(sizes, x)
-    # A sample that is all padding is zeros to the fused kernel, and no number to a softmax.
+    # For a sample that is all padding the fused kernel returns zeros, and a softmax NaN.
     return bias if run.valid is not None else config.host.formed(bias, x, config.prop_attn)
 
 
 def hand_on(config: Config, x: Array, run: Run, tracing: bool, last: bool) -> Array:
-    """Let the run ride on ``x`` to the next block, and note it for ``model.tome``.
+    """Attach the run to ``x`` for the next block, and record it for ``model.tome``.
 
-    Of a tuple, which a block may return where nothing merges (with attention maps, say), on the first.
+    If the block returned a tuple (e.g. with attention maps), the run is attached to its first element.
     """
     note(config, run, tracing, last)
     if not last:
@@ -283,7 +283,7 @@ def arguments(
     run: Run,
     x: Array,
 ) -> tuple[dict[str, Any], Run]:
-    """The block's arguments beside x, as those of the merged tokens; refuse what cannot be."""
+    """Convert the block's arguments besides x to the merged tokens; raise if one is not supported."""
     spec = config.spec
     named = dict(zip(spec.arguments, args))  # noqa: B905 (Paddle's static graphs know no strict=)
     named.update(kwargs)
@@ -304,11 +304,11 @@ def arguments(
         unknown += [f"{name}=" for name in given if name not in known]
     if unknown:
         raise UnsupportedModelError(
-            f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes "
-            "all tokens while merging leaves fewer. Call the model without it, or set model.r = 0 "
-            "(without trim_last) for such calls."
+            f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes all "
+            "tokens, but merging leaves fewer. Call the model without it, or set model.r = 0 (without "
+            "trim_last) for such calls."
         )
-    # Before the first merge, too: what cannot be carried is refused at once.
+    # Even before the first merge, so that unsupported arguments are refused at once.
     if spec.carry is not None:
         given = spec.carry(config.host, block, given, run)
     return given, run

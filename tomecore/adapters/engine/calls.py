@@ -1,8 +1,8 @@
-"""One call of a patched model: what must have happened when it returns.
+"""Follow each call of a patched model, and check at its end that all tokens were restored.
 
-The tower and the model that was patched have their calls and public methods wrapped (:class:`Watched`). So a
-pass that stops before the last block, which hands all tokens back, is an error when the call returns, and
-``model.tome`` knows of a pass that raised or that ran no patched block.
+The calls and the public methods of the tower and of the patched model are wrapped (:class:`Watched`). So a
+pass that stops before the last block, which restores all tokens, raises when the call returns, and
+``model.tome`` can report a pass that raised or that ran no patched block.
 """
 
 from __future__ import annotations
@@ -18,32 +18,29 @@ from tomecore.errors import LostStateError, TomeError
 __all__ = ["Watched", "check_finished"]
 
 
-#: what code behind the blocks raises that gets fewer tokens than it counts on
+#: errors that code after the blocks raises if it gets fewer tokens than it expects
 _OF_SHAPES = (RuntimeError, ValueError, IndexError, AssertionError)
 
 
 _STOPPED = (
     "a forward pass of a patched {family} stopped{after}, with merged tokens: the last block of the list, "
-    "which "
-    "hands all tokens back, did not run. To read an earlier layer, run the whole model and take what the "
-    "block "
-    "hands on within model.tome.all_tokens(); to run fewer blocks, shorten the list and call apply_patch "
-    "again, "
-    "or set model.r = 0."
+    "which restores all tokens, did not run. To read an earlier layer, run the whole model within "
+    "model.tome.all_tokens() and read the output of the block; to run fewer blocks, shorten the list and "
+    "call apply_patch again, or set model.r = 0."
 )
 
 
 class Watched(Swapped):
-    """Mixin of the tower and of the model: their calls are followed.
+    """Mixin of the tower and of the model that follows their calls.
 
-    The public methods of their classes are wrapped too, see ``_swap.watch_methods``.
+    The public methods of their classes are wrapped too, see ``swap.watch_methods``.
     """
 
     _tome: Config
     watches_methods = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Nothing of what a model does for its subclasses: it might enter them into a list by name."""
+        """Skip the model's own ``__init_subclass__``, which might register the new class by name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "_tome" not in self.__dict__:
@@ -51,17 +48,17 @@ class Watched(Swapped):
         return within(self._tome, super().__call__, args, kwargs, True)  # type: ignore[misc]
 
     def _tome_within(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a public method of the class; ``function`` is bound."""
+        """Run a public method of the class within a call; ``function`` is bound."""
         if "_tome" not in self.__dict__:
             return function(*args, **kwargs)
         return within(self._tome, function, args, kwargs, False)
 
 
 def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, whole: bool) -> Any:
-    """Run a method of the tower or the model; ``whole``: its ``__call__``.
+    """Run a method of the tower or the model; ``whole``: whether it is ``__call__``.
 
     Raises:
-        LostStateError: merged tokens came out of it, because the last block did not run.
+        LostStateError: it returned merged tokens, because the last block did not run.
     """
     config.host.run_as_is(False)
     tracing = config.host.tracing()
@@ -100,15 +97,17 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
 
 
 def check_finished(config: Config, call: Call, tracing: bool, before: Collection[int] = ()) -> None:
-    """Raise if a pass has merged tokens and its last block, which restores them, did not run.
+    """Raise if tokens have merged and the last block, which restores them, did not run.
 
     Args:
-        config: of the model.
-        call: the call under way.
-        tracing: whether a graph is built.
-        before: passes that were open when this part of the call began.
+        config: the config of the model.
+        call: the current call.
+        tracing: whether a graph is being traced.
+        before: passes that were open already when this part of the call started.
     """
-    if not tracing and config.passes.closed.get(False):  # blocks were compiled, the last among them
+    if not tracing and config.passes.closed.get(
+        False
+    ):  # blocks were compiled, including the last one
         call.open.clear()
     left = [run for entry, run in call.open.items() if entry not in before]
     if not (left and config.restore) and not config.passes.open.get(tracing):
@@ -119,7 +118,7 @@ def check_finished(config: Config, call: Call, tracing: bool, before: Collection
 
 
 def check_output(config: Config, output: Any) -> None:
-    """Raise if arrays come out that an inner block handed on, with merged tokens in them."""
+    """Raise if the output holds an array that an inner block returned, with merged tokens."""
     host, axis = config.host, config.token_axis
     several = output.values() if isinstance(output, dict) else output
     for array in several if isinstance(output, list | tuple | dict) else (output,):
@@ -134,8 +133,8 @@ def check_output(config: Config, output: Any) -> None:
 
 
 def failed(config: Config, call: Call, error: BaseException) -> None:
-    """Note for ``model.tome`` that a forward pass raised; say so if merged tokens were the reason."""
-    if config.host.recomputing():  # checkpoints end a recomputation by an error
+    """Record for ``model.tome`` that a pass raised; raise LostStateError if merged tokens caused it."""
+    if config.host.recomputing():  # checkpoints may end a recomputation by an exception
         return
     run = call.run
     blocks = 0 if run is None else run.blocks
@@ -155,7 +154,7 @@ def failed(config: Config, call: Call, error: BaseException) -> None:
 
 
 def ended(config: Config, call: Call, whole: bool) -> None:
-    """Note for ``model.tome`` that a call has returned."""
+    """Record for ``model.tome`` that a call has returned."""
     outcome = config.passes.outcome.get(False)
     if call.run is None:
         if whole and outcome is not TRACED and not config.host.recomputing():

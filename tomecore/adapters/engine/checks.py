@@ -1,6 +1,6 @@
-"""Is a patched model still what it was when it was patched? Checked in every pass that merges.
+"""Check in every pass that merges that the model is unchanged since it was patched.
 
-Functions of a :class:`Config`, as all the engine is. Each raises and says what changed and what to do.
+Each check raises, and says what changed and what to do.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ __all__ = [
     "where",
 ]
 
-#: what to do about a block that was changed
+#: the advice for a block that was changed
 CHANGED_WAY_OUT = (
-    "Undo the change, or set model.r = 0 (without trim_last). To keep it: remove_patch first, then "
-    "apply_patch, "
-    "which says whether the changed model can merge."
+    "Undo the change, or set model.r = 0 (without trim_last). To keep the change: call remove_patch, then "
+    "apply_patch, which checks whether the changed model can merge."
 )
 
 
 def contract_of(config: Config) -> Contract:
-    """What the halves of the blocks stand for; of a loaded model, looked at anew."""
+    """Return what the halves of the blocks rely on; for a loaded model, check the blocks again first."""
     if config.contract is None:
         blocks = [block for block in config.blocks if block is not None]
         for block in blocks:
@@ -44,12 +43,12 @@ def contract_of(config: Config) -> Contract:
 
 
 def note_contract(config: Config) -> None:
-    """Note what the halves stand for: the blocks were looked at just now."""
+    """Record what the halves rely on, right after the blocks were checked."""
     config.contract = Contract(config.host, config.spec, config.blocks, config.trim_last)
 
 
 def check_halves(config: Config, block: Any, *, biased: bool, trimmed: bool = False) -> None:
-    """Raise if the halves of ``block`` are not what it computes by now."""
+    """Raise if ``block`` was changed so that its halves no longer compute the same as its forward."""
     reason = contract_of(config).why_changed(block, biased=biased, trimmed=trimmed)
     if reason is not None:
         start = "trim_last=True would give wrong results: " if trimmed else ""
@@ -59,34 +58,33 @@ def check_halves(config: Config, block: Any, *, biased: bool, trimmed: bool = Fa
 
 
 def check_children(config: Config, block: Any, x: Array, left: int) -> None:
-    """Raise if a child that was put into the block since the patch mixes tokens, by a trial.
+    """Raise if a child that was put into the block after the patch mixes tokens; a trial shows it.
 
     Args:
+        config: the config of the model.
         block: the block that is about to run.
         x: (B, n, C), the tokens that enter it.
-        left: how many tokens it leaves.
+        left: number of tokens after the merge.
     """
     for name, module in contract_of(config).unknown_children(block):
         if module is None or module in config.tried or config.host.wraps(module):
             continue
         if mixes_tokens(config.host, config.spec, block, module, x, left):
             raise UnsupportedModelError(
-                f"{name} in {where(config, block)} is a {type(module).__qualname__} since apply_patch, "
-                "and what "
-                "it computes of a token depends on other tokens, of which merging leaves fewer and in "
-                f"another order. {CHANGED_WAY_OUT}"
+                f"{name} in {where(config, block)} was replaced by a {type(module).__qualname__} after "
+                "apply_patch. Its output for a token depends on other tokens, and merging leaves fewer of "
+                f"them, in another order. {CHANGED_WAY_OUT}"
             )
         config.tried.add(module)
 
 
 def check_intact(config: Config) -> None:
-    """Raise if the tower changed since it was patched in a way that merging would break."""
+    """Raise if the tower was changed after the patch so that merging would give wrong results."""
     tower = config.tower
     if tower is None:
         raise LostStateError(
-            f"a patched block of {config.spec.family} runs without the model that it was patched in: "
-            "it was copied or loaded by itself. Call remove_patch on it, then apply_patch on the "
-            "model it "
+            f"a patched block of {config.spec.family} runs without the model that it was patched in: it was "
+            "copied or loaded by itself. Call remove_patch on it, then apply_patch on the model that it "
             "belongs to now"
         )
     blocks = list(attribute(tower, config.layers))
@@ -109,20 +107,20 @@ def check_intact(config: Config) -> None:
 
 
 def check_list(config: Config, blocks: list[Any]) -> None:
-    """Raise unless each block is the patched one, or a wrapper around it (compiled, FSDP)."""
+    """Raise unless each block is the patched one, or a wrapper (compiled, FSDP) around it."""
     if len(blocks) != config.num_layers:
         raise LostStateError(
-            f"the model has {len(blocks)} blocks and had {config.num_layers} when it was patched; "
-            "call apply_patch on it again"
+            f"the model has {len(blocks)} blocks, but had {config.num_layers} when it was patched; call "
+            "apply_patch on it again"
         )
     for index, (now, patched) in enumerate(zip(blocks, config.blocks, strict=True)):
         if all(module is not patched for _, module in config.host.named_modules(now)):
             raise LostStateError(
-                f"block {index} was replaced by a {type(now).__name__} after the model was "
-                "patched; call apply_patch on it again"
+                f"block {index} was replaced by a {type(now).__name__} after the model was patched; call "
+                "apply_patch on the model again"
             )
 
 
 def where(config: Config, block: Any) -> str:
-    """A block's place and family, for messages."""
+    """Return the position and family of a block, for messages."""
     return f"{config.layers}[{vars(block)['_tome_index']}] of {config.spec.family}"

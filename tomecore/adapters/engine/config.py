@@ -1,4 +1,4 @@
-"""What the blocks of one patched model share: settings, and where results go."""
+"""Hold what the blocks of one patched model share: its settings and the state of its passes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction", "call_part"]
 
-#: (config, block, x (B, N, C), keys, run, amount) -> fewer tokens, and the run that knows of it
+#: (config, block, x (B, N, C), keys, run, amount) -> the tokens that are left, and the updated run
 Reduction = Callable[["Config", Any, Array, list[Array], Run, int], tuple[Array, Run]]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
 
 
 def call_part(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Call a part of merging; a profile puts a clock in place of this (``Handle.timings``)."""
+    """Call a part of merging; ``Handle.timings`` replaces this function by one that measures time."""
     return function(*args)
 
 
 class Config:
-    """Settings of one patched tower, and its last passes.
+    """Settings of one patched tower, and the state of its passes.
 
-    The modules hold it; it holds them weakly, so that a model is freed as soon as nobody uses it, and a block
-    is copied or pickled without the others.
+    The modules hold the config, and it holds them weakly: so a model is freed when it is no longer used, and
+    a block is copied or pickled without the others.
 
     Args:
         host: the framework.
-        spec: the family of its blocks.
-        model: what ``apply_patch`` was given.
+        spec: the family of the blocks.
+        model: the model that ``apply_patch`` was called with.
         tower: the module that owns the list of blocks.
         blocks: the blocks, in order.
-        reduce: how tokens become fewer; merging, except in benchmarks.
+        reduce: function that reduces the tokens; it merges, except in the free-drop baseline.
     """
 
     def __init__(
@@ -59,37 +59,37 @@ class Config:
         self.num_layers = len(blocks)
         self.layers = spec.layers(tower) or ""
         self.reduce = reduce
-        #: prefix tokens that the family knows
+        #: number of prefix tokens that the family knows
         self.prefix: int = spec.prefix(tower)
-        #: as the user gave them; None for those that the family knows
+        #: number of prefix tokens that the user passed; None: as many as the family knows
         self.announced: int | None = None
-        #: the axis of tokens in what enters and leaves a block; the batch is the other of 0 and 1
+        #: axis of the tokens in the input and output of a block, 0 or 1; the batch is the other one
         self.token_axis = int(spec.batch_first is None or spec.batch_first(tower))
         self.prop_attn: PropAttn = spec.prop_attn(tower)
         self.trace_source = False
         self.restore = True
         self.trim_last = False
-        #: all tokens of every layer are wanted; for hidden states; by ``model.tome.all_tokens()``
+        #: whether every block returns all tokens; for recorded hidden states; by ``all_tokens()``
         self.dense, self.recording, self.dense_by_user = Switch(), Switch(), Switch()
-        #: called with every merge, see ``Handle.watch``
+        #: functions that are called with every merge, see ``Handle.watch``
         self.observers: tuple[Observer, ...] = ()
-        #: calls the parts of merging by name, see ``Handle.timings``
+        #: function that calls the parts of merging by name, see ``Handle.timings``
         self.call_part: Callable[..., Any] = call_part
-        #: the program of a static graph, and the run in it
+        #: the program of a static graph that is being traced, and the run in it
         self.traced_run: tuple[Any, Run] | None = None
         self.contract: Contract | None = None
         self._r: R = 0
         self.first_step: Step | None = chain([0] * len(blocks))
-        #: what has run, and runs
+        #: the state of the last and the current passes
         self.passes = Passes()
         #: the schedule and the number of tokens last checked for clamping; schedules already warned about
         self.clamping_seen: tuple[Step | None, int] = None, 0
         self.clamping_warned: set[tuple[int, ...]] = set()
-        #: modules put into blocks after the patch that treat tokens one by one
+        #: modules that were put into blocks after the patch, and treat each token by itself
         self.tried: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what has run, and what was seen on the way."""
+        """Return the settings, without observers, warnings given and modules tried."""
         state = dict(vars(self))
         for name in ("clamping_seen", "clamping_warned", "tried"):
             del state[name]
@@ -101,27 +101,27 @@ class Config:
         self.clamping_seen, self.clamping_warned, self.tried = (None, 0), set(), weakref.WeakSet()
 
     def adopt(self, module: Any) -> None:
-        """Take a module of a copied or loaded model for the one it is a copy of."""
+        """Register a module of a copied or loaded model in place of the original."""
         self.modules.adopt(module)
 
     @property
     def root(self) -> Any:
-        """What ``apply_patch`` was given; None where that is gone."""
+        """The model that ``apply_patch`` was called with; None if it was freed."""
         return self.modules.root
 
     @property
     def tower(self) -> Any:
-        """The module that owns the blocks; None where that is gone."""
+        """The module that owns the list of blocks; None if it was freed."""
         return self.modules.tower
 
     @property
     def blocks(self) -> list[Any]:
-        """The blocks in order, None for those that are gone."""
+        """The blocks in order; None for each one that was freed."""
         return self.modules.blocks
 
     @property
     def protected(self) -> int:
-        """Tokens in front that never merge."""
+        """Number of prefix tokens, which never merge."""
         return self.prefix if self.announced is None else self.announced
 
     @property
@@ -138,11 +138,11 @@ class Config:
         self._r = list(value) if listed else value  # type: ignore[arg-type]
 
     def schedule(self, num_tokens: int | None) -> list[int]:
-        """Tokens to merge per layer, not yet clamped."""
+        """Return the tokens to merge in each layer, before clamping."""
         return parse_r(self.num_layers, self._r, num_tokens=num_tokens, protected=self.protected)
 
     def last_run(self) -> Run | None:
-        """The last run of this thread, however it ended."""
+        """Return the last run of this thread, finished or not; None if there is none."""
         outcome = self.passes.outcome.get(False)
         return None if outcome is None else outcome.run
 

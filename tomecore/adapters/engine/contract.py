@@ -1,13 +1,11 @@
-"""What the two halves of a block stand for, and whether the block is still that.
+"""Record what the two halves of a block rely on, and check that the block still satisfies it.
 
-A merging block does not run its own forward: it runs two halves that reproduce it. They hold for the forward
-that was read, for the modules they call in place of their forward (bypass), and for an attention that adds
-the
-bias it is given. All of that can change after ``apply_patch``: an adapter takes the place of an attention, a
-module gets a forward or a hook of its own, a class is monkeypatched. So the contract is noted when the
-model is
-patched and checked in every forward pass that merges. What the halves call as a module may change freely: the
-new one is called.
+A merging block does not run its own forward: it runs two halves that reproduce it. The halves rely on the
+forward they were written for, on the modules whose forward they replace (bypass), and on an attention that
+adds the bias it gets. All of that can change after ``apply_patch``: an adapter replaces an attention, a
+module gets its own forward or a hook, a class is monkeypatched. So the contract is recorded when the model is
+patched, and checked in every forward pass that merges. Modules that the halves call as modules may change
+freely: the new module is called.
 """
 
 from __future__ import annotations
@@ -32,26 +30,26 @@ __all__ = ["Contract"]
 _HARMLESS = ("parametrizations",)
 
 
-#: alternatives, of which one must be there
+#: alternatives, one of which must be found
 Known = tuple[Any, ...]
 #: path below the block, forwards, names of children, helper methods
 Noted = tuple[tuple[str, ...], Known, Known, dict[str, Known]]
 
 
 class Contract:
-    """What was true of every block of a tower when it was patched. Never changed after it was made.
+    """The state of every block of a tower when it was patched. A contract is immutable.
 
     Args:
         host: the framework.
         spec: the family of the blocks.
         blocks: the blocks, in order.
-        trimmed: whether the last block computes the prefix tokens only (``trim_last``).
+        trimmed: whether the last block computes only the prefix tokens (``trim_last``).
     """
 
     def __init__(self, host: Host, spec: Spec, blocks: list[Any], trimmed: bool) -> None:
         self.host = host
         self.spec = spec
-        #: path of the modules whose outputs are the keys
+        #: path to the modules whose outputs are the keys
         self.key = tuple(spec.key.split(".")) if spec.key else ()
         self.forwards = _distinct(_forward(original_class(block)) for block in blocks)
         self.helpers = _helpers(host, blocks)
@@ -62,23 +60,23 @@ class Contract:
         self.bypassed_trimmed = () if path is None else (_noted(host, blocks[-1:], path),)
         paths = (*spec.bypasses, *spec.bypasses_biased, spec.attention)
         attending = {part.partition(".")[0] for part in paths}
-        #: classes of the children that must treat tokens one by one
+        #: classes of the children that must treat each token by itself
         self.classes = {
             name: _distinct(type(host.child(block, name)) for block in blocks)
             for names in self.children
             for name in names
             if name not in attending and attending != {""}
         }
-        #: the attention that the halves call as a module and give the bias to
+        #: the attention that the halves call as a module, with the bias
         self.called = () if not spec.attention else (_noted(host, blocks, spec.attention),)
 
     def why_changed(self, block: Any, *, biased: bool, trimmed: bool = False) -> str | None:
-        """What of ``block`` is no longer as it was when the model was patched; None if nothing is.
+        """Return what changed in ``block`` since the model was patched; None if nothing changed.
 
         Args:
             block: a block that is about to merge, or to attend to merged tokens.
             biased: whether its attention gets a bias.
-            trimmed: whether it computes the prefix tokens only.
+            trimmed: whether it computes only the prefix tokens.
         """
         spec, cls = self.spec, getattr(block, "_tome_original", type(block))
         if not _among(cls.forward, self.forwards):
@@ -110,7 +108,7 @@ class Contract:
     def _why_bypassed(
         self, module: Any, forwards: Known, children: Known, helpers: dict[str, Known]
     ) -> str | None:
-        """Why ``module``, whose forward the halves bypass, is no longer the one they stand for."""
+        """Return why the halves no longer replace the forward of ``module``; None if they do."""
         if not _among(_forward(type(module)), forwards):
             return (
                 "was replaced after apply_patch, or its class got another forward, which the merging forward "
@@ -119,7 +117,7 @@ class Contract:
         if "forward" in module.__dict__ and has_own_forward(module):
             return "has a forward of its own, which the merging forward does not call"
         if not _same_children(self.host, module, children):
-            return "got or lost children after apply_patch, and the merging forward calls those it knows"
+            return "got or lost children after apply_patch, and the merging forward calls only those it knows"
         for name, functions in helpers.items():
             if name in module.__dict__ or not _among(getattr(type(module), name, None), functions):
                 return f"has another {name}(), which the merging forward does not call"
@@ -131,7 +129,7 @@ class Contract:
         return None
 
     def unknown_children(self, block: Any) -> list[tuple[str, Any]]:
-        """Children that must treat tokens one by one, and are of another class than at ``apply_patch``."""
+        """Return the children that must treat each token by itself and whose class has changed."""
         child, found = self.host.child, []
         for name, known in self.classes.items():
             module = child(block, name)
@@ -140,7 +138,7 @@ class Contract:
         return found
 
     def called_otherwise(self, block: Any) -> str | None:
-        """Path of the attention that gets the bias, if by now it runs another forward than it did."""
+        """Return the path of the attention that gets the bias, if its forward has changed; else None."""
         for path, forwards, *_ in self.called:
             for module in self.modules_at(block, path) or ():
                 own = "forward" in module.__dict__ and has_own_forward(module)
@@ -149,7 +147,7 @@ class Contract:
         return None
 
     def modules_at(self, block: Any, path: tuple[str, ...]) -> list[Any] | None:
-        """The modules at a path below ``block``, ``*`` being every child; None if it ends before."""
+        """Return the modules at ``path`` below ``block``, ``*`` for all children; None if one is missing."""
         child, module = self.host.child, block
         for depth, name in enumerate(path):
             if name == "*":
@@ -166,12 +164,12 @@ class Contract:
         return self
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Not pickled: a loaded model is looked at anew (``Config.contract``)."""
+        """Pickle as None: the blocks of a loaded model are checked again (``checks.contract_of``)."""
         return type(None), ()
 
 
 def _noted(host: Host, blocks: list[Any], path: str) -> Noted:
-    """What is known of the modules at ``path`` below ``blocks``."""
+    """Record the modules at ``path`` below ``blocks``: forwards, children and helper methods."""
     modules = [module for block in blocks for module in attributes(block, path)]
     forwards = _distinct(
         _forward(original_class(module))
@@ -183,7 +181,7 @@ def _noted(host: Host, blocks: list[Any], path: str) -> Noted:
 
 
 def _helpers(host: Host, modules: list[Any]) -> dict[str, Known]:
-    """Methods that the forwards of ``modules`` may call, by name: the functions they are."""
+    """Return the methods that the forwards of ``modules`` may call: name -> their functions."""
     classes = _distinct(original_class(module) for module in modules)
     names = dict.fromkeys(
         name for cls in classes for name in helper_methods(cls, host.module_class)

@@ -1,9 +1,9 @@
 """Count the multiply-adds of a tower from its own weights, without running it.
 
-Every weight of a product is used once for each token (or image position) it is applied to, so its number
-of entries is its multiply-adds per token: of a linear layer in whichever layout, and of a convolution
-too, whose weight is (out, in / groups, ...). Which weights of a block see the tokens left by its merge is
-asked of the spec: its feed half is called with a stand-in for the block that notes what is called.
+Every weight of a product is used once for each token (or image position) that it is applied to, so its number
+of entries is its multiply-adds per token. This holds for a linear layer in any layout, and for a convolution,
+whose weight is (out, in / groups, ...). To find the weights of a block that are used after the merge, the MLP
+half is called with a recording stand-in for the block.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ from tomecore.schedule.arithmetic import Arithmetic, LayerArithmetic
 
 __all__ = ["count"]
 
-#: no weights of a product, by their path: positions, absolute and relative, with their own small networks
+#: paths of parameters that are not weights of a product: absolute and relative positions
 _POSITIONS = re.compile(r"rel_?pos|relative_?pos|position|(^|[._])pos_embed")
-#: nor these, by their own name, where a module holds them itself
+#: names of parameters that are not weights of a product, if the module holds them directly
 _TABLES = re.compile(r"pos_|position|table|token|embedding|query|latent|probe|lambda|gamma|scale")
-#: a linear layer that sees each patch
+#: paths of linear layers that are applied to each patch
 _PATCHES = re.compile(r"patch|embed")
 #: convolutions beside the main path of a stem
 _BESIDE = re.compile(r"downsample|shortcut")
-#: the projection behind the heads
+#: names of the output projection after the heads
 _OUTPUTS = (["proj"], ["out_proj"], ["o_proj"])
 #: parameters of differential attention
 _DIFFERENTIAL = re.compile(r"(^|\.)lambda_(q1|a)$")
-#: layers outside the blocks that see each token: keys and values of pooling by attention
+#: layers outside the blocks that are applied to each token: keys and values of attention pooling
 _PER_TOKEN = {"kv", "k", "v", "key", "value", "kv_proj", "k_proj", "v_proj"}
 _PER_TOKEN |= {"k_proj_weight", "v_proj_weight"}
 
 
 def count(config: Config, model: Any) -> Arithmetic:
-    """The arithmetic of ``config``'s tower, with its patch embedding, below ``model``.
+    """Count the multiply-adds of the tower of ``config`` in ``model``, with its patch embedding.
 
-    What it does not see: a decoder behind the blocks is counted as if it saw one token. Small networks that
-    make position biases, and products that look up or resize positions, are not counted: they
-    are the same for any r.
+    A decoder after the blocks is counted as if it processed one token. Small networks that compute position
+    biases, and products that look up or resize positions, are not counted: they are the same for any r.
 
     Raises:
         UnsupportedModelError: see :func:`tomecore.schedule.arithmetic.arithmetic_of`.
@@ -63,7 +62,7 @@ def count(config: Config, model: Any) -> Arithmetic:
 
 
 def around(host: Host, tower: Any, model: Any) -> Iterator[Any]:
-    """The tower, and what it is in, up to ``model``; some towers do not hold their patch embedding."""
+    """Yield the tower, and the modules around it up to ``model``, one of which holds the patch embedding."""
     named = dict(host.named_modules(model))
     (path,) = [path for path, module in named.items() if module is tower]
     while path:
@@ -73,11 +72,11 @@ def around(host: Host, tower: Any, model: Any) -> Iterator[Any]:
 
 
 def _outside(config: Config, module: Any) -> tuple[int, int, int]:
-    """Multiply-adds outside the blocks: for each patch, for each token, and once."""
+    """Count the multiply-adds outside the blocks: per patch, per token, and per image."""
     host = config.host
     inside = {id(p) for block in config.blocks for p in block.parameters()}
     positions = resolutions(host, module, config.blocks[0])
-    queries = {  # of pooling by attention: one, unless the module holds more
+    queries = {  # of attention pooling: one, unless the module holds more
         path.rpartition(".")[0]: parameter.shape
         for path, parameter in module.named_parameters()
         if path.rpartition(".")[2] == "query" and len(parameter.shape) == 2
@@ -92,7 +91,9 @@ def _outside(config: Config, module: Any) -> tuple[int, int, int]:
         times = max([n for pool, (n, _) in queries.items() if below(path, pool)], default=1)
         if len(parameter.shape) > 2 or _PATCHES.search(above):
             per_patch += amount * positions.get(above, 1)
-        elif name == "in_proj_weight":  # of queries, keys and values; the queries are few
+        elif (
+            name == "in_proj_weight"
+        ):  # projects to queries, keys and values; there are few queries
             per_token += amount // 3 * 2
             once += times * (amount - amount // 3 * 2)
         elif above.rpartition(".")[2] in _PER_TOKEN or name in _PER_TOKEN:
@@ -103,10 +104,10 @@ def _outside(config: Config, module: Any) -> tuple[int, int, int]:
 
 
 def resolutions(host: Host, module: Any, first: Any) -> dict[str, int]:
-    """Path of each convolution in front of the blocks -> positions it works at for each patch.
+    """Return, by path, the positions per patch at which each convolution before the blocks is applied.
 
-    A stem works at a finer resolution, by the strides of all that follows it; a branch beside the main
-    path (downsample, shortcut) has the stride that is already counted there.
+    A stem works at a finer resolution, by the strides of all convolutions that follow it. The stride of a
+    branch beside the main path (downsample, shortcut) is already counted in the main path.
     """
     found: dict[str, int] = {}
     before = []
@@ -144,7 +145,7 @@ def _layer(config: Config, index: int, block: Any) -> LayerArithmetic:
 
 
 def _keys(config: Config, block: Any) -> int:
-    """Multiply-adds of keys and values, of each token, in a block that makes the first tokens alone."""
+    """Count the multiply-adds per token for keys and values, for a last block with ``trim_last``."""
     shares: Mapping[str, float] = config.spec.trim.keys  # type: ignore[union-attr]
     found = 0.0
     for path, parameter in weights(config.host, block):
@@ -155,22 +156,22 @@ def _keys(config: Config, block: Any) -> int:
 
 
 def pairs(config: Config, block: Any, attention: Mapping[str, Any], width: int) -> int:
-    """Multiply-adds of each pair of tokens, over two: the width of the heads together.
+    """Return half of the multiply-adds per pair of tokens: the width of all heads together.
 
-    It is that of the model, unless the projection behind the heads tells another.
+    It is the width of the model, unless the output projection has another input width.
     """
     outputs = [p for path, p in attention.items() if path.split(".")[-2:-1] in _OUTPUTS]
     if config.spec.feed is not None and len(outputs) == 1 and width in outputs[0].shape:
         ((inner, outer),) = [outputs[0].shape]
         width = int(inner * outer) // width
     if any(_DIFFERENTIAL.search(name) for name, _ in block.named_parameters()):
-        width = width * 3 // 2  # two maps of scores, each of half the width, over all of the values
+        width = width * 3 // 2  # two score maps, each with half the width, and values of full width
     keys = attributes(block, config.spec.key) if "*" in config.spec.key else [None]
-    return width * len(keys)  # attentions side by side
+    return width * len(keys)  # several attentions side by side
 
 
 def weights(host: Host, module: Any) -> Iterator[tuple[str, Any]]:
-    """The parameters below ``module`` that are weights of a product, by path."""
+    """Yield the parameters below ``module`` that are weights of a product, with their paths."""
     tables = {
         path
         for path, found in host.named_modules(module)
@@ -190,7 +191,7 @@ def below(path: str, module: str) -> bool:
 
 
 def fed(config: Config, index: int, block: Any) -> set[str]:
-    """Paths of what the feed half of ``block`` calls, or takes as it is."""
+    """Return the paths of the modules and parameters that the MLP half of ``block`` uses."""
     spec, host = config.spec, config.host
     called: set[str] = set()
     if spec.feed is None:
@@ -198,19 +199,19 @@ def fed(config: Config, index: int, block: Any) -> set[str]:
     x = host.ones((1, 1), host.device(block))[:, :, None]
     try:
         spec.feed(StandIn(host, block, "", called), x)
-    except Exception as error:  # whatever a feed half may raise that meets no real block
+    except Exception as error:  # without a real block, the MLP half may raise anything
         raise UnsupportedModelError(
-            f"the multiply-adds of block {index} ({spec.family}) cannot be counted: asking its feed half "
-            f"which modules it calls failed with {type(error).__name__}: {error}"
+            f"the multiply-adds of block {index} ({spec.family}) cannot be counted: a trial run of its MLP "
+            f"half, to find the modules that it calls, failed with {type(error).__name__}: {error}"
         ) from error
     return called
 
 
 class StandIn:
-    """A block, or something in it, that notes which modules are called and computes nothing.
+    """A stand-in for a block or one of its modules: it records which modules are called.
 
-    Called, it hands back what it was given: hooks do not run, and no dtype, device or sharding of the
-    weights matters. Methods run, with the stand-in for ``self``.
+    A call computes nothing and returns its input: hooks do not run, and the dtype, the device and the
+    sharding of the weights do not matter. Methods do run, with the stand-in as ``self``.
     """
 
     def __init__(self, host: Host, module: Any, path: str, called: set[str]) -> None:
@@ -242,5 +243,5 @@ class StandIn:
         path = f"{self._path}.{name}".strip(".")
         if isinstance(found, self._host.module_class):
             return StandIn(self._host, found, path, self._called)
-        self._called.add(path)  # a parameter, if it is one
+        self._called.add(path)  # possibly a parameter
         return found

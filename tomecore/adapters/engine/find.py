@@ -1,4 +1,4 @@
-"""Find the one vision tower of a model, and refuse what merging would break, with the reason."""
+"""Find the vision tower of a model; raise, with the reason, if merging would break it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
     """Return the family, the module that owns the blocks, and the blocks in order.
 
     Raises:
-        UnsupportedModelError: no tower, more than one, or one with something no spec accounts for.
+        UnsupportedModelError: there is no tower or more than one, or its blocks hold something unknown.
     """
     specs = (*host.registered, *specs)
     modules = [(path or "model", module) for path, module in host.named_modules(model)]
@@ -40,8 +40,8 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
         raise UnsupportedModelError(_nothing_found(host, specs, model))
     if len(towers) > 1:
         raise UnsupportedModelError(
-            f"`model` holds {len(towers)} vision transformers ({', '.join(towers)}), and one r cannot "
-            "mean all of them; call apply_patch on each by itself"
+            f"`model` holds {len(towers)} vision transformers ({', '.join(towers)}), and one r cannot set "
+            "all of them; call apply_patch on each one separately"
         )
     ((path, tower),) = towers.items()
     candidates = [spec for spec in specs if spec.is_tower(tower)]
@@ -65,18 +65,18 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
 
 
 def _check_distinct(where: str, blocks: list[Any]) -> None:
-    """Raise UnsupportedModelError if one block stands in the list twice."""
+    """Raise UnsupportedModelError if the list holds one block twice."""
     first: dict[int, int] = {}
     for index, block in enumerate(blocks):
         if first.setdefault(id(block), index) != index:
             raise UnsupportedModelError(
-                f"{where}[{index}] is the same block object as {where}[{first[id(block)]}], and each layer "
-                "merges tokens of its own; put a copy there (copy.deepcopy)"
+                f"{where}[{index}] is the same block object as {where}[{first[id(block)]}], but each layer "
+                "merges its own tokens; put a copy there (copy.deepcopy)"
             )
 
 
 def _resembles(spec: Spec, module: Any) -> bool:
-    """Whether ``module`` may be a tower of the fallback's kind: worth a try, or a word why not."""
+    """Whether ``module`` looks like a tower of the fallback, so that its blocks are worth a trial."""
     blocks = getattr(module, spec.layers(module) or "", None)
     if not isinstance(getattr(module, "num_prefix_tokens", None), int) or blocks is None:
         return False
@@ -93,7 +93,11 @@ def _resembles(spec: Spec, module: Any) -> bool:
 
 
 def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any) -> list[Any]:
-    """The blocks of a tower that no spec knows, each tried out; or UnsupportedModelError."""
+    """Try the blocks of a tower that no spec knows, and return them.
+
+    Raises:
+        UnsupportedModelError: a block does not do what the fallback says.
+    """
     blocks = spec.listed(tower)
     _check_distinct(f"{path}.{spec.layers(tower)}", blocks)
     for index, block in enumerate(blocks):
@@ -105,23 +109,21 @@ def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any
         if reason is not None:
             raise UnsupportedModelError(
                 f"{where} is a {qualified_name(original_class(block))}, whose forward is not one that "
-                f"tomecore knows. It is built like {spec.family}, but {reason}. To describe it "
-                'yourself, see "Add a model library" in CONTRIBUTING.md.'
+                f"tomecore knows. It is built like {spec.family}, but {reason}. To describe it yourself, see "
+                '"Add a model library" in CONTRIBUTING.md.'
             )
     return blocks
 
 
 def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, where: str) -> None:
-    """Raise UnsupportedModelError unless the forward of ``block`` is one that the halves stand for."""
+    """Raise UnsupportedModelError unless the halves of ``spec`` reproduce the forward of ``block``."""
     known = spec.is_block(block)
     replaced = _overridden(host, spec, block) if known else None
     if replaced is not None:
         raise UnsupportedModelError(
             f"{where}: {replaced} replaces a method of "
-            f"{qualified_name(defines_forward(original_class(block)))}, "
-            "which the merging forward does not call; use the class as it is, or describe yours by "
-            "register() "
-            "(examples/custom_block.py)"
+            f"{qualified_name(defines_forward(original_class(block)))}, which the merging forward does not "
+            "call; use the class unchanged, or describe yours by register() (examples/custom_block.py)"
         )
     for path in ("", *spec.bypasses) if known else ():
         for module in attributes(block, path):
@@ -129,24 +131,23 @@ def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, w
             if other_forward is not None:
                 raise UnsupportedModelError(
                     f"the forward of {where}{path and '.'}{path} ({original_class(module).__qualname__}) was "
-                    f"replaced by {other_forward}, which the merging forward does not call; put the "
-                    "library's "
-                    "own back, or describe yours by register() (examples/custom_block.py)"
+                    f"replaced by {other_forward}, which the merging forward does not call; restore the "
+                    "library's own, or describe yours by register() (examples/custom_block.py)"
                 )
     for path in ("", *spec.bypasses) if known else ("",):
         if any(has_own_forward(module) for module in attributes(block, path)):
             raise UnsupportedModelError(
-                f"{where}{path and '.'}{path} has a forward of its own instance, which merging would "
-                "bypass or be bypassed by (a wrapper such as accelerate's hooks, a monkeypatch, "
-                "to_static); remove it, or patch first"
+                f"{where}{path and '.'}{path} has a forward on the instance, which merging would bypass or "
+                "be bypassed by (a wrapper such as accelerate's hooks, a monkeypatch, to_static); remove it, "
+                "or call apply_patch first"
             )
     if not known:
         found = qualified_name(original_class(block))
         other = next((s for s in candidates if s.is_block(block)), None)
         if other is not None:
             raise UnsupportedModelError(
-                f"{where} is a {found} among blocks of {spec.family}; tomecore merges in towers "
-                "whose blocks are all of one kind"
+                f"{where} is a {found} among blocks of {spec.family}; tomecore merges only in towers whose "
+                "blocks are all of one family"
             )
         names = ", ".join(name for candidate in candidates for name in candidate.blocks)
         raise UnsupportedModelError(
@@ -156,7 +157,7 @@ def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, w
 
 
 def _overridden(host: Host, spec: Spec, block: Any) -> str | None:
-    """A method of the known block class that a subclass, or the instance, has in another form."""
+    """Return the name of a helper method that a subclass or the instance overrides; else None."""
     cls = original_class(block)
     owner = defines_forward(cls)
     if cls is not owner and spec.blocks != ("*",):
@@ -170,8 +171,7 @@ def _overridden(host: Host, spec: Spec, block: Any) -> str | None:
 
 
 def check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
-    """Raise UnsupportedModelError if ``block`` holds anything that the halves of ``spec`` do not account
-    for."""
+    """Raise UnsupportedModelError if ``block`` holds anything that the halves of ``spec`` do not know."""
     for name, child in host.named_children(block):
         allowed = spec.children.get(name)
         if allowed is None:
@@ -194,13 +194,13 @@ def check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
     keys = attributes(block, spec.key) if reaches(block, spec.key) else [None]
     if spec.key and not all(isinstance(module, host.module_class) for module in keys):
         raise UnsupportedModelError(
-            f"{where}.{spec.key} is no module, and tomecore takes the keys from its output"
+            f"{where}.{spec.key} is not a module, but tomecore takes the keys from its output"
         )
     for path in spec.bypasses:
         if any(spec.hooked(host, module) for module in attributes(block, path)):
             raise UnsupportedModelError(
-                f"{where}.{path} has forward hooks, which the merging forward of {spec.family} would "
-                "not call; remove them, or hook the modules inside it"
+                f"{where}.{path} has forward hooks, which the merging forward of {spec.family} would not "
+                "call; remove them, or hook the modules inside it"
             )
     reason = spec.refuse(block)
     if reason:
@@ -223,11 +223,10 @@ def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
                     return f"{found} holds a {name}, in which merging is not supported: {reason}."
     if windowed is not None:
         return (
-            f"{found} has a window_size ({qualified_name(original_class(windowed))}): it attends in "
-            "windows of its grid, which merging would break, because the grid must stay whole. "
-            f"Supported: {known}."
+            f"{found} has a window_size ({qualified_name(original_class(windowed))}): it attends in windows "
+            f"of its grid, and merging would break the grid. Supported: {known}."
         )
     return (
-        f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. "
-        f"Supported: {known}. See CONTRIBUTING.md for adding a family."
+        f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. Supported: "
+        f"{known}. See CONTRIBUTING.md for adding a family."
     )

@@ -1,4 +1,4 @@
-"""``model.tome``: what a patched model did in its last forward pass."""
+"""Define ``model.tome``: the settings of a patched model, and the results of its last forward pass."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tomecore.schedule.arithmetic import Arithmetic
 
 __all__ = ["PARTS", "Handle"]
 
-#: what ``Handle.timings`` times; the first holds the next four
+#: the parts that ``Handle.timings`` measures; the first includes the next four
 PARTS = (
     "all of the merge",
     "match and merge in one go",
@@ -38,9 +38,8 @@ PARTS = (
 class Handle:
     """Settings and results of a patched model.
 
-    Results are those of the last forward pass of the calling thread, without gradients. Asking for
-    them when there is none raises :class:`tomecore.errors.NoForwardError`, which says why: nothing has
-    run, the
+    Results describe the last forward pass of the calling thread, without gradients. If there are none,
+    reading them raises :class:`tomecore.errors.NoForwardError` with the reason: the model has not run, the
     last pass raised or ran as a compiled graph, it did not reach the patched blocks, or blocks that were
     called one by one stopped before the last.
     """
@@ -51,7 +50,7 @@ class Handle:
 
     @property
     def r(self) -> R:
-        """Tokens merged per layer, as it was set; the same as ``model.r``."""
+        """Tokens merged per layer, in the form in which it was set; the same as ``model.r``."""
         return self._config.r
 
     @r.setter
@@ -61,32 +60,31 @@ class Handle:
 
     @property
     def schedule(self) -> list[int]:
-        """Tokens to merge in each layer, before clamping to what is there.
+        """Tokens to merge in each layer, before clamping.
 
-        A schedule object is asked with the token count of the last forward pass.
+        A schedule object is called with the token count of the last forward pass.
         """
         config = self._config
         return config.schedule(self._run().num_tokens if callable(config.r) else None)
 
     @property
     def protected(self) -> int:
-        """Prefix tokens, which never merge: class, distillation and register tokens, or as many as you
-        said."""
+        """Number of prefix tokens, which never merge: as passed, or as many as the family knows."""
         return self._config.protected
 
     @property
     def prop_attn(self) -> PropAttn:
-        """Whether attention counts each token as often as its size says; "column": in that form."""
+        """Whether attention counts each token as often as its size; "column": as a column of the keys."""
         return self._config.prop_attn
 
     @property
     def trim_last(self) -> bool:
-        """Whether the last block computes prefix tokens only."""
+        """Whether the last block computes only the prefix tokens."""
         return self._config.trim_last
 
     @property
     def restore(self) -> bool:
-        """Whether the last block hands back all N tokens."""
+        """Whether the last block returns all N tokens."""
         return self._config.restore
 
     @property
@@ -96,12 +94,12 @@ class Handle:
 
     @property
     def layers(self) -> str:
-        """Name of the list of blocks in the module that owns it, such as ``"blocks"``."""
+        """Name of the list of blocks in its module, such as ``"blocks"``."""
         return self._config.layers
 
     @property
     def token_axis(self) -> int:
-        """The axis of tokens in what enters and leaves a block: 1, or 0 where the batch comes second."""
+        """Axis of the tokens in the input and output of a block: 1, or 0 if the batch comes second."""
         return self._config.token_axis
 
     @property
@@ -111,9 +109,9 @@ class Handle:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        """The model's multiply-adds, for any r; ``model.tome.arithmetic.limit(197, 16)``. No forward needed.
+        """The model's multiply-adds for any r, e.g. ``model.tome.arithmetic.limit(197, 16)``.
 
-        See :func:`tomecore.schedule.arithmetic.arithmetic_of`.
+        It needs no forward pass. See :func:`tomecore.schedule.arithmetic.arithmetic_of`.
         """
         return count(self._config, self._model)
 
@@ -121,14 +119,14 @@ class Handle:
     def tokens(self) -> list[int]:
         """Tokens after each layer.
 
-        With ``trim_last`` the last layer merges nothing: its tokens are those it attends to, of which it
-        hands on the first ``protected``. ``sizes``, ``source`` and ``unmerge`` are about the same tokens.
+        With ``trim_last`` the last layer merges nothing: its tokens are those it attends to, and it returns
+        the first ``protected`` of them. ``sizes``, ``source`` and ``unmerge`` refer to the same tokens.
         """
         return list(self._run().tokens)
 
     @property
     def sizes(self) -> Array:
-        """(B, n) float32: how many original tokens each token stands for at the end."""
+        """(B, n) float32: the number of original tokens in each token after the last block."""
         run = self._run()
         if run.sizes is not None:
             return run.sizes
@@ -136,16 +134,15 @@ class Handle:
 
     @property
     def source(self) -> Array:
-        """(B, N) int: original token -> slot at the end; needs ``trace_source=True``."""
+        """(B, N) int: original token -> slot after the last block; needs ``trace_source=True``."""
         if not self._config.trace_source:
             raise NoForwardError(
-                "the source map was not kept: call apply_patch(model, trace_source=True), then run "
-                "the model"
+                "the source map was not kept: call apply_patch(model, trace_source=True), then run the model"
             )
         return self._source()
 
     def unmerge(self, x: Array) -> Array:
-        """Give every original token the value of the slot that holds it.
+        """Return, for every original token, the value of the slot that holds it.
 
         Args:
             x: (B, n, C), one row per slot of the last forward pass.
@@ -154,7 +151,8 @@ class Handle:
             (B, N, C).
 
         Raises:
-            ArgumentValueError: another number of tokens or samples than the last forward pass had.
+            ArgumentTypeError: ``x`` comes from another library than the model's arrays.
+            ArgumentValueError: the numbers of samples and tokens are not those of the last forward pass.
         """
         source, run = self._source(), self._run()
         backend = self._config.host.backend()
@@ -173,14 +171,15 @@ class Handle:
 
     @contextmanager
     def all_tokens(self) -> Iterator[None]:
-        """Within this context every block hands on all N tokens, each at its original position.
+        """Within this context every block returns all N tokens, each at its original position.
 
-        For hooks on blocks and other readers of intermediate layers. Merging goes on, and so does its speed,
-        less two gathers per block; the output is the same. It holds for the calling thread.
+        This is for hooks on blocks and other readers of intermediate layers. Tokens still merge, so the model
+        stays as fast, except for two gathers per block, and its output is the same. The context applies to
+        the calling thread only.
 
-        Modules *inside* a block get the merged tokens here too: a hook on ``blocks[-1].norm1``, as Grad-CAM
-        puts it there, sees fewer of them, and :class:`tomecore.errors.InnerHookWarning` says so. Hook the
-        block itself, or set ``model.r = 0`` for such a pass.
+        Modules *inside* a block still get merged tokens: a hook on ``blocks[-1].norm1``, which Grad-CAM uses,
+        receives fewer of them, and :class:`tomecore.errors.InnerHookWarning` reports it. Hook the block
+        itself, or set ``model.r = 0`` for such a pass.
         """
         config = self._config
         tracing = config.host.tracing()
@@ -192,19 +191,18 @@ class Handle:
             config.dense_by_user.leave(user, tracing)
 
     def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
-        """Lay tokens out as the image they came from, for dense prediction.
+        """Arrange tokens as the image that they came from, for dense prediction.
 
         Args:
-            x: (B, n, C) slots or (B, N, C) tokens of the last forward pass, those at the front
-                included.
+            x: (B, n, C) slots or (B, N, C) tokens of the last forward pass, prefix tokens included.
             size: (height, width) of the grid in patches; None: square.
 
         Returns:
-            (B, C, height, width), without the tokens at the front; merged patches share their values.
+            (B, C, height, width), without the prefix tokens; merged patches share their values.
 
         Raises:
-            ArgumentValueError: a shape that is not of the last forward pass, or a size that does not
-                hold its patches.
+            ArgumentValueError: ``x`` does not have the shape of the last forward pass, or ``size`` does not
+                match its number of patches.
         """
         run = self._run()
         rank(x, "x", "(B, n, C)")
@@ -228,12 +226,12 @@ class Handle:
     def watch(self, observer: Observer) -> Iterator[None]:
         """Within this context ``observer`` is called with every merge, in order.
 
-        Compiled and exported graphs call no observer. No other thread may use the model meanwhile.
+        Compiled and exported graphs do not call observers. No other thread may use the model meanwhile.
 
         Args:
-            observer: called with (layer, key, plan, sizes, x): the number of the block, from 0; what its
-                tokens were compared by, (B, N, D); the :class:`tomecore.MergePlan`; the sizes (B, n) and the
-                tokens (B, n, C) that it left.
+            observer: called with (layer, key, plan, sizes, x): the number of the block, from 0; the keys
+                (B, N, D) by which its tokens were compared; the :class:`tomecore.MergePlan`; the sizes (B, n)
+                and the tokens (B, n, C) after the merge.
         """
         config = self._config
         config.observers = (*config.observers, observer)
@@ -246,17 +244,17 @@ class Handle:
 
     @contextmanager
     def timings(self, wait: Callable[[], Any] | None = None) -> Iterator[dict[str, float]]:
-        """Within this context the parts of merging are timed, for profiles.
+        """Measure the time of each part of merging within this context, for profiles.
 
         Compiled and exported graphs are not timed. No other thread may use the model meanwhile.
 
         Args:
-            wait: waits for the device; called before each look at the clock. None: nothing to wait for.
+            wait: function that waits for the device; called before the clock is read. None: do not wait.
 
         Yields:
-            Seconds by the name of the part, summed over layers and calls; "all of the merge" holds the
-            parts from keys to merged tokens. Where positions follow tokens (rotary tables), that is
-            computed with the arguments of a block, and is no part.
+            Seconds by name of the part, summed over layers and calls; "all of the merge" includes the
+            parts from keys to merged tokens. Remapping positions (rotary tables) is not a part: it happens
+            when a block's arguments are converted.
         """
         config = self._config
         before, seconds = config.call_part, dict.fromkeys(PARTS, 0.0)
@@ -279,7 +277,7 @@ class Handle:
 
     @contextmanager
     def with_prop_attn(self, prop_attn: PropAttn) -> Iterator[None]:
-        """Within this context attention counts sizes, or does not; for comparisons.
+        """Set proportional attention to ``prop_attn`` within this context, for comparisons.
 
         No other thread may use the model meanwhile.
         """
@@ -292,10 +290,10 @@ class Handle:
             config.prop_attn = before
 
     def free_drop(self) -> None:
-        """Turn the model into its free-drop baseline: blocks drop r tokens instead of merging them.
+        """Turn the model into the free-drop baseline: its blocks drop r tokens instead of merging them.
 
-        It shows what the machine can give at most: a slice in place of matching, merging and a bias. For
-        timing only, because the outputs mean nothing. ``apply_patch`` makes the model merge again.
+        It is an upper bound of the speed on this machine: a slice replaces matching, merging and the bias.
+        Only the time is meaningful, not the output. Call ``apply_patch`` to merge again.
         """
         self._config.reduce = drop_tokens
         self._config.restore = False
@@ -309,12 +307,12 @@ class Handle:
         )
 
     def _trimmed(self, x: Array) -> str:
-        """Why ``x`` may have too few tokens, for a message."""
+        """Explain, for a message, why ``x`` may have too few tokens."""
         if not self.trim_last or x.shape[1] != self.protected:
             return ""
         return (
-            ". The last block makes no others with trim_last=True: apply_patch(model) again without it, "
-            "or run the model within model.tome.all_tokens()"
+            ". With trim_last=True the last block computes only these: call apply_patch(model) again without "
+            "it, or run the model within model.tome.all_tokens()"
         )
 
     def _source(self) -> Array:
@@ -331,16 +329,15 @@ class Handle:
         outcome = config.passes.outcome.get(False)
         if outcome is None:
             raise NoForwardError(
-                "this model has no forward pass in this thread since it was patched; run it first"
+                "this model has had no forward pass in this thread since it was patched; run it first"
             )
         run: Run | None = outcome.run
         if run is None:
             raise NoForwardError(outcome.problem)
         if run.blocks < config.num_layers and not outcome.returned:
             raise NoForwardError(
-                "the last forward pass, of blocks called one by one, stopped after block "
-                f"{run.blocks - 1} (of 0 "
-                f"to {config.num_layers - 1}) with {run.width} of {run.num_tokens} tokens; results are there "
-                "when the last block has run"
+                f"the last forward pass, of blocks called one by one, stopped after block {run.blocks - 1} "
+                f"(of 0 to {config.num_layers - 1}) with {run.width} of {run.num_tokens} tokens; run the "
+                "remaining blocks to get results"
             )
         return run

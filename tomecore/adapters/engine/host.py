@@ -1,4 +1,4 @@
-"""What an adapter needs of a framework: the only place where torch and Paddle differ."""
+"""Define the operations that the engine needs from a framework; only hosts depend on torch or Paddle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["Host", "Projection", "PropAttn", "check_prop_attn"]
 
-#: whether attention counts sizes; by name: in this form
+#: whether attention counts sizes; a name selects the form in which it does
 PropAttn = bool | Literal["column"]
 
 #: weight and bias of a linear layer
@@ -26,15 +26,14 @@ Projection = tuple[Array, Array | None]
 
 
 class Host(ABC):
-    """A framework as the patch sees it. One instance per adapter module, named ``HOST`` there.
+    """The operations of one framework that the patch needs. Each host module has one instance, ``HOST``.
 
     Args:
-        module: the adapter module that holds it; it pickles as that name.
+        module: name of the module that holds it; it is pickled by this name.
         module_class: base class of the framework's modules.
         array_class: class of the framework's arrays.
-        wrappers: class names, as in ``Spec.blocks``, of modules that only wrap another -> the
-            attribute that holds the inner one.
-        forms: of proportional attention, that can be asked for by name.
+        wrappers: class names of modules that only wrap another one -> the attribute that holds it.
+        forms: names of the forms of proportional attention that a user can choose.
     """
 
     def __init__(
@@ -50,65 +49,65 @@ class Host(ABC):
         self.module_class = module_class
         self.array_class = array_class
         self.wrappers = wrappers
-        #: while a block attends and its keys are wanted: the list that the hook of :meth:`tap` fills
+        #: the list that the hook of :meth:`tap` fills while a block attends; None at other times
         self.taps = ThreadSlot()
-        #: specs of users, asked before tomecore's own
+        #: specs of users, tried before tomecore's own
         self.registered: list[Spec] = []
-        #: for blocks that no spec knows, where they prove to do what this one says; None: refuse
+        #: spec for unknown blocks, used if a trial shows that they do what it says; None: refuse them
         self.fallback: Spec | None = None
-        #: called with True at the start of a block's forward; a tracer that would simulate the block
-        #: may take it as the order to run the block, and all it calls, as it is
+        #: called with True at the start of a block's forward: tells a tracer that would simulate the
+        #: block to run it, and everything it calls, without tracing
         self.run_as_is: Callable[[bool], None] = as_is
 
     def tapped(self, module: Any, output: Array, tracing: bool) -> None:
-        """Called by the hook of :meth:`tap`; keeps nothing unless somebody waits for a key."""
+        """Store the output for the hook of :meth:`tap`, if a block is attending and needs its keys."""
         taps = self.taps.get(tracing)
         if taps is not None:
             taps.append((module, output))
 
     @abstractmethod
     def backend(self) -> Backend:
-        """The backend of the framework's arrays."""
+        """Return the backend of the framework's arrays."""
 
     @abstractmethod
     def named_children(self, module: Any) -> Iterator[tuple[str, Any]]:
-        """Direct submodules by name."""
+        """Return the direct submodules with their names."""
 
     def child(self, module: Any, name: str) -> Any:
-        """A direct submodule, or another attribute; None if there is none."""
+        """Return a direct submodule, or another attribute; None if there is none."""
         return getattr(module, name, None)
 
     @abstractmethod
     def child_names(self, module: Any) -> tuple[str, ...]:
-        """Names of the direct submodules, those that are None too."""
+        """Return the names of the direct submodules, including those that are None."""
 
     @abstractmethod
     def named_modules(self, module: Any) -> Iterator[tuple[str, Any]]:
-        """All submodules by path, itself first under ""."""
+        """Return all submodules with their paths, first the module itself under ""."""
 
     @abstractmethod
     def own_tensors(self, module: Any) -> list[str]:
-        """Names of the parameters and buffers the module holds itself."""
+        """Return the names of the parameters and buffers that the module holds directly."""
 
     @abstractmethod
     def hooked(self, module: Any) -> bool:
-        """Whether a hook waits for the module's own forward, or for its backward."""
+        """Whether a hook is registered for the module's own forward or backward."""
 
     @abstractmethod
     def hooked_by_user(self, module: Any) -> bool:
-        """Whether somebody else than tomecore, or the library itself, hooked the module."""
+        """Whether the module has a hook that belongs neither to tomecore nor to the library."""
 
     @abstractmethod
     def tap(self, module: Any) -> Any:
-        """Have the module's output put into ``taps``; returns a handle with ``remove()``."""
+        """Register a hook that stores the module's output in ``taps``; returns a handle with ``remove()``."""
 
     @abstractmethod
     def watch_output(self, module: Any, note: functools.partial[None]) -> None:
-        """Call ``note``, a function of the engine and its config, with each output of the module."""
+        """Register a hook that calls ``note`` (an engine function with its config) with each output."""
 
     @abstractmethod
     def listened(self, module: Any, config: Any) -> bool:
-        """Whether the patch of ``config`` listens to the module by :meth:`watch_output`."""
+        """Whether the patch of ``config`` has registered :meth:`watch_output` on the module."""
 
     @abstractmethod
     def unhook(self, module: Any) -> None:
@@ -116,34 +115,34 @@ class Host(ABC):
 
     @abstractmethod
     def tracing(self) -> bool:
-        """Whether this call builds a graph instead of computing."""
+        """Whether a graph is being traced, instead of values being computed."""
 
     @abstractmethod
     def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
-        """Let ``run`` ride on ``x``."""
+        """Attach ``run`` to ``x``."""
 
     @abstractmethod
     def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
-        """The run that rides on ``x``."""
+        """Return the run that is attached to ``x`` for ``config``; None if there is none."""
 
     @abstractmethod
     def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
-        """Let ``x``, which enters a forward pass, keep ``value`` under ``name`` for its recomputation."""
+        """Attach ``value`` to ``x``, which enters a forward pass, under ``name`` for the recomputation."""
 
     @abstractmethod
     def kept(self, config: Any, x: Array, name: str) -> Any:
-        """What ``x``, or the tensor that a checkpoint made it from, kept under ``name``; None if nothing."""
+        """Return what :meth:`keep` attached to ``x``, or to the tensor it was copied from; else None."""
 
-    #: modules of the framework whose functions run a region that will be computed again
+    #: modules of the framework whose functions run a region that is recomputed in backward
     checkpoints: tuple[str, ...] = ()
-    #: what a differentiable function of the user gets as its first argument; such functions may recompute
+    #: class of the first argument of custom differentiable functions, which may recompute
     context_class: type = NoneType
 
     def in_checkpoint(self, function: str = "forward") -> bool:
-        """Whether this thread runs a region that is, or will be, computed again; read from the stack.
+        """Whether this thread runs a region that is recomputed, or will be; read from the stack.
 
         Args:
-            function: name of the method of a differentiable function that runs the region: "forward" or
+            function: the method of a custom differentiable function that runs the region: "forward" or
                 "backward".
         """
         frame: FrameType | None = sys._getframe(1)
@@ -159,15 +158,15 @@ class Host(ABC):
         return False
 
     def converted(self, function: Any) -> Any:
-        """``function`` as a graph that is being built needs it."""
+        """Return ``function`` in the form that tracing a graph needs."""
         return function
 
     def symbolic(self, x: Any) -> bool:
-        """Whether ``x`` is no array but a stand-in of a tracer that cannot follow a merging block."""
+        """Whether ``x`` is not an array but a proxy of a tracer that cannot trace a merging block."""
         return False
 
     def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
-        """The bias, and whether it was computed with by now; None where that cannot be seen."""
+        """Return the bias and a function that reports its use; None if its use cannot be observed."""
         return None
 
     @abstractmethod
@@ -176,76 +175,78 @@ class Host(ABC):
 
     @abstractmethod
     def log_sizes(self, sizes: Array, x: Array) -> Array:
-        """Bias (B, 1, 1, n) of proportional attention for the activations ``x``, in their dtype."""
+        """Return the bias (B, 1, 1, n) of proportional attention for ``x``, in the dtype of ``x``."""
 
     def formed(self, bias: Array, x: Array, prop_attn: PropAttn = True) -> Array:
-        """The bias, if need be so that the attention of ``x`` takes the form asked for, or fastest here."""
+        """Return the bias in the type that selects the form of attention: ``prop_attn``, or the fastest."""
         return bias
 
     @abstractmethod
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
-        """The framework's fused attention on (B, N, H, D), returning (B, N, H, D)."""
+        """Compute the framework's fused attention: (B, N, H, D) -> (B, N, H, D)."""
 
     @abstractmethod
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        """What the framework's linear layer makes of ``x`` with this weight, in its own layout."""
+        """Apply a linear layer; ``weight`` is in the framework's own layout."""
 
     @abstractmethod
     def queries_apart(self, module: Any) -> tuple[Projection, Projection] | None:
-        """Of a layer that projects to queries, keys and values at once: the queries, and the others.
+        """Split a layer that projects to queries, keys and values into the queries and the rest.
 
-        Each as weight and bias, for :meth:`linear`. None where calling the module does more than that, or
-        may: another class (adapters, quantised layers), a hook, a weight that is no plain tensor.
+        Returns:
+            Two pairs of weight and bias, for :meth:`linear`. None if calling the module may do more than a
+            projection: it has another class (adapters, quantised layers), a hook, or a weight that is not a
+            plain tensor.
         """
 
     @abstractmethod
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
-        """Float32 ones on ``device``."""
+        """Return float32 ones on ``device``."""
 
     @abstractmethod
     def double(self, module: Any) -> Any:
-        """The module, its parameters turned to float64."""
+        """Convert the parameters of the module to float64, and return the module."""
 
     @abstractmethod
     def device(self, module: Any) -> Any:
-        """Where the module's parameters are; None if it has none."""
+        """Return the device of the module's parameters; None if it has none."""
 
     @abstractmethod
     def numbers(self, x: Array) -> Any:
-        """A NumPy array of ``x``, without gradients."""
+        """Convert ``x`` to a NumPy array, without gradients."""
 
     @abstractmethod
     def seeded(self, number: int) -> AbstractContextManager[None]:
-        """Draw random numbers from this seed, and afterwards go on as before."""
+        """Use this random seed within the context, and restore the random state afterwards."""
 
     def wraps(self, module: Any) -> bool:
-        """Whether ``module`` only wraps another one, compiled or sharded."""
+        """Whether ``module`` only wraps another one, such as a compiled or sharded module."""
         return any(cls.__qualname__ in self.wrappers for cls in type(module).__mro__)
 
     def changed(self, model: Any) -> None:  # noqa: B027
-        """Called when settings of a patched model changed, for graphs of it that know the old ones."""
+        """Drop graphs that were traced with the old settings; called when the settings change."""
 
     def released(self, module: Any) -> None:  # noqa: B027
-        """Called for each module that was unpatched, for what the framework keeps of it elsewhere."""
+        """Drop what the framework keeps of the module elsewhere; called for each unpatched module."""
 
     def __reduce__(self) -> tuple[Callable[[str], Host], tuple[str]]:
         return host_of, (self.module,)
 
 
 def as_is(recursive: bool) -> None:
-    """Nothing: this framework's tracers take a block as it is."""
+    """Do nothing: this framework's tracers need no instruction."""
 
 
 def host_of(module: str) -> Host:
-    """The host of an adapter module."""
+    """Return the host of a host module; used to unpickle it."""
     host: Host = importlib.import_module(module).HOST
     return host
 
 
 def check_prop_attn(host: Host, prop_attn: Any) -> None:
-    """Raise unless proportional attention is on, off, left to the family or a form of this framework."""
+    """Raise unless ``prop_attn`` is a bool, None, or the name of a form that this framework has."""
     if prop_attn is None or isinstance(prop_attn, bool) or prop_attn in host.forms:
         return
     named = "".join(f" or {form!r}" for form in host.forms)
@@ -253,5 +254,7 @@ def check_prop_attn(host: Host, prop_attn: Any) -> None:
     if not isinstance(prop_attn, str):
         raise ArgumentTypeError(message)
     if not host.forms:
-        message += ". Forms have names in PyTorch; in this framework True takes the fastest one"
+        message += (
+            ". Forms can be chosen only in PyTorch; in this framework True uses the fastest one"
+        )
     raise ArgumentValueError(message)

@@ -1,6 +1,6 @@
-"""The modules of one patched model, to which its settings refer weakly.
+"""Hold weak references to the modules of one patched model.
 
-So a model is freed as soon as nobody uses it, and a block is copied or pickled without the others.
+So a model is freed when it is no longer used, and a block is copied or pickled without the others.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["Modules"]
 
 
 class Modules:
-    """What ``apply_patch`` was given, the module that owns the list of blocks, and the blocks.
+    """The patched model, the module that owns the list of blocks, and the blocks.
 
     Args:
-        model: what ``apply_patch`` was given.
+        model: the model that ``apply_patch`` was called with.
         tower: the module that owns the list of blocks.
         blocks: the blocks, in order.
     """
@@ -28,11 +28,11 @@ class Modules:
             index: weakref.ref(block) for index, block in enumerate(blocks)
         }
         self._count = len(blocks)
-        #: modules with a hook of tomecore
+        #: references to the modules with a hook of tomecore
         self.listening: list[Callable[[], Any]] = []
 
     def __getstate__(self) -> int:
-        """The number of blocks: the modules of a copy introduce themselves by :meth:`adopt`."""
+        """Return only the number of blocks: the modules of a copy register themselves by :meth:`adopt`."""
         return self._count
 
     def __setstate__(self, count: int) -> None:
@@ -40,7 +40,7 @@ class Modules:
         self._blocks, self._count, self.listening = {}, count, []
 
     def adopt(self, module: Any) -> None:
-        """Take a module of a copied or loaded model for the one it is a copy of."""
+        """Register a module of a copied or loaded model in place of the original."""
         place = vars(module)
         index = place.get("_tome_index")
         if index is not None and self._block(index) is None:
@@ -52,17 +52,17 @@ class Modules:
 
     @property
     def root(self) -> Any:
-        """What ``apply_patch`` was given; None where that is gone."""
+        """The model that ``apply_patch`` was called with; None if it was freed."""
         return self._root()
 
     @property
     def tower(self) -> Any:
-        """The module that owns the blocks; None where that is gone."""
+        """The module that owns the list of blocks; None if it was freed."""
         return self._tower()
 
     @property
     def blocks(self) -> list[Any]:
-        """The blocks in order, None for those that are gone."""
+        """The blocks in order; None for each one that was freed."""
         if len(self._blocks) == self._count:
             return [reference() for reference in self._blocks.values()]
         return [self._block(index) for index in range(self._count)]
@@ -73,4 +73,4 @@ class Modules:
 
 
 def _nothing() -> None:
-    """A reference to a module that is gone."""
+    """Return None, in place of a weak reference to a freed module."""

@@ -1,8 +1,7 @@
-"""What is known of the forward passes of a patched model: of the one that runs, the last and those before
-backward.
+"""Hold the state of the forward passes of a patched model: the current, the last, and those in backward.
 
-Only data: ``_calls`` follows the calls of the model, ``_progress`` the blocks, ``_recompute`` what backward
-computes again.
+This file holds data only: ``calls.py`` follows the calls of the model, ``progress.py`` the blocks, and
+``recompute.py`` the recomputation in backward.
 """
 
 from __future__ import annotations
@@ -15,40 +14,38 @@ from tomecore.errors import LostStateError
 __all__ = ["TRACED", "UNREACHED", "Call", "Outcome", "Outstanding", "Passes"]
 
 _AMBIGUOUS = (
-    "the same {what} went through forward passes under different values of r, and a checkpointed region "
-    "cannot "
-    "tell which of them its backward pass belongs to. Give each forward pass a tensor of its own (a "
-    "clone, for "
-    "example), checkpoint the blocks or the model itself, or call backward() before r changes."
+    "the same {what} went through forward passes with different values of r, and a checkpointed region "
+    "cannot tell which of them its backward pass belongs to. Use a separate tensor for each forward pass (a "
+    "clone, for example), checkpoint the blocks or the model itself, or call backward() before r changes."
 )
 
 
-#: beginnings that are kept of passes that no backward pass has come for
+#: number of starts that are kept for passes without a backward pass
 _MOST_STARTS = 64
 
 
 class Call:
-    """The outermost call, in this thread, of a method of the tower or the model.
+    """The outermost call of a method of the tower or the model in this thread.
 
     Args:
-        args: what it was called with, by position,
-        kwargs: and by name.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
     """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
         self.kwargs = kwargs
-        #: what the last block that was reached handed on; None until a block is
+        #: the run after the block that ran last; None before the first block
         self.run: Run | None = None
-        #: runs with merged tokens whose last block is to come, by the identity of their entry
+        #: runs with merged tokens whose last block has not run yet, by the id of their entry
         self.open: dict[int, Run] = {}
-        #: shapes of what the patch embedding computed for the pass that began last
+        #: shapes of the outputs of the patch embedding in the latest pass
         self.shapes: tuple[tuple[int, ...], ...] | None = None
-        #: which block is running; still set after an error inside it
+        #: index of the block that is running; still set after an error inside it
         self.inside: int | None = None
 
     def arrays(self, array_class: type) -> list[Any]:
-        """The arrays it was called with, those in lists and dictionaries too."""
+        """Return the arrays among the arguments, including those in lists and dictionaries."""
         found = []
         for value in (*self.args, *self.kwargs.values()):
             inside = value.values() if isinstance(value, dict) else value
@@ -58,11 +55,11 @@ class Call:
 
 
 class Outcome:
-    """How the last forward pass of a thread ended.
+    """The outcome of the last forward pass of a thread.
 
     Args:
-        run: what its last block handed on; None where there is nothing to show.
-        problem: why there is nothing to show, for a message; None if there is.
+        run: the run after its last block; None if there are no results.
+        problem: the reason why there are no results, for a message; None if there are.
         returned: whether the call of the model has returned; False for blocks called by hand.
     """
 
@@ -76,26 +73,25 @@ class Outcome:
 TRACED = Outcome(
     None,
     "the last forward pass ran as a compiled or exported graph, which keeps no results; call the model "
-    "without compiling to inspect it",
+    "without compiling it to get them",
 )
 #: the last call of the model ran no patched block
 UNREACHED = Outcome(
     None,
     "the last call of the model ran none of its patched blocks (they have forwards of their own, or the "
-    "model "
-    "ran as a graph that was made earlier), so there are no results",
+    "model ran as a graph that was traced earlier), so there are no results",
 )
 
 
 class Outstanding:
-    """Forward passes inside checkpointed regions that backward has not recomputed yet, by how they began."""
+    """Forward passes in checkpointed regions that backward has not recomputed yet, counted by their start."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, ...], int] = {}
         self._starts: dict[tuple[int, ...], Start] = {}
 
     def add(self, num_tokens: int, start: Start) -> None:
-        """Note a pass of ``num_tokens`` tokens that began as ``start``."""
+        """Record a pass of ``num_tokens`` tokens that began with ``start``."""
         key = _key(num_tokens, start)
         done = [k for k, count in self._counts.items() if count == 0]
         oldest = list(self._counts)[: max(0, len(self._counts) - _MOST_STARTS)]
@@ -105,13 +101,13 @@ class Outstanding:
         self._starts[key] = start
 
     def take(self, num_tokens: int, what: str) -> Start | None:
-        """How the pass of ``num_tokens`` tokens began that is recomputed now; None if none was noted.
+        """Return the start of the pass of ``num_tokens`` tokens that is recomputed now; None if unknown.
 
         Raises:
-            LostStateError: passes of that many tokens that began otherwise are outstanding too.
+            LostStateError: passes with as many tokens and different starts are outstanding.
         """
         mine = [key for key in self._counts if key[0] == num_tokens]
-        waiting = [key for key in mine if self._counts[key]] or mine  # backward may come twice
+        waiting = [key for key in mine if self._counts[key]] or mine  # backward may run twice
         if not waiting:
             return None
         if len(waiting) > 1:
@@ -120,7 +116,7 @@ class Outstanding:
         return self._starts[waiting[0]]
 
     def discharge(self, num_tokens: int, start: Start) -> None:
-        """Note that a pass is recomputed whose beginning is known otherwise."""
+        """Record that a pass is recomputed whose start is known from elsewhere."""
         key = _key(num_tokens, start)
         if self._counts.get(key, 0) > 0:
             self._counts[key] -= 1
@@ -134,24 +130,24 @@ def _key(num_tokens: int, start: Start) -> tuple[int, ...]:
 
 
 class Passes:
-    """State of the forward passes of one patched tower; a copy of the model begins without any."""
+    """State of the forward passes of one patched tower; a copy of the model starts with an empty one."""
 
     def __init__(self) -> None:
-        #: how the last forward pass of each thread ended
+        #: the outcome of the last forward pass of each thread
         self.outcome = ThreadSlot()
-        #: the call of the model that is under way in each thread
+        #: the current call of the model in each thread
         self.call = ThreadSlot()
-        #: whether the patched forward of the block that was called last has run
+        #: whether the patched forward of the last called block has run
         self.reached = ThreadSlot()
-        #: whether compiled blocks have handed on merged tokens and the last, which restores, has not run
+        #: whether compiled blocks have merged tokens that the last block has not restored yet
         self.open = ThreadSlot()
-        #: whether a compiled last block has run in the call that is under way
+        #: whether a compiled last block has run in the current call
         self.closed = ThreadSlot()
-        #: shapes of what the patch embedding computed since the last pass began; None if it did not run
+        #: shapes of the outputs of the patch embedding since the last pass began; None if it did not run
         self.patches = ThreadSlot()
-        #: passes in checkpointed regions that were not recomputed yet
+        #: passes in checkpointed regions that backward has not recomputed yet
         self.outstanding = Outstanding()
-        #: how the last pass of each number of tokens began
+        #: number of tokens -> start of the last pass with as many
         self.begun: dict[int, Start] = {}
 
     def __reduce__(self) -> tuple[type[Passes], tuple[()]]:

@@ -1,4 +1,4 @@
-"""Find, check, swap, restore. Everything is checked before anything is changed."""
+"""Patch a model and undo it: find the tower, check everything, then swap classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Root", "config_of", "handle", "handle_of", "is_patched", "patch", "r
 
 
 class Root(Watched):
-    """Mixin of the model that was given to ``apply_patch``: adds ``r`` and ``tome``."""
+    """Mixin of the patched model that adds ``r`` and ``tome``."""
 
     _tome: Config
 
@@ -50,7 +50,7 @@ class Root(Watched):
         return Handle(self._tome, self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "r":  # also a schedule object that is a module, which must not become a child
+        if name == "r":  # even if the schedule object is a module, which must not become a child
             self.tome.r = value
         else:
             super().__setattr__(name, value)
@@ -88,9 +88,8 @@ def patch(
     known = spec.prefix(tower)
     if announced is not None and announced < known:
         raise ArgumentValueError(
-            f"`protected` must be at least {known}, the prefix tokens that {spec.family} has by itself "
-            "(class, "
-            f"distillation and register tokens); got {announced}. Count them too, or give 'auto'."
+            f"`protected` must be at least {known}, the number of prefix tokens of {spec.family} (class, "
+            f"distillation and register tokens); got {announced}. Include them in the number, or pass 'auto'."
         )
     reason = None if restore else spec.why_restore(tower) or why_read(host, spec, model)
     if reason:
@@ -102,15 +101,15 @@ def patch(
         reason = reason or why_not_trimmed(host, spec, model, tower, blocks[-1])
         if reason:
             raise UnsupportedModelError(
-                f"trim_last=True cannot be had for this {original_class(model).__name__} "
-                f"({spec.family}): {reason}. Leave trim_last=False, which is right for every model."
+                f"trim_last=True is not supported for this {original_class(model).__name__} "
+                f"({spec.family}): {reason}. Use trim_last=False, which is correct for every model."
             )
     if config_of(model) is None:
         for name in ("r", "tome"):
             if hasattr(model, name):
                 raise UnsupportedModelError(
-                    f"`model` ({type(model).__name__}) has an attribute {name!r} of its own, which the "
-                    "patch would hide; patch the vision model inside it instead"
+                    f"`model` ({type(model).__name__}) has its own attribute {name!r}, which the patch would "
+                    "hide; call apply_patch on the vision model inside it instead"
                 )
     wanted = r if r is not None else (old.r if old is not None else 0)
     if not callable(wanted):
@@ -123,7 +122,7 @@ def patch(
     config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
     note_contract(config)
     check_classes(config, model)
-    if old is not None:  # but not released: a program that to_static made of the model stays one
+    if old is not None:  # without host.released: a model converted by to_static stays converted
         undo(old, model)
     install(config, model)
     host.changed(model)
@@ -131,10 +130,10 @@ def patch(
 
 
 def check_classes(config: Config, model: Any) -> None:
-    """Make the classes that :func:`install` swaps in, before anything is changed.
+    """Create the classes that :func:`install` needs, before anything is changed.
 
     Raises:
-        UnsupportedModelError: a class does not let itself be inherited from.
+        UnsupportedModelError: a class does not allow subclasses.
     """
     mixins = config.spec.mixins_of(config.tower)
     wanted: list[tuple[Any, tuple[type, ...]]] = [(block, (Merging,)) for block in config.blocks]
@@ -145,16 +144,15 @@ def check_classes(config: Config, model: Any) -> None:
         original = original_class(module)
         try:
             swapped_class(original, added)
-        except Exception as error:  # whatever a metaclass may raise
+        except Exception as error:  # a metaclass may raise anything
             raise UnsupportedModelError(
-                f"{original.__qualname__} does not let a class inherit from it, which is how blocks are "
-                "patched "
-                f"({type(error).__name__}: {error}); the model is untouched"
+                f"{original.__qualname__} does not allow subclasses, which patching needs "
+                f"({type(error).__name__}: {error}); the model is unchanged"
             ) from error
 
 
 def install(config: Config, model: Any) -> None:
-    """Swap the classes of the blocks, the tower and the model, and hook what is listened to."""
+    """Swap the classes of the blocks, the tower and the model, and register tomecore's hooks."""
     host, spec, tower, blocks = config.host, config.spec, config.tower, config.blocks
     tapped: set[int] = set()
     for index, block in enumerate(blocks):
@@ -163,7 +161,7 @@ def install(config: Config, model: Any) -> None:
         place.update(_tome_first=index == 0, _tome_last=index == len(blocks) - 1)
         swap(block, Merging)
         for module in attributes(block, spec.key) if spec.key else ():
-            if id(module) not in tapped:  # blocks may share one
+            if id(module) not in tapped:  # blocks may share a module
                 tapped.add(id(module))
                 host.tap(module)
                 config.modules.listening.append(weakref.ref(module))
@@ -180,18 +178,18 @@ def install(config: Config, model: Any) -> None:
 
 
 def check_protected(protected: Any) -> int | None:
-    """The number of tokens in front that a user gave; None for what the family knows."""
+    """Return the number of prefix tokens that the user passed; None: as many as the family knows."""
     if protected is None or (isinstance(protected, str) and protected == "auto"):
         return None
     if isinstance(protected, str):
         raise ArgumentValueError(
             f"`protected` must be a number of tokens, 'auto' or None; got {protected!r}"
         )
-    return whole_number(protected, "protected", unit="tokens in front that never merge")
+    return whole_number(protected, "protected", unit="prefix tokens, which never merge")
 
 
 def why_read(host: Host, spec: Spec, model: Any) -> str | None:
-    """Why something around the tower needs all tokens, or None."""
+    """Return the reason why a module around the tower needs all tokens; None if there is none."""
     for _, module in host.named_modules(model):
         for cls in original_class(module).__mro__:
             for name, reason in spec.readers.items():
@@ -201,7 +199,7 @@ def why_read(host: Host, spec: Spec, model: Any) -> str | None:
 
 
 def register(host: Host, spec: Spec) -> None:
-    """See ``register`` of the adapters."""
+    """Register ``spec`` with the host; see ``register`` of the adapters."""
     if not isinstance(spec, Spec):
         raise ArgumentTypeError(
             f"`spec` must be a tomecore.adapters.Spec; got {type(spec).__module__}."
@@ -212,7 +210,7 @@ def register(host: Host, spec: Spec) -> None:
 
 
 def unpatch(host: Host, model: Any) -> Any:
-    """Undo :func:`patch`; returns the model."""
+    """Undo :func:`patch`, and return the model."""
     holds = config_of(model) is None and any(
         config_of(module) is not None and module is config.root
         for module, config in patched_modules(host, model)
@@ -222,20 +220,20 @@ def unpatch(host: Host, model: Any) -> Any:
         raise not_patched(host, model)
     check_unchanged(config, model)
     modules = undo(config, model)
-    for module in modules:  # what a graph left, the outermost first
+    for module in modules:  # outermost first, because its graph contains the others
         host.released(module)
     return model
 
 
 def undo(config: Config, model: Any) -> list[Any]:
-    """Take hooks, classes and attributes off again; returns the modules, the outermost first."""
+    """Remove hooks, swapped classes and attributes; returns the modules, outermost first."""
     modules = [module for module, found in patched_modules(config.host, model) if found is config]
     modules += [m for m in (config.root, config.tower, *config.blocks) if m is not None]
     modules = list({id(module): module for module in modules}.values())
     for outer in (model, *modules):
         for _, module in config.host.named_modules(outer):
             config.host.unhook(module)
-    for reference in config.modules.listening:  # those that were replaced since
+    for reference in config.modules.listening:  # modules that were replaced after the patch
         module = reference()
         if module is not None:
             config.host.unhook(module)
@@ -247,7 +245,7 @@ def undo(config: Config, model: Any) -> list[Any]:
 
 
 def patched_modules(host: Host, model: Any) -> list[tuple[Any, Config]]:
-    """Modules in ``model`` that are patched, it included, and the config of each."""
+    """Return the patched modules in ``model``, itself included, each with its config."""
     found = []
     for _, module in host.named_modules(model):
         config = vars(module).get("_tome")
@@ -257,10 +255,10 @@ def patched_modules(host: Host, model: Any) -> list[tuple[Any, Config]]:
 
 
 def owner(host: Host, model: Any) -> Config | None:
-    """The config that ``model`` is patched by, or was as a part of a model that is gone; None if by none.
+    """Return the config of a patched model, or of a patched part whose model was freed; else None.
 
     Raises:
-        UnsupportedModelError: it is a part of a model that was patched as a whole, or holds one.
+        UnsupportedModelError: ``model`` is part of a patched model, or contains one.
     """
     config = config_of(model)
     paths = {id(module): path for path, module in host.named_modules(model)}
@@ -276,8 +274,7 @@ def owner(host: Host, model: Any) -> Config | None:
         ):
             raise UnsupportedModelError(
                 f"`model` contains {paths[id(root)]!r}, which is already patched by itself. Use that "
-                "module's "
-                f"r, or call remove_patch(model.{paths[id(root)]}) first."
+                f"module's r, or call remove_patch(model.{paths[id(root)]}) first."
             )
         if root is not None and any(part is module for _, part in host.named_modules(root)):
             what = f"model.{path}" if path else "`model`"
@@ -287,21 +284,25 @@ def owner(host: Host, model: Any) -> Config | None:
             )
         if config is not None:
             raise UnsupportedModelError(
-                f"`model` holds {path!r} ({type(module).__name__}), which was patched in another model; call "
-                f"remove_patch(model.{path}) first"
+                f"`model` contains {path!r} ({type(module).__name__}), which was patched in another model; "
+                f"call remove_patch(model.{path}) first"
             )
     if config is not None:
         return config
     others = {id(other): other for _, other in patched_modules(host, model)}
     if len(others) > 1:
         raise UnsupportedModelError(
-            "`model` holds parts of several patched models; call remove_patch on each of them first"
+            "`model` contains parts of several patched models; call remove_patch on each of them first"
         )
     return next(iter(others.values()), None)
 
 
 def handle(host: Host, model: Any) -> Handle:
-    """``model.tome``, or NotPatchedError."""
+    """Return ``model.tome``.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+    """
     config = config_of(model)
     if config is None:
         raise not_patched(host, model)
@@ -309,11 +310,11 @@ def handle(host: Host, model: Any) -> Handle:
 
 
 def handle_of(model: Any, name: str = "model") -> Handle:
-    """``model.tome`` of a patched model, whatever its framework.
+    """Return ``model.tome`` of a patched model of any framework.
 
     Args:
-        model: the model that ``apply_patch`` was given.
-        name: what the caller's argument is called, for the message.
+        model: the model that ``apply_patch`` was called with.
+        name: name of the caller's argument, for the message.
 
     Raises:
         NotPatchedError: the model is not patched.
@@ -327,12 +328,12 @@ def handle_of(model: Any, name: str = "model") -> Handle:
 
 
 def is_patched(model: Any) -> bool:
-    """Whether ``apply_patch`` was given this very model, and has not been undone."""
+    """Whether this very model, not only a part of it, is patched."""
     return config_of(model) is not None
 
 
 def config_of(model: Any) -> Config | None:
-    """The settings of a model that ``apply_patch`` was given; None for others."""
+    """Return the config of a patched model; None for other objects."""
     return vars(model).get("_tome") if isinstance(model, Root) else None
 
 
@@ -341,12 +342,12 @@ def not_patched(host: Host, model: Any) -> NotPatchedError:
     if isinstance(model, host.module_class):
         for path, module in host.named_modules(model):
             if config_of(module) is not None:
-                return NotPatchedError(f"{found}, but model.{path} is: use that")
+                return NotPatchedError(f"{found}, but model.{path} is; use model.{path} instead")
     return NotPatchedError(f"{found}; call apply_patch(model) first")
 
 
 def check_model(host: Host, model: Any) -> None:
-    """Raise for what is no model, or only wraps one."""
+    """Raise if ``model`` is not a module of the framework, or is only a wrapper around a model."""
     if not isinstance(model, host.module_class):
         raise ArgumentTypeError(
             f"`model` must be a {host.module_class.__module__}.{host.module_class.__qualname__}; "
@@ -359,18 +360,18 @@ def check_model(host: Host, model: Any) -> None:
             and cls.__module__.partition(".")[0] == host.module_class.__module__.partition(".")[0]
         ):
             raise UnsupportedModelError(
-                f"`model` is wrapped in {cls.__qualname__}: setting r on the wrapper would leave the "
-                f"model inside unchanged. Call apply_patch(model.{inner}), then set model.{inner}.r, "
-                "or patch before wrapping."
+                f"`model` is wrapped in {cls.__qualname__}: setting r on the wrapper would leave the model "
+                f"inside unchanged. Call apply_patch(model.{inner}), then set model.{inner}.r, or call "
+                "apply_patch before wrapping."
             )
 
 
 def check_unchanged(config: Config, model: Any) -> None:
-    """Raise if something else changed the class of a patched module since."""
+    """Raise if other code has changed the class of a patched module."""
     for module, found in patched_modules(config.host, model):
         if found is config and "_tome_original" not in vars(type(module)):
             raise UnsupportedModelError(
-                f"the class of a patched {original_class(module).__name__} was changed after "
-                "apply_patch (FSDP2 and torch.nn.utils.parametrize do that); undo that first, or "
-                "patch a fresh copy of the model"
+                f"the class of a patched {original_class(module).__name__} was changed after apply_patch "
+                "(FSDP2 and torch.nn.utils.parametrize do that); undo that first, or call apply_patch on a "
+                "new copy of the model"
             )

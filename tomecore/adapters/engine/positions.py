@@ -1,7 +1,7 @@
-"""What describes tokens by position, made to describe merged tokens: RoPE tables and position biases.
+"""Remap what describes tokens by position, RoPE tables and position biases, to merged tokens.
 
-Every library hands the same table of all N0 tokens to each block, so nothing is carried from block to
-block: the table of the merged tokens is made anew from the run's map of original tokens to slots.
+Every library passes the same table of all N0 tokens to each block. So nothing is carried from block to
+block: each block computes the table of its merged tokens from the run's map of original tokens to slots.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from tomecore.errors import UnsupportedModelError
 
 __all__ = ["merged_bias", "merged_table"]
 
-#: a normal number in float32; its log is -87
+#: a small normal number in float32; its logarithm is -87
 SMALLEST = 2e-38
 
 
 def merged_table(host: Host, table: Array, run: Run) -> Array:
-    """Rotary tables of merged tokens: the plain mean of cos and sin over each group.
+    """Remap a rotary table to merged tokens: the plain mean of cos and sin over each group.
 
-    For keys that are alike, the mean over a group of q R(p) k is q (mean R) k exactly; the rotation by
-    a mean angle, or by the destination's, is not. Rotations of uncertain positions are damped.
+    For equal keys, the mean over a group of q R(p) k is exactly q (mean R) k; a rotation by the mean angle,
+    or by the angle of the destination, is not exact. Groups with spread positions are damped.
 
     Args:
         host: the framework.
-        table: (N', D) | (B, 1, N', D) | (H, N', D) | (B, H, N', D): rows of the last N' of the run's
-            tokens; those in front have no position and never merge.
+        table: (N', D) | (B, 1, N', D) | (H, N', D) | (B, H, N', D): rows for the last N' tokens of the
+            run; the prefix tokens before them have no position and never merge.
         run: which tokens have merged.
 
     Returns:
-        (B, 1, n', D), or (B, H, n', D) where the table has heads; its dtype is kept.
+        (B, 1, n', D), or (B, H, n', D) if the table has heads, in the dtype of ``table``.
     """
     if run.source is None:
         return table
@@ -53,27 +53,30 @@ def merged_table(host: Host, table: Array, run: Run) -> Array:
 
 
 def merged_bias(host: Host, bias: Array, run: Run) -> Array:
-    """Position biases of merged tokens: what the attention weights of each group need on average.
+    """Remap position biases to merged tokens: average the exponentials of rows and columns over each group.
 
-    Biases are added to scores, and scores are exponents of weights; so rows and columns are averaged
-    as exponentials, log(mean(exp(bias))). Over columns that is exact for keys and values that are
-    alike; the plain mean is two to five times further off (docs/design.md).
+    Biases are added to scores, and scores are exponents of weights. So rows and columns are averaged as
+    exponentials, log(mean(exp(bias))). Over columns that is exact for equal keys and values; the error of the
+    plain mean is two to five times as large (docs/design.md).
 
     Args:
         host: the framework.
-        bias: (B or 1, H, N0, N0), one number for each pair of original tokens.
+        bias: (B or 1, H, N0, N0), one value for each pair of original tokens.
         run: which tokens have merged.
 
     Returns:
         (B, H, n, n) in the dtype of ``bias``. It is as large as the attention scores.
+
+    Raises:
+        UnsupportedModelError: ``bias`` does not describe all N0 tokens.
     """
     if run.source is None:
         return bias
     backend, n, n0 = host.backend(), run.width, run.num_tokens
     if bias.shape[-1] != n0 or bias.shape[-2] != n0:
         raise UnsupportedModelError(
-            f"a bias of shape {tuple(bias.shape)} does not describe the {n0} tokens that entered the "
-            "first block, so it cannot be merged; set model.r = 0 for such calls"
+            f"a bias of shape {tuple(bias.shape)} does not describe the {n0} tokens that entered the first "
+            "block, so it cannot be merged; set model.r = 0 for such calls"
         )
     xp, heads, dtype = backend.xp, bias.shape[1], bias.dtype
     wide = xp.astype(bias, compute_dtype(xp, dtype), copy=False)
@@ -84,16 +87,16 @@ def merged_bias(host: Host, bias: Array, run: Run) -> Array:
         rows = xp.reshape(xp.permute_dims(factor, (0, 2, 1, 3)), (-1, n0, heads * left))
         rows = xp.reshape(group_mean(backend, rows, run, 0), (-1, n, heads, left))
         factor = xp.permute_dims(rows, (0, 2, 3, 1))
-    # no row may be -inf throughout: a bias so far below the others is as good as this one
+    # A row must not be -inf throughout; a bias this far below the others has the same effect.
     least = xp.zeros_like(factor) + SMALLEST
     merged = xp.log(xp.where(factor > SMALLEST, factor, least)) + top
     return xp.astype(merged, dtype, copy=False)
 
 
 def group_mean(backend: Backend, rows: Array, run: Run, prefix: int) -> Array:
-    """Mean over each group of its original tokens' rows (B or 1, N0 - prefix, C), padding left out.
+    """Average the rows (B or 1, N0 - prefix, C) of the original tokens over each group, without padding.
 
-    Returns (B, n - prefix, C), float32 or float64; groups of padding alone are 0.
+    Returns (B, n - prefix, C), float32 or float64; groups that hold only padding are 0.
     """
     xp = backend.xp
     rows = xp.astype(rows, compute_dtype(xp, rows.dtype), copy=False)

@@ -1,4 +1,4 @@
-"""Tokens in front of the patches: those that nobody announced must not merge in silence."""
+"""Check for unknown tokens in front of the patches, which would merge unnoticed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tomecore.errors import ArgumentValueError, UnsupportedModelError
 __all__ = ["check_prefix", "embedded", "patch_embedding"]
 
 
-#: starts of names of methods that do not take part in a forward pass
+#: prefixes of the names of methods that are not part of a forward pass
 _UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_", "no_weight_decay")
 
 
 def embedded(config: Config, output: Array) -> None:
-    """The patch embedding of the tower has run."""
+    """Record the output shape of the tower's patch embedding; its forward hook calls this."""
     if config.host.symbolic(output):
         return
-    if isinstance(output, (tuple, list)):  # not a union: Dynamo of torch 2.8
+    if isinstance(output, (tuple, list)):  # not tuple | list: Dynamo of torch 2.8 cannot trace it
         output = output[0]
     if not hasattr(output, "shape"):
         return
     tracing, shape = config.host.tracing(), tuple(output.shape)
     before = config.passes.patches.get(tracing) or ()
-    if config.passes.call.get(tracing) is None:  # called by hand, for who knows what
+    if config.passes.call.get(tracing) is None:  # called by hand, perhaps not for a forward pass
         before = ()
     config.passes.patches.set((*before, shape), tracing)
 
@@ -40,25 +40,26 @@ def embedded(config: Config, output: Array) -> None:
 def check_prefix(
     config: Config, shapes: tuple[tuple[int, ...], ...] | None, x: Array, tokens: int, start: Start
 ) -> None:
-    """Raise if there are tokens in front of the patches that nobody announced.
+    """Raise if tokens in front of the patches are unknown, and would merge.
 
     Args:
-        config: of the model.
-        shapes: of what the patch embedding computed for this pass; None if it did not run.
-        x: what enters the first block,
-        tokens: how many tokens that is,
-        start: and how the pass begins.
+        config: the config of the model.
+        shapes: shapes of the outputs of the patch embedding in this pass; None if it did not run.
+        x: the input of the first block.
+        tokens: the number of tokens in ``x``.
+        start: how the pass begins.
 
     Raises:
-        UnsupportedModelError: more tokens than patches and protected tokens.
-        ArgumentValueError: ``protected`` is more than there are tokens.
+        UnsupportedModelError: there are more tokens than patches and protected tokens, or how many stand in
+            front of the patches is unknown.
+        ArgumentValueError: ``protected`` is larger than the number of tokens.
     """
     if not any(amounts(start.step)):
         return
     if config.announced is not None and config.announced > tokens:
         raise ArgumentValueError(
-            f"`protected` is {config.announced}, and the first block got {tokens} tokens; give the number of "
-            "tokens in front of the patches, or 'auto'"
+            f"`protected` is {config.announced}, but the first block got only {tokens} tokens; pass the "
+            "number of tokens in front of the patches, or 'auto'"
         )
     found = [_patches(shape, int(x.shape[2])) for shape in shapes or ()]
     same = bool(shapes) and shapes[-1][0] == x.shape[1 - config.token_axis]  # type: ignore[index]
@@ -66,10 +67,10 @@ def check_prefix(
     if patches is not None and tokens - patches > config.protected:
         given = "" if config.announced is None else f" (protected={config.announced})"
         raise UnsupportedModelError(
-            f"the first block got {tokens} tokens, of which {patches} are patches, so {tokens - patches} "
-            f"others are there; {config.protected} are known not to merge{given}, and the others would merge "
-            f"with patches. Call apply_patch(model, protected={tokens - patches}) if they stand in front "
-            "(prompts, registers, more class tokens), or set model.r = 0."
+            f"the first block got {tokens} tokens: {patches} patches and {tokens - patches} others. Only "
+            f"{config.protected} of these are known as prefix tokens{given}; the rest would merge with "
+            f"patches. Call apply_patch(model, protected={tokens - patches}) if they stand in front of the "
+            "patches (prompts, registers, more class tokens), or set model.r = 0."
         )
     exact = patches is not None and tokens - patches == config.protected and len(found) == 1
     if config.announced is None and not exact and config.spec.patches:
@@ -77,10 +78,10 @@ def check_prefix(
 
 
 def check_tokens_made(config: Config, tokens: int) -> None:
-    """Raise if the tower computes its tokens otherwise than its family does.
+    """Raise if the tower computes its tokens in another way than its family does.
 
-    Asked where the number of patches does not say what is in front of them: the embedding did not run, or
-    more than once, or patches were dropped.
+    Called if the number of patches does not determine how many tokens precede them: the embedding did not
+    run or ran more than once, or patches were dropped.
     """
     reason = None
     replaced = _replaced_method(config)
@@ -91,14 +92,14 @@ def check_tokens_made(config: Config, tokens: int) -> None:
     if reason is None:
         return
     raise UnsupportedModelError(
-        f"{reason}, and how many of the {tokens} tokens stand in front of the patches is unknown. Call "
+        f"{reason}, so it is unknown how many of the {tokens} tokens stand in front of the patches. Call "
         "apply_patch(model, protected=N) with their number (class, distillation and register tokens, "
         "prompts), or set model.r = 0."
     )
 
 
 def patch_embedding(config: Config) -> Any:
-    """The module that computes the patches, below the tower or what holds it; None if it is not there."""
+    """Return the patch embedding, in the tower or in a module around it; None if there is none."""
     path = config.spec.patches
     if not path or config.root is None or config.tower is None:
         return None
@@ -110,7 +111,7 @@ def patch_embedding(config: Config) -> Any:
 
 
 def _replaced_embedding(config: Config) -> bool:
-    """Whether another module computes the patches than the one that is listened to."""
+    """Whether the patch embedding is not the module that tomecore's hook is registered on."""
     found = patch_embedding(config)
     if found is not None:
         return not config.host.listened(found, config)
@@ -120,7 +121,7 @@ def _replaced_embedding(config: Config) -> bool:
 
 
 def _replaced_method(config: Config) -> str | None:
-    """A method of the tower's family that its subclass or this very tower has in another form."""
+    """Return the name of a method of the family that a subclass or this tower overrides; else None."""
     tower = config.tower
     cls = None if tower is None else known(tower, tuple(config.spec.towers))
     if cls is None:
@@ -140,7 +141,7 @@ def _replaced_method(config: Config) -> str | None:
 
 
 def _patches(shape: tuple[int, ...], width: int) -> int | None:
-    """Patches in an embedding of this shape, for tokens ``width`` wide; None if the shape does not say."""
+    """Return the number of patches in an embedding of this shape and ``width``; None if it is unclear."""
     if len(shape) > 2 and shape[-1] == width:
         return math.prod(shape[1:-1])
     if len(shape) > 3 and shape[1] == width:

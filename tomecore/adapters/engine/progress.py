@@ -1,4 +1,4 @@
-"""From block to block: a forward pass begins, goes on, and ends at the last block of the list."""
+"""Follow a forward pass from block to block: its start, each block, and its end at the last block."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _numbers = itertools.count(1)
 
 
 def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None:
-    """Start a run at block ``index``, which is the first that is reached in this forward pass.
+    """Start a run at block ``index``, the first block that runs in this forward pass.
 
-    None for a block that was copied out of its model, if nothing merges.
+    Returns None for a block that was copied out of its model, if nothing merges.
     """
     if config.tower is None and config.merges_nothing():
         return None
@@ -46,7 +46,7 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
     config.passes.patches.set(None, tracing)
     if call is not None:
         shapes = call.shapes = shapes or call.shapes
-    if number >= 0:  # a recomputed pass was looked at the first time
+    if number >= 0:  # a recomputed pass was checked the first time
         check_prefix(config, shapes, x, tokens, start)
     config.passes.open.set(False, tracing)
     entry = Entry(
@@ -61,7 +61,11 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
 
 
 def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
-    """The run ``x`` belongs to; None if there is none and nothing would merge anyway."""
+    """Return the run that ``x`` belongs to; None if there is none and nothing merges.
+
+    Raises:
+        LostStateError: ``x`` has lost its run, or the block is called out of order.
+    """
     run = config.host.read(config, x, tracing)
     axis = config.token_axis
     if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
@@ -70,8 +74,7 @@ def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
             return here
         raise LostStateError(
             f"{config.layers}[{index}] of {config.spec.family} was called after block {run.blocks - 1}: "
-            "while "
-            "tokens merge, blocks run in the order of their list, each once. Set model.r = 0 for "
+            "while tokens merge, blocks must run in the order of their list, each once. Set model.r = 0 for "
             "another order."
         )
     if not tracing and run is None and may_begin(config, index):
@@ -81,15 +84,15 @@ def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
         return None
     way_out = "apply_patch(model) again without trim_last" if nothing else "set model.r = 0"
     raise LostStateError(
-        f"a patched block of {config.spec.family} got tokens of shape {tuple(x.shape)} without "
-        "their sizes. The sizes ride on the tensor that the block before returned: pass that very "
-        "tensor on (a copy, a slice, a cast, or a hook that returns a new tensor loses them), "
-        f"call the whole model instead of single blocks, or {way_out}."
+        f"a patched block of {config.spec.family} got tokens of shape {tuple(x.shape)} without their sizes. "
+        "The sizes are attached to the tensor that the block before returned: pass that same tensor on (a "
+        "copy, a slice, a cast, or a hook that returns a new tensor loses them), call the whole model "
+        f"instead of single blocks, or {way_out}."
     )
 
 
 def may_begin(config: Config, index: int) -> bool:
-    """Whether a run may begin at block ``index``: the blocks before it were left out, or merged nothing."""
+    """Whether a run may start at block ``index``: the blocks before it were skipped, or merged nothing."""
     call = config.passes.call.get(False)
     if call is None or config.host.recomputing():
         return False
@@ -98,7 +101,7 @@ def may_begin(config: Config, index: int) -> bool:
 
 
 def reach(config: Config, tracing: bool) -> None:
-    """The patched forward of a block runs."""
+    """Record that the patched forward of a block runs."""
     config.passes.reached.set(True, tracing)
     if tracing:
         config.passes.reached.mark(True)
@@ -111,10 +114,11 @@ def unreached(
     tracing: bool,
     cause: Exception | None = None,
 ) -> None:
-    """A block was called and its patched forward did not run: right where nothing merges.
+    """Handle a block whose patched forward did not run when it was called; allowed if nothing merges.
 
     Raises:
-        UnsupportedModelError: something would have merged, or had before; ``cause`` is what came of it.
+        UnsupportedModelError: tokens would merge here, or have merged before; ``cause`` is the error that the
+            block raised, if any.
     """
     merged, index = False, vars(block)["_tome_index"]
     if not tracing:
@@ -127,16 +131,15 @@ def unreached(
     )
     if merged or may_merge:
         raise UnsupportedModelError(
-            f"{config.layers}[{index}] of {config.spec.family} has a forward of its own, which does not "
-            "call the "
-            f"one that merges. {CHANGED_WAY_OUT} A forward that calls the one it replaces works."
+            f"{config.layers}[{index}] of {config.spec.family} has a forward of its own, which does not call "
+            f"the one that merges. {CHANGED_WAY_OUT} A forward that calls the one it replaces works."
         ) from cause
     if not tracing:
         config.passes.outcome.set(UNREACHED, False)
 
 
 def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
-    """Keep ``run`` for ``model.tome``; a recomputation is not a forward pass of its own."""
+    """Record ``run`` for ``model.tome``; a recomputation does not count as a forward pass."""
     if tracing:
         unfinished = run.trail is not None and not run.every and config.restore and not last
         config.passes.outcome.mark(TRACED)
@@ -162,30 +165,30 @@ def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
 
 
 def check_symbolic(config: Config, x: Any) -> None:
-    """Raise unless the original forward may run; ``x`` is a tracer's stand-in, or a list of images."""
+    """Raise unless nothing merges; ``x`` is a tracer's proxy or a list of images, not an array."""
     if config.merges_nothing() and not config.trim_last:
         return
     if not config.host.symbolic(x):
         raise UnsupportedModelError(
             f"a patched block of {config.spec.family} got a {type(x).__name__} in place of tokens (B, N, C). "
-            "Call the model with one batch after the other, or set model.r = 0."
+            "Call the model with one batch at a time, or set model.r = 0."
         )
     raise UnsupportedModelError(
-        "torch.fx cannot follow a block that merges tokens, because its graph knows no token counts. Use "
-        "torch.export or torch.compile, hooks on the blocks, or model.tome.all_tokens(); with model.r = 0 "
-        "(without trim_last) the model is traced as if it were not patched."
+        "torch.fx cannot trace a block that merges tokens, because its graph has no token counts. Use "
+        "torch.export or torch.compile, hooks on the blocks, or model.tome.all_tokens(). With model.r = 0 "
+        "(without trim_last) torch.fx traces the model as if it were not patched."
     )
 
 
 def warn_of_inner_hooks(config: Config) -> None:
-    """Warn, once, of hooks inside blocks: within ``all_tokens()``, too, they see merged tokens."""
+    """Warn, once, about hooks inside blocks: even within ``all_tokens()`` they get merged tokens."""
     for index, block in enumerate(config.blocks):
         for path, module in config.host.named_modules(block):
             if path and config.host.hooked_by_user(module):
                 warnings.warn(
-                    f"{config.layers}[{index}].{path} has a hook. Within all_tokens() the blocks hand on all "
-                    "tokens, but modules inside a block still get the merged ones. Hook the block itself, "
-                    "or set model.r = 0 while you look inside.",
+                    f"{config.layers}[{index}].{path} has a hook. Within all_tokens() the blocks return all "
+                    "tokens, but modules inside a block still get the merged ones. Hook the block itself, or "
+                    "set model.r = 0 for this pass.",
                     InnerHookWarning,
                     stacklevel=2,
                 )

@@ -1,7 +1,7 @@
-"""What a recomputation in a backward pass needs: how the forward pass began that it repeats.
+"""Find, for a recomputation in backward, how the forward pass began that it repeats.
 
-``r`` may have changed since, and other passes may have come between. So each pass notes how it began on the
-tensors it began from, which a checkpoint hands to the recomputation.
+``r`` may have changed since then, and other passes may have run in between. So each pass records its start on
+its input tensors, which a checkpoint passes to the recomputation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tomecore.errors import LostStateError
 
 __all__ = ["remember", "restart"]
 
-#: numbers of tokens of which the last beginning is kept
+#: for how many different numbers of tokens the last start is kept
 _MOST_LENGTHS = 64
 
 
 def remember(config: Config, x: Array, tokens: int, start: Start, call: Call | None) -> None:
-    """Note how a forward pass in a checkpointed region begins, for its recomputation.
+    """Record how a forward pass in a checkpointed region begins, for its recomputation.
 
-    On the tensor that enters the first block; and where the region may begin before that, on the arrays that
-    entered the call of the model, and here.
+    It is recorded on the tensor that enters the first block. If the region may begin before that, it is
+    recorded on the array arguments of the model's call, and in ``config.passes``, too.
     """
     host, passes = config.host, config.passes
     if len(passes.begun) > _MOST_LENGTHS:
@@ -39,10 +39,10 @@ def remember(config: Config, x: Array, tokens: int, start: Start, call: Call | N
 
 
 def restart(config: Config, x: Array, tokens: int, call: Call | None) -> Start:
-    """How the forward pass began that is recomputed now, from what its own tensors kept.
+    """Return how the forward pass began that is recomputed now, as recorded on its tensors.
 
     Raises:
-        LostStateError: passes that began otherwise may be meant as well, or none is known.
+        LostStateError: it is unknown, or passes with several different starts are possible.
     """
     host, passes = config.host, config.passes
     start: Start | None = None
@@ -63,14 +63,14 @@ def restart(config: Config, x: Array, tokens: int, call: Call | None) -> Start:
     now, begun = start_of_pass(config, tokens, False), passes.begun.get(tokens)
     if begun is None:
         raise LostStateError(
-            f"a forward pass of {tokens} tokens is recomputed that was made before the model was patched, or "
-            "patched again: how it began is not known any more. Patch before the forward pass, or after "
-            "backward()."
+            f"backward recomputes a forward pass of {tokens} tokens from before the model was patched, or "
+            "patched again, so its settings are no longer known. Call apply_patch before the forward pass, "
+            "or after backward()."
         )
     if not begun.same(now):
         raise LostStateError(
-            "r was changed between a forward pass and its backward pass, and the checkpointed "
-            "region begins before the first block, so the old r is not known there. Change r "
-            "after backward(), or checkpoint the blocks only."
+            "r was changed between a forward pass and its backward pass, and the checkpointed region begins "
+            "before the first block, so the old r is not known there. Change r after backward(), or "
+            "checkpoint only the blocks."
         )
     return now

@@ -1,4 +1,4 @@
-"""How a block's tokens become fewer: matched on the keys of its attention, merged, followed."""
+"""Reduce the tokens of a block: match them by the keys of its attention, merge them, and follow them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["drop_tokens", "matching_key", "merge_tokens"]
 def merge_tokens(
     config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
 ) -> tuple[Array, Run]:
-    """Match on the keys, merge ``amount`` tokens of ``x`` (B, N, C), and follow them."""
+    """Match by the keys, merge ``amount`` tokens of ``x`` (B, N, C), and record where they go."""
     backend = config.host.backend()
     part = config.call_part
     found = part("match and merge in one go", in_one_go, config, block, x, keys, run, amount)
@@ -46,17 +46,17 @@ def merge_tokens(
 def drop_tokens(
     config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
 ) -> tuple[Array, Run]:
-    """Drop the last ``amount`` tokens of ``x`` (B, N, C) by a slice: the free-drop baseline."""
+    """Drop the last ``amount`` tokens of ``x`` (B, N, C) by a slice, for the free-drop baseline."""
     return x[:, : run.width - amount], run
 
 
 def in_one_go(
     config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
 ) -> Fused | None:
-    """All of it by the backend's kernels, where it has them for these arrays.
+    """Match and merge by the backend's fused kernels; returns None if it has none for these arrays.
 
-    Not in training: a checkpoint runs a block without gradients, and again with them, which kernels have not,
-    and both times the same tokens must merge, near ties too.
+    Kernels are not used in training: a checkpoint runs a block first without gradients, and then again with
+    gradients, which kernels do not support. Both times the same tokens must merge, even near ties.
     """
     if len(keys) != 1 or run.valid is not None or block.training:
         return None
@@ -70,9 +70,9 @@ def in_one_go(
 
 
 def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:
-    """What tokens are compared by, (B, N, D): the keys' sum over heads, and over branches.
+    """Return the keys (B, N, D) by which tokens are compared: their sum over heads and branches.
 
-    ToMe's mean, but for a factor, and tokens are compared by cosine.
+    This is ToMe's mean times a constant, which does not change the cosine.
     """
     spec, backend = config.spec, config.host.backend()
     xp = backend.xp

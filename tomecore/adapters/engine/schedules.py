@@ -1,4 +1,4 @@
-"""The schedule of a pass: what it begins with, what a layer merges of it, and a warning if that is less."""
+"""Apply the schedule of a pass: its start, what each layer merges, and a warning if it is clamped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tomecore.schedule.rules import clamped
 
 __all__ = ["clamp", "start_of_pass", "trims", "warn_of_clamping"]
 
-#: schedules that ask for more than layers can merge are reported this many times, for one model
+#: number of clamped schedules that are reported for one model
 _MOST_WARNINGS = 8
 
 
 def start_of_pass(config: Config, num_tokens: int, tracing: bool) -> Start:
-    """How a forward pass of ``num_tokens`` tokens begins now."""
+    """Return how a forward pass of ``num_tokens`` tokens begins, under the current settings."""
     step = (
         config.first_step if config.first_step is not None else chain(config.schedule(num_tokens))
     )
@@ -30,30 +30,29 @@ def start_of_pass(config: Config, num_tokens: int, tracing: bool) -> Start:
 
 
 def refuse_recording(config: Config, step: Step | None) -> None:
-    """Raise if hidden states are recorded, which have all tokens, while fewer were asked for."""
+    """Raise if hidden states, which hold all tokens, are recorded with ``restore=False``."""
     if any(amounts(step)):
         raise UnsupportedModelError(
-            "restore=False has no effect while hidden states are recorded (output_hidden_states=True, as "
-            "LLaVA and other models around a vision tower ask for): every layer hands on all tokens "
-            "then. "
-            "Use restore=True, or call the model without recording them."
+            "restore=False has no effect while hidden states are recorded (output_hidden_states=True, which "
+            "LLaVA and other models around a vision tower set): every layer then returns all tokens. Use "
+            "restore=True, or call the model without recording them."
         )
 
 
 def trims(config: Config, run: Run, last: bool) -> bool:
-    """Whether the block computes the prefix tokens only; ``last``: it is the last of the list."""
+    """Whether the block computes only the prefix tokens; ``last``: whether it is the last of the list."""
     return config.trim_last and last and not run.every
 
 
 def clamp(config: Config, run: Run) -> int:
-    """Tokens the next block merges: no more than half of what is not protected."""
+    """Return the number of tokens that the next block merges: at most half of its unprotected tokens."""
     if run.step is None:
         return 0
     return max(0, min(run.step.r, (run.width - config.protected) // 2))
 
 
 def warn_of_clamping(config: Config, step: Step | None, num_tokens: int) -> None:
-    """Warn, once for each schedule, if layers are asked to merge more tokens than they can."""
+    """Warn, once for each schedule, if it exceeds what the layers can merge."""
     if step is config.clamping_seen[0] and num_tokens == config.clamping_seen[1]:
         return
     config.clamping_seen = step, num_tokens
@@ -74,16 +73,13 @@ def warn_of_clamping(config: Config, step: Step | None, num_tokens: int) -> None
     others = f", and so on in {len(layers) - 1} more layers" if len(layers) > 1 else ""
     rest = ""
     if len(config.clamping_warned) == _MOST_WARNINGS:
-        rest = (
-            f" Other schedules of this model will not be reported: this is number {_MOST_WARNINGS}."
-        )
+        rest = f" Further schedules of this model will not be reported: this is warning {_MOST_WARNINGS}."
     warnings.warn(
-        f"r asks for more than a layer can merge, which is half of its unprotected tokens: layer "
-        f"{first} (of 0 to {len(asked) - 1}) was asked to merge {asked[first]} of {there} tokens, "
-        f"{config.protected} of them protected, and merges {merged[first]}{others}. Of {num_tokens} "
-        f"tokens {num_tokens - sum(merged)} are left at the end. model.r = {merged} does the same "
-        "without this warning; so does "
-        f"warnings.simplefilter('ignore', tomecore.errors.ClampWarning).{rest}",
+        f"r exceeds what a layer can merge, which is half of its unprotected tokens: layer {first} (of 0 to "
+        f"{len(asked) - 1}) should merge {asked[first]} of {there} tokens, {config.protected} of them "
+        f"protected, but merges only {merged[first]}{others}. Of {num_tokens} tokens "
+        f"{num_tokens - sum(merged)} are left at the end. For the same result without this warning, set "
+        f"model.r = {merged}; or call warnings.simplefilter('ignore', tomecore.errors.ClampWarning).{rest}",
         ClampWarning,
         stacklevel=2,
     )

@@ -1,8 +1,8 @@
-"""What flows between the blocks of one forward pass.
+"""Define the state that passes from block to block in one forward pass.
 
-A :class:`Run` rides on the activation that leaves a block and is read by the next one, so that
-threads, checkpointed recomputation and several forwards in flight each meet their own. How it rides is
-the framework's business (``Host.write`` and ``Host.read``). A Run is never changed after it was made.
+A :class:`Run` is attached to the activation that a block returns, and the next block reads it. So threads,
+checkpointed recomputation and concurrent forward passes each find their own. The framework decides how it is
+attached (``Host.write`` and ``Host.read``). A Run is immutable.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = [
 
 
 class Step:
-    """One layer of a schedule: merge ``r`` tokens here, and go on with ``next``.
+    """One layer of a schedule: merge ``r`` tokens here, and continue with ``next``.
 
-    Linked instead of indexed, so that a compiled block depends on its own r and not on its number, which is
-    ``index`` and read in eager mode only.
+    The layers are linked instead of indexed, so that a compiled block depends on its own r and not on its
+    number; that is ``index``, which only eager mode reads.
     """
 
     def __init__(self, r: int, next: Step | None, index: int) -> None:
@@ -42,7 +42,7 @@ class Step:
 
 
 def amounts(step: Step | None) -> list[int]:
-    """The opposite of :func:`chain`."""
+    """Return r of each layer from ``step`` on; the inverse of :func:`chain`."""
     found = []
     while step is not None:
         found.append(step.r)
@@ -51,7 +51,7 @@ def amounts(step: Step | None) -> list[int]:
 
 
 def chain(listed: list[int]) -> Step | None:
-    """Link the amounts of all layers."""
+    """Link r of each layer into a chain of steps."""
     step = None
     for index in reversed(range(len(listed))):
         step = Step(listed[index], step, index)
@@ -59,9 +59,9 @@ def chain(listed: list[int]) -> Step | None:
 
 
 class Count:
-    """Tokens left after a block, and ``before`` it after the earlier ones; linked for the same reason.
+    """The token count after a block, linked by ``before`` to the counts after the earlier blocks.
 
-    ``blocks`` says how many that is.
+    It is linked for the same reason as :class:`Step`. ``blocks`` is the number of blocks that have run.
     """
 
     def __init__(self, tokens: int, before: Count | None) -> None:
@@ -71,11 +71,11 @@ class Count:
 
 
 class Start:
-    """How a run begins; a tensor that enters the first block keeps it for a recomputation.
+    """How a run begins; attached to the input of the first block for a recomputation.
 
     Args:
-        step: what the first block merges, and so on.
-        every: each block hands on all tokens, for readers of intermediate layers.
+        step: the schedule, from the first block on.
+        every: whether each block returns all tokens, for readers of intermediate layers.
     """
 
     def __init__(self, step: Step | None, every: bool) -> None:
@@ -87,16 +87,16 @@ class Start:
 
 
 class Entry:
-    """What entered the first block in one forward pass.
+    """The input of the first block in one forward pass.
 
-    Its blocks share this object, and it keeps what a compiled block is not to depend on.
+    All blocks of the pass share this object. It holds the values that a compiled block must not depend on.
 
     Args:
         num_tokens: N0.
-        batch: B, for sizes asked for before anything has merged.
-        device: of the activations, likewise.
-        number: forward passes count up; -1 for one that a backward pass recomputes from its start.
-        every: each block hands on all N0 tokens, for readers of intermediate layers.
+        batch: B, to build sizes that are read before anything has merged.
+        device: device of the activations, for the same purpose.
+        number: number of the forward pass, counting up; -1 for a recomputation in backward.
+        every: whether each block returns all N0 tokens, for readers of intermediate layers.
     """
 
     def __init__(
@@ -110,10 +110,9 @@ class Entry:
 
 
 class Trail:
-    """Where the tokens of a run went: its merges, the last first.
+    """The merges of a run, last first: where its tokens went.
 
-    They are composed where somebody asks, which without ``restore`` nobody does, unless their composition
-    is ``known``.
+    They are composed on demand, which ``restore=False`` does not need, unless the composition is ``known``.
     """
 
     def __init__(self, plan: MergePlan, before: Trail | None, known: Array | None = None) -> None:
@@ -122,7 +121,7 @@ class Trail:
         self.known = known
 
     def source(self) -> Array:
-        """(B, N0) int, original token -> slot."""
+        """Return (B, N0) int, original token -> slot."""
         if self.known is None:
             self.known = followed(self.plan, self.before)  # type: ignore[arg-type]
             self.plan = self.before = None
@@ -130,7 +129,7 @@ class Trail:
 
 
 def followed(plan: MergePlan, before: Trail | None) -> Array:
-    """(B, N0) int, original token -> slot of ``plan``."""
+    """Return (B, N0) int, original token -> slot of ``plan``."""
     if before is None:
         return plan.slots
     source = before.known
@@ -140,18 +139,18 @@ def followed(plan: MergePlan, before: Trail | None) -> Array:
 
 
 class Run:
-    """One forward pass between two blocks. Never changed after it was made.
+    """The state of one forward pass between two blocks. It is immutable.
 
     Args:
-        entry: what entered the first block.
-        step: what the block to come merges; None after the last block.
-        width: n, tokens that are left.
+        entry: the input of the first block.
+        step: the schedule from the next block on; None after the last block.
+        width: n, the number of tokens left.
         count: token counts after the blocks so far.
-        sizes: (B, n) float32; None until something has merged, so nobody looks at values to find out.
+        sizes: (B, n) float32; None until something has merged, so that no values need to be read.
         trail: where the original tokens went; None until something has merged.
-        owners: (B, n) int, slot -> one original token in it; only where ``every``.
-        valid: (B, N0) float32, 1 for tokens and 0 for padding; None where nothing is padding.
-        bias: (B, 1, 1, n), logarithms of the sizes in the dtype of the activations, where merging made them.
+        owners: (B, n) int, slot -> one original token in it; only if ``every``.
+        valid: (B, N0) float32, 1 for tokens and 0 for padding; None without padding.
+        bias: (B, 1, 1, n), log sizes in the dtype of the activations, if the fused kernels computed them.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class Run:
 
     @property
     def num_tokens(self) -> int:
-        """N0, tokens that entered the first block."""
+        """N0, the number of tokens that entered the first block."""
         return self.entry.num_tokens
 
     @property
@@ -188,7 +187,7 @@ class Run:
 
     @property
     def every(self) -> bool:
-        """Whether each block hands on all N0 tokens."""
+        """Whether each block returns all N0 tokens."""
         return self.entry.every
 
     @property
@@ -203,21 +202,21 @@ class Run:
 
     @property
     def blocks(self) -> int:
-        """Blocks that are behind the run."""
+        """Number of blocks that have run."""
         return 0 if self.count is None else self.count.blocks
 
     @property
     def unfinished(self) -> bool:
-        """Whether its tokens are merged ones, and blocks are to come that would restore them."""
+        """Whether tokens are merged, and a later block must restore them."""
         return self.trail is not None and not self.every and self.step is not None
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Later runs and later blocks compare greater."""
+        """Key for comparison: later passes, and later blocks of a pass, compare greater."""
         return self.entry.number, self.blocks
 
     def at(self, index: int) -> Run | None:
-        """The same run before block ``index``, the blocks in between left out; None if it is past that."""
+        """Return the run before block ``index``, skipping blocks in between; None if that block has run."""
         step, count = self.step, self.count
         while step is not None and step.index < index:
             step, count = step.next, Count(self.width, count)
@@ -238,13 +237,13 @@ class Run:
         )
 
     def fits(self, samples: Any, tokens: Any, tracing: bool) -> bool:
-        """Whether that many are all of the run's samples and tokens, and not a part of them."""
+        """Whether these are all samples and tokens of the run, not only a part of them."""
         expected = self.num_tokens if self.every else self.width
-        # While a graph is traced, a batch may be a symbol.
+        # While a graph is traced, the batch size may be a symbol.
         return bool(tokens == expected and (tracing or samples == self.entry.batch))
 
     def padded(self, valid: Array) -> Run:
-        """The same run, now that the padding is known: tokens of size 0."""
+        """Return the run with padding, as tokens of size 0."""
         return Run(
             self.entry,
             self.step,
@@ -259,7 +258,7 @@ class Run:
     def merged(
         self, sizes: Array, trail: Trail, owners: Array | None, bias: Array | None = None
     ) -> Run:
-        """The same run with fewer tokens, before the block has ended."""
+        """Return the run after the merge of a block, before the end of the block."""
         return Run(
             self.entry,
             self.step,
@@ -273,7 +272,7 @@ class Run:
         )
 
     def after(self, tokens: int) -> Run:
-        """The same run one block later, with ``tokens`` tokens left."""
+        """Return the run one block later, with ``tokens`` tokens left."""
         return Run(
             self.entry,
             None if self.step is None else self.step.next,
@@ -288,10 +287,9 @@ class Run:
 
 
 class Rider:
-    """What really rides on a tensor: something, and the config of the model it belongs to.
+    """The payload attached to a tensor: a value, and the config of the model that attached it.
 
-    Pickled and copied tensors do not take it along: it becomes an empty set, which readers of
-    weights-only files accept too.
+    Pickled and copied tensors lose it: it becomes an empty set, which loaders of weights-only files accept.
     """
 
     def __init__(self, config: Any, value: Any) -> None:
@@ -303,15 +301,15 @@ class Rider:
 
 
 def ridden(rider: Any, config: Any) -> Any:
-    """What rides there for ``config``'s model, or None."""
+    """Return the value of ``rider`` if it belongs to ``config``; else None."""
     return rider.value if isinstance(rider, Rider) and rider.config is config else None
 
 
 class ThreadSlot:
     """One value per thread; copies and pickles are empty.
 
-    While a graph is being traced (``tracing``) the value is a plain attribute: tracers cannot follow
-    thread-local storage, and only one thread traces.
+    While a graph is traced (``tracing``), the value is a plain attribute: tracers do not support thread-local
+    storage, and only one thread traces.
     """
 
     def __init__(self) -> None:
@@ -319,9 +317,9 @@ class ThreadSlot:
         self._traced: Any = None
 
     def mark(self, value: Any) -> None:
-        """Set the value of this thread also while a graph is traced, so that running the graph sets it.
+        """Set the value of this thread even while a graph is traced, so that running the graph sets it.
 
-        ``value`` is a constant of a module, or a number.
+        ``value`` must be a module-level constant or a number.
         """
         self._local.value = value
 
@@ -339,11 +337,11 @@ class ThreadSlot:
 
 
 class Switch:
-    """Whether something is on in this thread: on while anybody who switched it on has not left.
+    """A switch per thread that is on while at least one context that entered it has not left.
 
-    Counted by who entered, and not put back to what was before, because asynchronous tasks and generators
-    leave in any order, and a generator that is thrown away leaves in whatever thread collects it. While a
-    graph is traced it is a plain attribute, as in :class:`ThreadSlot`.
+    It keeps the set of contexts instead of the previous value, because asynchronous tasks and generators
+    leave in any order, and a discarded generator leaves in the thread that collects it. While a graph is
+    traced, the switch is a plain attribute, as in :class:`ThreadSlot`.
     """
 
     def __init__(self) -> None:
@@ -354,7 +352,7 @@ class Switch:
         return self._traced if tracing else bool(getattr(self._local, "entered", None))
 
     def enter(self, tracing: bool) -> Any:
-        """Switch on; returns what :meth:`leave` takes."""
+        """Switch on; returns the token for :meth:`leave`."""
         if tracing:
             before, self._traced = self._traced, True
             return before

@@ -1,8 +1,8 @@
-"""Changing what an object does by changing its class, and changing it back.
+"""Change the behaviour of an object by swapping its class, and undo it.
 
-The new class is the old one behind some mixins, with the old one's name, so that name-based policies
-(FSDP wrapping, transformers' output recording) go on working; parameters, keys, hooks and children stay
-where they are. It is cached, so two patched blocks of one class still share a class.
+The new class inherits from some mixins and the old class, and keeps the old name, so that name-based policies
+(FSDP wrapping, transformers' output recording) still work; parameters, keys, hooks and children stay
+unchanged. New classes are cached, so two patched blocks of one class still share a class.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tomecore.errors import UnsupportedModelError
 __all__ = ["Swapped", "original_class", "own", "swap", "swapped_class", "unswap"]
 
 
-#: where the frameworks define what every module has
+#: modules in which the frameworks define the base classes of all modules
 _FRAMEWORKS = ("torch.nn.modules.module", "paddle.nn.layer.layers", "builtins")
 
 
 class Swapped:
-    """Base of all mixins: makes instances of a swapped class pickle by their original class."""
+    """Base class of all mixins: instances of a swapped class are pickled by their original class."""
 
     _tome_original: type
     _tome_mixins: tuple[type, ...]
@@ -30,7 +30,7 @@ class Swapped:
     watches_methods = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy or a loaded pickle: the config meets the copies of its modules again."""
+        """Restore a copy or a loaded pickle, and register it with its config."""
         inherited = getattr(super(), "__setstate__", None)
         if inherited is None:
             vars(self).update(state)
@@ -41,11 +41,10 @@ class Swapped:
             config.adopt(self)
 
     def __prepare_scriptable__(self) -> Any:
-        """What ``torch.jit.script`` calls first."""
+        """Refuse ``torch.jit.script``, which calls this method first."""
         raise UnsupportedModelError(
-            f"torch.jit.script cannot compile a patched {type(self).__name__}: call remove_patch first, "
-            "or use "
-            "torch.compile, torch.export or ONNX, which follow merging"
+            f"torch.jit.script cannot compile a patched {type(self).__name__}: call remove_patch first, or "
+            "use torch.compile, torch.export or ONNX, which support merging"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -55,14 +54,14 @@ class Swapped:
 
 
 def rebuild(original: type, mixins: tuple[type, ...]) -> Any:
-    """Unpickle: an empty instance of the swapped class."""
+    """Create an empty instance of the swapped class, for unpickling."""
     cls: Any = swapped_class(original, mixins)
     return cls.__new__(cls)
 
 
 @functools.cache
 def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
-    """The class of ``original`` behind ``mixins``, under the original's name."""
+    """Return a class that inherits from ``mixins`` and ``original``, under the original's name."""
     cls = type(
         original.__name__,
         (*mixins, original),
@@ -80,9 +79,9 @@ def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
 
 
 def watch_methods(cls: type, original: type) -> None:
-    """Have the methods of ``original`` run within a call of the model, as its ``__call__`` does.
+    """Wrap the methods of ``original`` so that they run within a call of the model, as ``__call__`` does.
 
-    In Paddle ``forward`` is not among them: static graphs convert its source.
+    In Paddle ``forward`` is not wrapped, because static graphs convert its source.
     """
     eager = not any(parent.__module__.startswith("paddle.") for parent in original.__mro__)
     for parent in original.__mro__:
@@ -95,11 +94,11 @@ def watch_methods(cls: type, original: type) -> None:
 
 
 def watched(cls: type, name: str, function: Any) -> Any:
-    """The method ``name`` of ``cls``, run within a call of the model."""
+    """Return the method ``name`` of ``cls``, wrapped to run within a call of the model."""
 
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self, cls):  # kept by somebody, and the patch was removed
+        if not isinstance(self, cls):  # the method was stored, and the patch was removed since
             return function(self, *args, **kwargs)
         patched: Any = self
         return patched._tome_within(getattr(super(cls, self), name), args, kwargs)
@@ -109,10 +108,10 @@ def watched(cls: type, name: str, function: Any) -> Any:
 
 
 def own(mixin: type, obj: Any, name: str) -> Any:
-    """The method of ``obj`` behind ``mixin``; of an object that is not patched, its own.
+    """Return the method that ``mixin`` overrides in ``obj``; for an unpatched object, its own method.
 
-    Somebody may hold a method of a patched object for longer than the patch, and ``type(obj)(...)`` makes an
-    object of the swapped class that was never patched.
+    A stored method of a patched object may outlive the patch, and ``type(obj)(...)`` creates an object of the
+    swapped class that was never patched.
     """
     if isinstance(obj, mixin):
         return getattr(super(mixin, obj), name)
@@ -120,7 +119,7 @@ def own(mixin: type, obj: Any, name: str) -> Any:
 
 
 def original_class(obj: Any) -> type:
-    """The class of ``obj`` before it was swapped; its class if it was not."""
+    """Return the class of ``obj`` before it was swapped; its class if it was not swapped."""
     return type(obj).__dict__.get("_tome_original", type(obj))
 
 

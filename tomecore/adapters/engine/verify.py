@@ -1,7 +1,7 @@
-"""Does a spec do what a block does, and may tokens merge in it? The block itself answers, with numbers.
+"""Try whether a spec describes an unknown block, and whether tokens may merge in it.
 
-For blocks that tomecore has never read: before tokens merge in one, all that merging relies on is tried on a
-copy of it, in float64, at several numbers of tokens. Specs that users register are trusted, and not tried.
+Before tokens merge in a block that no spec knows, everything that merging relies on is tried on a copy of the
+block, in float64, with several numbers of tokens. Specs that users register are trusted, and not tried.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from tomecore.backends import Array
 
 __all__ = ["mixes_tokens", "why_not"]
 
-#: far above rounding in float64, far below what a dropped norm or scale changes
+#: relative tolerance: far above rounding in float64, far below the effect of a missing norm or scale
 TOLERANCE = 1e-9
-#: tokens behind the prefix: an odd number, and a small grid
+#: numbers of tokens after the prefix: an odd number, and a small grid
 FEW = (13, 16)
-#: a grid on which wide windows and bands show too; less is tried on it, because it takes most of the time
+#: a grid that also reveals wide windows and bands; fewer checks run on it, because it takes most time
 MANY = (196,)
-#: the same where the prefix is unknown, with and without one token in front of the grid
+#: the same for an unknown prefix, with and without one token in front of the grid
 ANY_FEW, ANY_MANY = (13, 16, 17), (196, 197)
 
 HALVES = "its two halves do not reproduce its forward"
@@ -36,20 +36,23 @@ MIXES = (
 )
 SAMPLES = "its attention mixes the samples of a batch"
 ORDER = (
-    "its attention depends on the order of the tokens (a causal mask, a band, windows, or positions of its "
-    "own), which merging changes"
+    "its attention depends on the order of the tokens (a causal mask, a band, windows, or its own "
+    "positions), which merging changes"
 )
-BIAS = "its attention does not add the mask it is given to the scores of all tokens alike"
+BIAS = "its attention does not add the mask that it gets to the scores of all tokens"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A copy of a block, with what its attention and MLP halves compute of two samples of tokens.
+    """A copy of a block, whose attention half and MLP half can be run on trial tokens.
 
     Args:
-        prefix: how many tokens at the front never merge; a block may treat them in a way of their own.
-        count: N, all tokens.
-        draw: of the numbers that decide which tokens change.
+        host: the framework.
+        spec: the spec to try.
+        block: the copy of the block.
+        prefix: number of prefix tokens, which never merge; the block may treat them differently.
+        count: N, the number of all tokens.
+        draw: generator of the random tokens, and of the choice of tokens to change.
     """
 
     host: Host
@@ -63,7 +66,7 @@ class Trial:
         return self.host.backend().xp.asarray(values, device=self.host.device(self.block))
 
     def attended(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-        """The attention half of ``x`` (B, N, C); proportional if there are ``sizes`` (B, N)."""
+        """Run the attention half on ``x`` (B, N, C), with proportional attention if ``sizes`` (B, N)."""
         host, tokens, bias = self.host, self.array(x), None
         if sizes is not None:
             log = host.log_sizes(self.array(sizes), tokens)
@@ -73,7 +76,7 @@ class Trial:
         return out
 
     def fed(self, y: np.ndarray) -> np.ndarray:
-        """The MLP half of ``y`` (B, N, C)."""
+        """Run the MLP half on ``y`` (B, N, C)."""
         if self.spec.feed is None:
             return y
         with self.host.seeded(1):
@@ -81,24 +84,27 @@ class Trial:
         return out
 
 
-#: of a trial of one module; a square, for modules that lay tokens out
+#: number of tokens for a trial of one module; a square, for modules that arrange tokens in a grid
 _TRIED_TOKENS = 16
-#: share of a token's largest output by which others must change it to count as mixing: far above rounding
+#: change of a token's output, relative to its largest value, that counts as mixing: far above rounding
 _MIXING = 1e-3
-#: how much larger one of the unchanged tokens is: layers that quantise choose one scale for all tokens, and
-#: so have the same one whatever the others are
+#: factor by which one unchanged token is larger: quantising layers choose one scale for all tokens, and this
+#: token fixes it, whatever the other tokens are
 _LARGE = 16.0
 
 
 def why_not(
     host: Host, spec: Spec, block: Any, width: int, prefix: int | None = None
 ) -> str | None:
-    """The reason why tokens must not merge in ``block`` as ``spec`` says; None if they may.
+    """Return the reason why tokens must not merge in ``block`` as ``spec`` says; None if they may.
 
     Args:
+        host: the framework.
+        spec: the spec to try.
+        block: the block; the trial runs on a copy.
         width: channels of the block's tokens.
-        prefix: how many tokens at the front never merge; a block may treat them in a way of its own. None:
-            unknown, so that it may not.
+        prefix: number of prefix tokens, which the block may treat differently. None: unknown, so the block
+            must treat all tokens alike.
     """
     few, many = (ANY_FEW, ANY_MANY) if prefix is None else (FEW, MANY)
     front = prefix or 0
@@ -113,7 +119,7 @@ def why_not(
                 reason = _tried(trial, width, behind in few)
                 if reason is not None:
                     return reason
-    except Exception as error:  # whatever a stranger's block may raise
+    except Exception as error:  # an unknown block may raise anything
         return f"trying it on a copy failed with {type(error).__name__}: {error}"
     return None
 
@@ -136,7 +142,7 @@ def _tried(trial: Trial, width: int, thorough: bool) -> str | None:
 
 
 def _is_random(trial: Trial, x: np.ndarray) -> bool:
-    """Whether the block draws random numbers: their shapes then forbid other tokens, but not other values."""
+    """Whether the block draws random numbers, so that only trials with equal shapes can be compared."""
     found = []
     for seed in (1, 2):
         with trial.host.seeded(seed):
@@ -145,7 +151,7 @@ def _is_random(trial: Trial, x: np.ndarray) -> bool:
 
 
 def _halves_reason(trial: Trial, x: np.ndarray) -> str | None:
-    """The two halves, one after the other, are the block, and the keys come out where the spec says."""
+    """Check that the two halves in sequence reproduce the block, and that the spec's key gives the keys."""
     host, spec, block = trial.host, trial.spec, trial.block
     taps: list[tuple[Any, Array]] = []
     handles = [host.tap(module) for module in attributes(block, spec.key)]
@@ -169,9 +175,9 @@ def _halves_reason(trial: Trial, x: np.ndarray) -> str | None:
 
 
 def _changed_reason(trial: Trial, x: np.ndarray) -> str | None:
-    """Other values in some tokens of the MLP half, or in another sample, change nothing else.
+    """Check that other values in some tokens of the MLP half, or in another sample, change nothing else.
 
-    Shapes stay, so random draws do too: this holds in training mode, and sees a norm over the batch.
+    Shapes stay the same, and so do random draws: this works in training mode, and detects a batch norm.
     """
     other = x.copy()
     other[1] = trial.draw.standard_normal(other[1].shape)
@@ -185,7 +191,7 @@ def _changed_reason(trial: Trial, x: np.ndarray) -> str | None:
 
 
 def _order_reason(trial: Trial, x: np.ndarray) -> str | None:
-    """Tokens behind the prefix, in another order, come out in that order, whatever their sizes."""
+    """Check that reordering the tokens after the prefix only reorders the output of the attention half."""
     order = np.arange(trial.count)
     trial.draw.shuffle(order[trial.prefix :])
     sizes = trial.draw.integers(1, 5, x.shape[:2]).astype("float32")
@@ -194,7 +200,7 @@ def _order_reason(trial: Trial, x: np.ndarray) -> str | None:
 
 
 def _bias_reason(trial: Trial, x: np.ndarray) -> str | None:
-    """A token of size 2 counts as that token twice, and one of size 0 as none, wherever it is."""
+    """Check that a token of size 2 counts as that token twice, and a token of size 0 not at all."""
     place = int(trial.draw.integers(trial.prefix, trial.count))
     rest = np.delete(np.arange(trial.count), place)
     for size, tokens in ((2, np.append(rest, [place, place])), (0, rest)):
@@ -207,7 +213,7 @@ def _bias_reason(trial: Trial, x: np.ndarray) -> str | None:
 
 
 def _feed_reason(trial: Trial, x: np.ndarray) -> str | None:
-    """The MLP half makes of each token, beside the prefix and nothing else, what it makes of it among all."""
+    """Check that the MLP half computes the same for a token next to the prefix only as among all tokens."""
     front, behind = x[:, : trial.prefix], x[:, trial.prefix :]
     single = np.concatenate([np.repeat(front, behind.shape[1], axis=0), _rows(behind)], axis=1)
     whole, apart = trial.fed(x), trial.fed(single)
@@ -218,7 +224,7 @@ def _feed_reason(trial: Trial, x: np.ndarray) -> str | None:
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """(B, N, C) -> (B * N, 1, C)."""
+    """Reshape (B, N, C) to (B * N, 1, C)."""
     return x.reshape(-1, 1, x.shape[2])
 
 
@@ -229,25 +235,25 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left: int) -> bool:
-    """Whether what ``module`` computes of a token depends on other tokens, tried on a copy of it.
+    """Whether the output of ``module`` for a token depends on other tokens; tried on a copy of it.
 
     Args:
         host: the framework.
         spec: the family of the block.
         block: the block that ``module`` is a child of.
-        module: called by the halves, most often with tokens (B, N, C).
-        x: (B, n, C), the tokens that enter the block; for the dtype, the device and the shape.
-        left: how many tokens the block leaves.
+        module: a module that the halves call, usually with tokens (B, N, C).
+        x: (B, n, C), the tokens that enter the block, for the dtype, the device and the shape.
+        left: number of tokens after the merge.
 
     Returns:
-        True only if a trial shows it. A module that does not run alone (it takes another width, or more
-        arguments) is tried inside the MLP half, with as many tokens as it is about to get. If that raises,
-        so does the forward pass.
+        True only if a trial shows it. A module that does not run by itself (it takes another width, or more
+        arguments) is tried inside the MLP half, with the number of tokens that it is about to get. If that
+        raises, the forward pass raises too.
     """
     try:
         alone = copy.deepcopy(module)
         alone.eval()
-    except Exception:  # it cannot be copied, so it cannot be tried without side effects
+    except Exception:  # without a copy, a trial would have side effects
         return False
     calls = [(alone, count) for count in (_TRIED_TOKENS, int(x.shape[1]), left)]
     found = [_mixes(host, call, count, x) for call, count in calls]
@@ -261,7 +267,7 @@ def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left
 
 
 def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
-    """Whether ``call``, of ``count`` tokens, changes the others' outputs with some; None if it raises."""
+    """Whether some of the ``count`` tokens change the outputs of ``call`` for others; None if it raises."""
     xp, here = host.backend().xp, count // 2
     values = np.random.default_rng(0).standard_normal((2, count, int(x.shape[2])))
     values[:, 0] *= _LARGE
@@ -275,7 +281,9 @@ def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
             )
             for a in (values, others)
         )
-    except Exception:  # whatever a stranger's module may raise; the caller tries it otherwise
+    except (
+        Exception
+    ):  # an unknown module may raise anything; the caller then tries it in another way
         return None
     if one.shape != two.shape or one.shape[:2] != values.shape[:2]:
         return None

@@ -1,1 +1,1 @@
-"""What is a framework's own: its modules and hooks, its attention, what carries state between blocks."""
+"""The code specific to each framework: modules and hooks, attention, and state between blocks."""

@@ -1,4 +1,4 @@
-"""Paddle as the patch sees it: its layers and hooks, and how state rides on an activation."""
+"""Implement the host for Paddle: its layers and hooks, and how state is attached to an activation."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorPa
 
 
 class PaddleHost(Host):
-    """Paddle as the patch sees it.
+    """The operations of Paddle that the patch needs.
 
-    A run is an attribute of the activation, and of the copies that recomputation makes of it. In a static
-    graph values have no attributes, and one thread traces, so there it waits in the config.
+    A run is an attribute of the activation, and of the copies that recomputation creates. In a static
+    graph values have no attributes, but only one thread traces, so there the run is kept in the config.
 
-    SOT (``to_static`` with ``full_graph=False``, its default) simulates Python itself, frame by frame
-    and not always all of it, and has no attributes on values either: it runs patched blocks as they
-    are, and compiles what is around them.
+    SOT (``to_static`` with ``full_graph=False``, the default) simulates Python frame by frame, and does not
+    support all of it; its values have no attributes either. So patched blocks run without SOT, which
+    compiles only the code around them.
     """
 
     checkpoints = (
@@ -57,7 +57,7 @@ class PaddleHost(Host):
         self, module: str, module_class: type, array_class: type, wrappers: dict[str, str]
     ) -> None:
         super().__init__(module, module_class, array_class, wrappers)
-        self.run_as_is = psdb.fallback  # not public; tests pin what it does
+        self.run_as_is = psdb.fallback  # not public; tests pin its behaviour
 
     def backend(self) -> Backend:
         return BACKEND
@@ -75,16 +75,16 @@ class PaddleHost(Host):
         return [*module._parameters, *module._buffers]
 
     def hooked(self, module: nn.Layer) -> bool:
-        """A hook that only looks at shapes is none: see :meth:`observed`."""
+        """Whether the module has hooks, apart from those that only read shapes: see :meth:`observed`."""
         return any(not looks_only(hook) for hook in hooks_of(module))
 
     @paddle.jit.not_to_static
     def observed(self, module: nn.Layer, x: Array) -> None:
-        """Tell hooks that only look, as those of ``paddle.summary``, of a module that a half bypasses.
+        """Call the hooks that only read shapes, as in ``paddle.summary``, of a module that a half bypasses.
 
         Args:
-            module: the attention that was not called.
-            x: (B, n, C) or (B, rows, C), of the shape of its output.
+            module: the attention whose forward was bypassed.
+            x: (B, n, C) or (B, rows, C), with the shape of its output.
         """
         for hook in hooks_of(module):
             if looks_only(hook):
@@ -113,13 +113,13 @@ class PaddleHost(Host):
         return not paddle.in_dynamic_mode()
 
     def recomputing(self) -> bool:
-        """From the stack: Paddle's own flag is cleared by a backward pass inside another."""
+        """Read it from the stack, because a nested backward pass clears Paddle's own flag."""
         frame = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_name in {"backward", "grad"} and str(
                 frame.f_globals.get("__name__")
             ).startswith("paddle."):
-                return self.in_checkpoint("backward")  # a hook may begin a pass of its own
+                return self.in_checkpoint("backward")  # a hook may start a forward pass of its own
             frame = frame.f_back  # type: ignore[assignment]
         return False
 
@@ -134,10 +134,10 @@ class PaddleHost(Host):
         if tracing:
             parked, config.traced_run = config.traced_run, None
             here = parked is not None and parked[0] is paddle.static.default_main_program()
-            return parked[1] if here else None  # another program cannot use its values
+            return parked[1] if here else None  # values of one program are invalid in another
         run = ridden_on(x, "_tome_run", config)
         if run is not None and not paddle.is_grad_enabled():
-            ride(x, "_tome_run", config, run)  # again: only in here is the copy for backward known
+            ride(x, "_tome_run", config, run)  # again: without gradients, this wraps detach too
         return run
 
     def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
@@ -154,18 +154,18 @@ class PaddleHost(Host):
     def attention(
         self, q: Array, k: Array, v: Array, bias: Array | None, *, dropout: float, scale: float
     ) -> Array:
-        # Looked up instead of branched to: a branch would be converted for static graphs, and leave a trace.
+        # A look-up instead of a branch: static graphs would convert a branch, and trace all of its sides.
         form = FORMS[form_of(q, bias, dropout)]
         return form(q, k, v, bias, dropout, scale)
 
     def attention_through(
         self, dropout: Any, q: Array, k: Array, v: Array, bias: Array | None, *, scale: float
     ) -> Array:
-        """The same without a fused kernel: the module ``dropout`` is called on the weights (B, H, n, N)."""
+        """Compute attention without a fused kernel, and apply ``dropout``, a module, to the weights."""
         return with_products(q, k, v, bias, dropout, scale)
 
     def dropout_rate(self, module: nn.Layer) -> float | None:
-        """What a plain dropout drops now; None where calling the module does, or may do, more than that."""
+        """Return the rate of a plain dropout, 0 in eval mode; None if calling the module may do more."""
         if type(module).__name__ == "Identity" and not self.hooked(module):
             return 0.0
         plain = type(module) is nn.Dropout and "forward" not in vars(module)
@@ -179,7 +179,7 @@ class PaddleHost(Host):
         return nn.functional.linear(x, weight, bias)
 
     def double(self, module: nn.Layer) -> nn.Layer:
-        # Not public, but what Layer.float is; Layer.to and Layer.double cast integers as well.
+        # Not public, but Layer.float calls it; Layer.to and Layer.double cast integers as well.
         return module._to_impl(dtype="float64", floating_only=True)
 
     def device(self, module: nn.Layer) -> Any:
@@ -210,30 +210,30 @@ class PaddleHost(Host):
         return paddle.ones(shape, dtype="float32").to(device)
 
     def changed(self, model: nn.Layer) -> None:
-        """Have programs that ``to_static`` made of the model, or of what is around it, traced again."""
+        """Drop the programs that ``to_static`` traced of the model or around it; calls trace them again."""
         watch_exports()
         drop_own(model)
         drop_others(vars(model)["_tome"].tower, model, warn=True)
 
     def released(self, module: nn.Layer) -> None:
-        """Drop the programs that ``to_static`` made of the patched module, or left in its place."""
+        """Drop the programs that ``to_static`` traced of the patched module, and its patched forward."""
         drop_others(module, module, warn=False)
         forward: Any = vars(module).get("forward")
         if hasattr(forward, "rollback"):
             forward.rollback()
             forward = vars(module).get("forward")
-        if getattr(forward, "__self__", None) is module:  # rollback leaves the patched method there
+        if getattr(forward, "__self__", None) is module:  # rollback stores the patched method there
             del vars(module)["forward"]
 
 
 class _Noting:
-    """A hook that hands the output of a layer to a function."""
+    """A hook that passes the output of a layer to a function."""
 
     def __init__(self, note: functools.partial[None]) -> None:
         self.note = note
 
     def __call__(self, module: nn.Layer, inputs: Any, output: Any) -> None:
-        psdb.fallback(True)  # SOT takes an attribute that is a method for a method of this class
+        psdb.fallback(True)  # SOT mistakes an attribute that is a method for a method of this class
         self.note(output)
 
 
@@ -242,12 +242,12 @@ def _is_ours(hook: Any) -> bool:
 
 
 def hooks_of(module: nn.Layer) -> list[Any]:
-    """All that waits for the module's own forward."""
+    """Return the hooks that run before or after the module's own forward."""
     return [*module._forward_post_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def looks_only(hook: Any) -> bool:
-    """Whether a hook is Paddle's own, of ``paddle.summary``, which notes shapes and counts parameters."""
+    """Whether a hook belongs to ``paddle.summary``, which records shapes and counts parameters."""
     return getattr(hook, "__module__", None) == "paddle.hapi.model_summary"
 
 
@@ -256,7 +256,7 @@ def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
     return output
 
 
-#: what static graphs need not convert: it looks at Python objects only
+# Static graphs need not convert these modules: they work on Python objects only.
 paddle.jit.ignore_module(
     [calls, checks, config, contract, modules, prefix, progress, recompute, schedules]
 )

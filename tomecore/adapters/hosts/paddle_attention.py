@@ -1,11 +1,11 @@
-"""The forms of attention with a bias in Paddle: what each of its kernels takes, on a CPU and on a GPU.
+"""Compute attention with a bias in Paddle, in the forms that its kernels support on a CPU and on a GPU.
 
-The functions stand at the top of a module and are looked up in ``FORMS``: static graphs convert their
-source, and would leave a trace of every branch. What they need to branch for is not converted.
+The forms are module-level functions and are looked up in ``FORMS``: static graphs convert their source, and
+would trace every side of a branch. Functions that need to branch are excluded from the conversion.
 
-A kernel on a GPU reads a mask as (queries, keys), whatever its shape says: the flash kernel of Paddle 3.3
-steps a mask (B, 1, 1, n) by n for each query, into the sizes of other images and then into foreign memory.
-The memory-efficient kernel refuses such a mask, and Paddle chooses it only where n is a multiple of 8. So
+GPU kernels read a mask as (queries, keys), regardless of its shape: the flash kernel of Paddle 3.3 advances
+a mask (B, 1, 1, n) by n for each query, so it reads the sizes of other images, and then memory outside the
+array. The memory-efficient kernel rejects such a mask, and Paddle chooses it only if n is a multiple of 8. So
 off the CPU every mask has as many rows as there are queries, and as many samples as the batch.
 """
 
@@ -29,19 +29,20 @@ __all__ = [
     "with_products",
 ]
 
-#: what the width of a mask and of a head is a multiple of, for the fused kernels of a GPU
+#: the fused GPU kernels need a mask width and a head width that are multiples of this
 _MULTIPLE = 8
-#: the first CUDA cards with the flash kernel, which alone takes a mask of any width
+#: the lowest compute capability with the flash kernel; only that kernel takes a mask of any width
 _FLASH = (8, 0)
 
 
 @paddle.jit.not_to_static
 def form_of(q: Array, bias: Array | None, dropout: float) -> str:
-    """The name in ``FORMS`` of the form in which (B, n, H, D) queries attend with this bias.
+    """Choose the form of attention for (B, n, H, D) queries with this bias; returns its name in ``FORMS``.
 
-    The one place where that is chosen. On a CPU by measurement (docs/design.md): Paddle adds a bias of keys
-    to all scores in up to eight tenths of the time of the attention without it. Off the CPU by what the
-    kernels take; a static graph is traced for Paddle's current device, as Paddle's own choice of kernel is.
+    The form is chosen only here. On a CPU the choice rests on measurements (docs/design.md): adding a key
+    bias to all scores takes Paddle up to 0.8 of the time of the attention without it. Off the CPU it depends
+    on what the kernels support; a static graph is traced for Paddle's current device, from which Paddle also
+    chooses its kernel.
     """
     if bias is None:
         return "mask"
@@ -55,7 +56,7 @@ def form_of(q: Array, bias: Array | None, dropout: float) -> str:
 
 
 def _needs_width(dtype: Any) -> bool:
-    """Whether the fused kernel for this dtype, on this card, takes masks of some widths only."""
+    """Whether the fused kernel for this dtype on this GPU restricts the width of a mask."""
     if dtype == paddle.float32:
         return True
     if dtype not in (paddle.float16, paddle.bfloat16) or not paddle.device.cuda.device_count():
@@ -66,11 +67,13 @@ def _needs_width(dtype: Any) -> bool:
 def with_mask(
     q: Array, k: Array, v: Array, bias: Array | None, dropout: float, scale: float
 ) -> Array:
-    """Paddle's attention with the bias as it is; right on a CPU, and anywhere without a bias."""
+    """Call Paddle's attention with the bias unchanged; correct on a CPU, and everywhere without a bias."""
     usual = q.shape[-1] ** -0.5
-    if scale != usual:  # folded into q: with scale= given, the flash kernel is not used
+    if scale != usual:  # folded into q: Paddle does not use the flash kernel if scale= is given
         q = q * (scale / usual)
-    if bias is not None and bias.dtype != q.dtype:  # autocast: half q beside full activations
+    if (
+        bias is not None and bias.dtype != q.dtype
+    ):  # autocast: q is half, the activations are float32
         bias = bias.astype(q.dtype)
     return nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=bias, dropout_p=dropout, training=True
@@ -81,11 +84,9 @@ def with_mask(
 def with_full_mask(
     q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
 ) -> Array:
-    """Paddle's attention with the bias spread over every query and sample, contiguous: (B, 1 or H, n, N)."""
+    """Call Paddle's attention with the bias expanded to every query and sample: (B, 1 or H, n, N)."""
     bias = bias.astype(q.dtype)
-    if (
-        bias.shape[0] != q.shape[0] and not paddle.in_dynamic_mode()
-    ):  # a batch that is not known yet
+    if bias.shape[0] != q.shape[0] and not paddle.in_dynamic_mode():  # the batch size is unknown
         bias = bias + paddle.zeros_like(q[:, :1, :1, :1])
     bias = bias.expand([q.shape[0], bias.shape[1], q.shape[1], k.shape[1]])
     return with_mask(q, k, v, bias, dropout, scale)
@@ -94,9 +95,9 @@ def with_full_mask(
 def with_key_column(
     q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
 ) -> Array:
-    """Attention of (B, n, H, D) with a bias of keys (B, 1, 1, N), in the products that are made anyway.
+    """Compute attention of (B, n, H, D) with the key bias (B, 1, 1, N) as an extra column of the keys.
 
-    [q, 1] [k, bias]^T = q k^T + bias. Nothing is dropped: ``dropout`` is 0.
+    The product of queries and keys then adds it: [q, 1] [k, bias]^T = q k^T + bias. ``dropout`` must be 0.
     """
     q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * scale, k, v))
     batch, heads, tokens, _ = k.shape
@@ -110,11 +111,11 @@ def with_key_column(
 def with_padded_column(
     q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float
 ) -> Array:
-    """The same column for the fused kernels of a GPU, which then get no mask at all.
+    """Compute attention with the key column for the fused GPU kernels, which then need no mask.
 
-    Heads become wider by 1 to 8, to a multiple of 8, and the kernel divides the scores by the root of that
-    width, so they are multiplied by it beforehand. What q holds beside the column is a power of two, which
-    no precision rounds.
+    Heads become wider by 1 to 8, to a multiple of 8. The kernel divides the scores by the square root of that
+    width, so q is multiplied by it in advance. In the extra column q holds a power of two, which is exact in
+    every dtype.
     """
     width, heads = q.shape[3], q.shape[2]
     extra = _MULTIPLE - width % _MULTIPLE
@@ -133,7 +134,7 @@ def with_padded_column(
 def with_products(
     q: Array, k: Array, v: Array, bias: Array | None, dropout: Any, scale: float
 ) -> Array:
-    """Attention by its definition, so that ``dropout``, a module, is called on the weights (B, H, n, N)."""
+    """Compute attention by its definition, and apply the module ``dropout`` to the weights (B, H, n, N)."""
     q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * scale, k, v))
     scores = paddle.matmul(q, k, transpose_y=True)
     if bias is not None:
@@ -143,13 +144,13 @@ def with_products(
 
 
 def _zeros(x: Array, width: int) -> list[Array]:
-    """Columns of zeros beside ``x``; none if ``width`` is 0."""
+    """Return ``width`` columns of zeros to append to ``x``, as a list; an empty list if ``width`` is 0."""
     if not width:
         return []
     return [paddle.zeros_like(x[:, :, :, :1]).expand([-1, -1, -1, width])]
 
 
-#: name -> the function that attends
+#: name -> the function that computes attention in this form
 FORMS = {
     "mask": with_mask,
     "key column": with_key_column,

@@ -1,8 +1,8 @@
-"""Programs that ``to_static(full_graph=True)`` made of patched models: with an old r, or on the way to ONNX.
+"""Drop the programs that ``to_static(full_graph=True)`` traced of patched models when they are out of date.
 
-A program keeps the r it was traced with. That of a model itself is dropped when r changes. A function or a
-layer around the model has one of its own; the blocks note it while they are traced, so that it can be dropped
-too.
+A program keeps the r it was traced with, so the program of the model is dropped when r changes. A function or
+a layer around the model has its own program; the blocks record it while they are traced, so that it can be
+dropped too. Programs for ONNX export are traced separately.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from tomecore.errors import StaleProgramWarning
 
 __all__ = ["drop_others", "drop_own", "noted", "watch_exports"]
 
-#: tower -> the static functions around its model that were traced with it, and whether a warning was given
+#: tower -> the static functions around its model that were traced with it
 _around: weakref.WeakKeyDictionary[nn.Layer, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
+#: towers for which a warning was given
 _warned: weakref.WeakSet[nn.Layer] = weakref.WeakSet()
 
 
 @paddle.jit.not_to_static
 def noted(tower: nn.Layer) -> None:
-    """Note the static function that is being traced: the outermost, into which all others are drawn.
+    """Record the outermost static function that is being traced; it includes all the others.
 
-    Not one that ``paddle.jit.save`` makes for itself: what is saved keeps its r.
+    A function that ``paddle.jit.save`` creates for itself is left out: a saved program keeps its r.
     """
     found: Any = None
     saving, frame = False, sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__")
-        # Of Paddle's frames only: looking at the locals of others would keep what they delete.
+        # Read the locals of Paddle's frames only: in other frames that would keep deleted objects alive.
         if module == StaticFunction.__module__:
             owner = frame.f_locals.get("self")
             found = owner if isinstance(owner, StaticFunction) else found
@@ -48,26 +49,26 @@ def noted(tower: nn.Layer) -> None:
 
 
 def _is_kept(function: Any) -> bool:
-    """Whether a layer has the static function as its forward."""
+    """Whether the static function is the forward of a layer."""
     owner = owner_of(function)
     return owner is not None and vars(owner).get("forward") is function
 
 
 def owner_of(function: Any) -> Any:
-    """The layer whose method a static function is; None of a plain function, ``function`` if it is gone."""
+    """Return the layer of a static method; None for a plain function, ``function`` if the layer is gone."""
     try:
         return function.class_instance
-    except RuntimeError:  # "has been deleted": it can no longer run
+    except RuntimeError:  # "has been deleted": the function can no longer run
         return function
 
 
 def drop_own(model: nn.Layer) -> None:
-    """Have the program of the model itself traced again at its next call."""
+    """Drop the program of the model itself, so that the next call traces it again."""
     drop(vars(model).get("forward"))
 
 
 def drop_others(tower: nn.Layer, model: nn.Layer, *, warn: bool) -> None:
-    """Have the programs around the model traced again, and say so once for each model if ``warn``."""
+    """Drop the programs around the model; if ``warn``, warn about it once for each model."""
     others = []
     for one in _around.pop(tower, ()):
         owner = owner_of(one)
@@ -78,20 +79,20 @@ def drop_others(tower: nn.Layer, model: nn.Layer, *, warn: bool) -> None:
     _warned.add(tower)
     names = ", ".join(sorted({getattr(one, "__name__", "forward") for one in others}))
     warnings.warn(
-        f"r was changed after to_static(full_graph=True) had traced {names} with the patched model in it. "
-        "Programs that Paddle still holds are traced again at their next call, which takes seconds; a "
-        "program that was saved or taken out of them (concrete_program) keeps the old r. Set r before "
-        "tracing, or trace the patched model itself.",
+        f"r was changed after to_static(full_graph=True) had traced {names} with the patched model inside. "
+        "The programs that Paddle still holds are traced again at their next call, which takes seconds; a "
+        "program that was saved or extracted (concrete_program) keeps the old r. Set r before tracing, or "
+        "trace the patched model itself.",
         StaleProgramWarning,
         stacklevel=5,
     )
 
 
 def drop(function: Any) -> bool:
-    """Have a static function traced again; whether it held a program."""
+    """Drop the programs of a static function; returns whether it held one."""
     try:
         programs = getattr(function, "program_cache", None)
-    except RuntimeError:  # of SOT, which looks each time
+    except RuntimeError:  # a function of SOT, which checks its guards in every call
         return False
     if programs is None or not len(programs):
         return False
@@ -100,7 +101,7 @@ def drop(function: Any) -> bool:
 
 
 def before_save(layer: Any, input_spec: Any, configs: Any) -> None:
-    """Called by ``paddle.jit.save``: what goes to ONNX is traced for it, though it was traced before."""
+    """Hook of ``paddle.jit.save``: drop programs traced earlier, so that ONNX export traces its own."""
     if not exporting_onnx():
         return
     if not isinstance(layer, nn.Layer):
@@ -114,7 +115,7 @@ def before_save(layer: Any, input_spec: Any, configs: Any) -> None:
 
 
 def watch_exports() -> None:
-    """Have ``before_save`` called; once, however often this is called."""
+    """Register ``before_save`` with ``paddle.jit.save``; repeated calls register it once."""
     register: Any = getattr(paddle.jit.api, "_register_save_pre_hook", None)  # not public
     if register is not None:
         register(before_save)

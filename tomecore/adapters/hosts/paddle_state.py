@@ -1,8 +1,8 @@
-"""What rides on an activation of Paddle, and gets onto the copies that recomputation makes of it.
+"""Attach values to activations of Paddle, and to the copies that recomputation creates.
 
-Reentrant recomputation (``fleet.utils.recompute``) hands a block copies made by
-``x._new_shared_tensor()`` and ``x.detach()``; on the activation itself, and nowhere else, these two are
-wrapped so that the copy carries the run on.
+Reentrant recomputation (``fleet.utils.recompute``) passes copies to a block, which it gets by
+``x._new_shared_tensor()`` and ``x.detach()``. These two methods are wrapped on the activation only, so that
+the copy gets what was attached to the original.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["ridden_on", "ride"]
 
 
 def ridden_on(x: Array, name: str, config: Any) -> Any:
-    """What rides on ``x`` under ``name`` for ``config``; None where nothing does."""
+    """Return the value attached to ``x`` under ``name`` for ``config``; None if there is none."""
     return ridden(vars(x).get(name), config)
 
 
 def ride(x: Array, name: str, config: Any, value: Any) -> None:
-    """Let ``value`` ride on ``x`` under ``name``, and on copies that a reentrant recomputation makes."""
+    """Attach ``value`` to ``x`` under ``name``, and to the copies that a reentrant recomputation creates."""
     setattr(x, name, Rider(config, value))
     _carry(x, "_new_shared_tensor")
     if not paddle.is_grad_enabled() and not x.stop_gradient:
-        # Only inside a reentrant recomputation, which keeps x: elsewhere x may be a temporary.
+        # Only inside a reentrant recomputation, which keeps x alive: elsewhere x may be a temporary.
         _carry(x, "detach")
 
 
 def _carry(x: Array, name: str) -> None:
-    """Let copies that ``x`` makes of itself by method ``name`` carry what rides on it.
+    """Wrap the method ``name`` of ``x`` so that the copy it returns gets what is attached to ``x``.
 
-    Weakly: Paddle's tensors are not garbage collected, and a reference to itself would keep one.
+    The wrapper holds ``x`` weakly: Paddle's tensors are not garbage collected, so a cycle would leak ``x``.
     """
     if hasattr(type(x), name):
         setattr(x, name, functools.partial(_copy, weakref.ref(x), name))
@@ -46,8 +46,8 @@ def _copy(ref: weakref.ref[Any], name: str) -> Array:
     x = ref()
     if x is None:
         raise RuntimeError(
-            f"{name}() was called on an activation of a patched model that no variable holds any "
-            f"more; keep it in a variable: `y = block(x); y.{name}()`"
+            f"{name}() was called on an activation of a patched model that no variable holds any more; "
+            f"keep it in a variable: `y = block(x); y.{name}()`"
         )
     copy = getattr(type(x), name)(x)
     for attribute in ("_tome_run", "_tome_passes"):

@@ -1,4 +1,4 @@
-"""PyTorch as the patch sees it: its modules and hooks, and how state rides on an activation."""
+"""Implement the host for PyTorch: its modules and hooks, and how state is attached to an activation."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _WRAPPERS = {
 
 
 class TorchHost(Host):
-    """PyTorch as the patch sees it.
+    """The operations of PyTorch that the patch needs.
 
-    A run is an attribute of the activation, and in eager mode of its storage too: reentrant
-    checkpointing hands a block a detached tensor, which is a new object on the same storage. Both die
-    with the activation.
+    A run is an attribute of the activation, and in eager mode of its storage too: reentrant checkpointing
+    passes a detached tensor to a block, which is a new object on the same storage. Both are freed with the
+    activation.
     """
 
     checkpoints = ("torch.utils.checkpoint",)
@@ -45,7 +45,7 @@ class TorchHost(Host):
         return module.named_children()
 
     def child(self, module: nn.Module, name: str) -> Any:
-        found = module._modules.get(name)  # without the detour of Module.__getattr__
+        found = module._modules.get(name)  # faster than Module.__getattr__
         return getattr(module, name, None) if found is None else found
 
     def child_names(self, module: nn.Module) -> tuple[str, ...]:
@@ -91,8 +91,8 @@ class TorchHost(Host):
         return tracing()
 
     def recomputing(self) -> bool:
-        # Not public; tests pin that it is -1 exactly outside a backward pass. A hook in there may begin a
-        # forward pass of its own.
+        # Not public; tests pin that it is -1 exactly outside a backward pass. A hook may start a forward
+        # pass of its own there.
         return torch._C._current_graph_task_id() != -1 and self.in_checkpoint("backward")
 
     def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
@@ -172,7 +172,7 @@ class TorchHost(Host):
 
 
 def _has_global_hooks() -> bool:
-    """Hooks for all modules; not public, but where ``register_module_forward_hook`` puts them."""
+    """Whether there are hooks for all modules; ``register_module_forward_hook`` stores them here."""
     of_all = torch.nn.modules.module
     hooks = (
         *of_all._global_forward_hooks.values(),
@@ -180,16 +180,16 @@ def _has_global_hooks() -> bool:
         *of_all._global_backward_hooks.values(),
         *of_all._global_backward_pre_hooks.values(),
     )
-    # those of torch itself count and name modules
+    # Those of torch itself only count and name modules.
     return any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
 
 
-#: modules whose hooks do not care how many tokens there are
+#: modules whose hooks do not depend on the number of tokens
 _PASSIVE = ("transformers.utils.output_capturing", "torch.nn.utils.")
 
 
 class _Noting:
-    """A hook that hands the output of a module to a function."""
+    """A hook that passes the output of a module to a function."""
 
     def __init__(self, note: functools.partial[None]) -> None:
         self.note = note
@@ -203,7 +203,7 @@ def _is_ours(hook: Any) -> bool:
 
 
 def _is_passive(hook: Any) -> bool:
-    """Whether a hook is tomecore's, a library's recorder, or one that computes weights."""
+    """Whether a hook belongs to tomecore, records outputs for a library, or computes weights."""
     where = str(getattr(hook, "__module__", None) or type(hook).__module__)
     return _is_ours(hook) or where.startswith(_PASSIVE)
 
@@ -213,7 +213,7 @@ def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
 
 
 def _storage(x: torch.Tensor) -> Any:
-    """The storage of ``x``; None where there is none to speak of (inside functorch transforms)."""
+    """Return the storage of ``x``; None inside functorch transforms, where it cannot be accessed."""
     try:
         return x.untyped_storage()
     except NotImplementedError:

@@ -1,7 +1,7 @@
-"""Attention with a bias of keys in PyTorch, in the forms that are not the fused kernel with a mask.
+"""Compute attention with a key bias in PyTorch in other forms than the fused kernel with a mask.
 
-A library's own attention is called as it is, so the form travels with the bias: a :class:`KeyBias` answers
-the call of ``scaled_dot_product_attention`` that it is handed to.
+A library's own attention is called unchanged, so the bias carries the form: a :class:`KeyBias` overrides
+``scaled_dot_product_attention`` in the call that it is passed to.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = [
     "widened",
 ]
 
-#: batch x heads x tokens^2 from which on the products are faster
+#: from this many scores (batch x heads x tokens^2) on, the two products are faster
 _MANY_SCORES = 100_000
-#: of a head, where only all of them together are known
+#: assumed width of a head, if only the width of all heads together is known
 _USUAL_WIDTH = 64
 
-#: (q, k, v, bias (B, 1, 1, N), dropout, scale) -> what attention gives, or None: not here
+#: (q, k, v, bias (B, 1, 1, N), dropout, scale) -> the output of attention; None: not supported here
 Form = Callable[[Array, Array, Array, Array, float, float], Array | None]
 
-#: what libraries do with a mask before they hand it on
+#: operations that libraries apply to a mask before they pass it on
 _KEPT = (torch.Tensor.__getitem__, torch.Tensor.to)
-#: what leaves it a mask, or makes it part of one
+#: operations whose result is still the mask, or contains it
 _RESHAPED = (
     *_KEPT,
     torch.Tensor.expand,
@@ -56,10 +56,11 @@ _RESHAPED = (
 
 
 def by_products(x: torch.Tensor) -> bool:
-    """Whether attention with a bias is two products and a softmax here, instead of the fused kernel.
+    """Whether attention with a bias runs as two products and a softmax here, not in the fused kernel.
 
-    The one place where that is chosen, by measurement (docs/design.md): in bfloat16 on a CPU they take 0.7 of
-    its time, but for few scores. They would keep all scores for a backward pass, so not where there is one.
+    The form is chosen only here, by measurement (docs/design.md): in bfloat16 on a CPU the products take 0.7
+    of the kernel's time, except with few scores. They would keep all scores for a backward pass, so they are
+    not used if gradients are enabled.
     """
     if x.dtype != torch.bfloat16 or not x.is_cpu or torch.is_grad_enabled() or tracing():
         return False
@@ -67,15 +68,15 @@ def by_products(x: torch.Tensor) -> bool:
 
 
 def rides() -> bool:
-    """Whether a bias can bring its form along: Dynamo follows it, other tracers and fake tensors do not."""
+    """Whether a bias can carry its form: Dynamo supports it, other tracers and fake tensors do not."""
     return torch.compiler.is_dynamo_compiling() or _get_current_dispatch_mode() is None
 
 
 class KeyBias(torch.Tensor):
-    """A bias of keys (B, 1, 1, N) that brings along how attention is computed with it: by products.
+    """A key bias (B, 1, 1, N) with which ``scaled_dot_product_attention`` runs as two products.
 
-    A library hands it to ``scaled_dot_product_attention``, which asks it; nothing global is switched, so
-    other threads and blocks without a bias keep the fused kernel.
+    It overrides only the call that it is passed to. No global state changes, so other threads and blocks
+    without a bias keep the fused kernel.
     """
 
     @staticmethod
@@ -86,7 +87,7 @@ class KeyBias(torch.Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # What is computed with it is a plain tensor.
+        # The result of any other operation is a plain tensor.
         with torch._C.DisableTorchFunctionSubclass():
             if func is F.scaled_dot_product_attention:
                 return cls.attend(*args, **(kwargs or {}))
@@ -95,7 +96,7 @@ class KeyBias(torch.Tensor):
 
 
 class KeyColumn(KeyBias):
-    """The same, as a column of the keys."""
+    """A key bias that is computed as a column of the keys."""
 
     @staticmethod
     def attend(*args: Any, **kwargs: Any) -> Array:
@@ -103,7 +104,7 @@ class KeyColumn(KeyBias):
 
 
 class WatchedBias(torch.Tensor):
-    """A bias that notes whether anything is computed with it, for an attention that may ignore it."""
+    """A bias that records whether anything is computed with it, for an attention that may ignore it."""
 
     _tome_used: list[bool]
 
@@ -120,25 +121,25 @@ class WatchedBias(torch.Tensor):
             if func in _RESHAPED and isinstance(found, torch.Tensor):
                 found = found.as_subclass(cls)
                 found._tome_used = bias._tome_used
-            elif isinstance(found, torch.Tensor | tuple | list):  # and not a question, as dim() is
+            elif isinstance(found, torch.Tensor | tuple | list):  # not a query such as dim()
                 bias._tome_used.append(True)
         return found
 
 
 def watched(bias: Array) -> tuple[Array, Callable[[], bool]]:
-    """``bias``, and a function that says whether anything was computed with it."""
+    """Return ``bias``, and a function that reports whether anything was computed with it."""
     seen = bias.as_subclass(torch.Tensor).as_subclass(WatchedBias)
     seen._tome_used = []
     return seen, lambda: bool(seen._tome_used)
 
 
 def attention_by_products(*args: Any, **kwargs: Any) -> Array:
-    """``scaled_dot_product_attention``; by two products and a softmax for many scores in bfloat16."""
+    """Compute ``scaled_dot_product_attention`` by two products and a softmax, if they are faster."""
     return _attention(_products, *args, **kwargs)
 
 
 def attention_by_column(*args: Any, **kwargs: Any) -> Array:
-    """``scaled_dot_product_attention``; where its mask is a bias of keys, without one."""
+    """Compute ``scaled_dot_product_attention`` without a mask, if the mask is a key bias."""
     return _attention(_column, *args, **kwargs)
 
 
@@ -154,7 +155,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
-    """By ``form`` where the mask is a bias of keys and the form serves the rest; else by the fused kernel."""
+    """Compute attention by ``form`` if the mask is a key bias and the form supports the call.
+
+    Otherwise use the fused kernel.
+    """
     found = None
     usual = query.ndim == 4 and query.shape[1] == key.shape[1] and not (is_causal or enable_gqa)
     if usual and attn_mask is not None and attn_mask.shape == (key.shape[0], 1, 1, key.shape[2]):
@@ -184,10 +188,9 @@ def _products(
 
 
 def _column(q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: float) -> Array:
-    """By the fused kernel without a mask: [q, 1 / scale] [k, bias]^T = q k^T + bias / scale.
+    """Call the fused kernel without a mask: [q, 1 / scale] [k, bias]^T = q k^T + bias / scale.
 
-    Flash kernels of GPUs take no mask. Queries and values are as wide as the keys, in multiples of eight, as
-    these kernels want it.
+    GPU flash kernels take no mask. They need queries, keys and values of the same width, a multiple of eight.
     """
     width = v.shape[-1]
     q, k, v = (
@@ -199,7 +202,7 @@ def _column(q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: fl
 
 
 def widened(x: Array, column: Array) -> Array:
-    """(B, H, N, d) -> (B, H, N, d + 8 at most): a column (B, 1, N, 1) and zeros up to a multiple of eight."""
+    """Append to ``x`` (B, H, N, d) a column (B, 1, N, 1), and zeros up to a multiple of eight."""
     parts, spare = [x, column.expand(*x.shape[:-1], 1)], 7 - x.shape[-1] % 8
     if spare:
         parts.append(x.new_zeros(()).expand(*x.shape[:-1], spare))
