@@ -83,7 +83,7 @@ def test_the_three_forms_are_what_they_are_called(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(benchmark._measure, "interleave", interleave)
     model = loaded("torch")
     benchmark.measure(model, 3, batch=2, rounds=1)
-    x = benchmark._devices.place_of(model.model, "cpu", "float32").images(2, (3, 32, 32))
+    x = benchmark.place_of(model.model, "cpu", "float32").images(2, (3, 32, 32))
     patched = tomecore.adapters.torch.apply_patch(copy.deepcopy(model.model), r=3)
     with torch.inference_mode():
         torch.testing.assert_close(calls["unpatched"](), model.model(x), rtol=0, atol=0)
@@ -98,7 +98,7 @@ def test_to_static_and_compile() -> None:
         benchmark.measure(loaded("paddle"), 3, batch=2, rounds=1, mode="to_static").merge_share
         is None
     )
-    found = benchmark._devices.place_of(small("torch"), "cpu", "float32")
+    found = benchmark.place_of(small("torch"), "cpu", "float32")
     with pytest.raises(ArgumentValueError, match="'to_static' is paddle's; the model is torch's"):
         found.compiled(small("torch"), "to_static", (2, 3, 32, 32))
     with pytest.raises(ArgumentValueError, match="CUDA graphs need a GPU"):

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tomecore.adapters import PropAttn, handle_of
-from tomecore.benchmark._devices import Place, peak_bytes, place_of
 from tomecore.benchmark._forms import free_drop
+from tomecore.benchmark._place import Place, peak_bytes, place_of
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
+from tomecore.frameworks import logits_of
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
 from tomecore.schedule.arithmetic import arithmetic_of
@@ -124,7 +125,7 @@ def measure(
     """
     place = place_of(loaded.model, device, dtype)
     patch = functools.partial(
-        adapter_of(place.framework).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
+        adapter_of(place.runtime.name).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
     )
     unpatched = place.put(copy.deepcopy(loaded.model))
     models = {
@@ -135,7 +136,7 @@ def measure(
     for name, make in (others or {}).items():
         models[name] = make(copy.deepcopy(unpatched))
     x = place.images(batch, loaded.input_shape)
-    with place.evaluating():
+    with place.no_grad():
         models["merging"](x)
     tome = models["merging"].tome
     tokens, left = tome.num_tokens, tome.tokens[-1]
@@ -149,7 +150,7 @@ def measure(
     by_hand = mode == "eager" and not train and not place.on_gpu
     return Measurement(
         model=loaded.name,
-        framework=place.framework,
+        framework=place.runtime.name,
         r=r,
         batch=batch,
         image=loaded.preprocess.size,
@@ -184,15 +185,12 @@ def _call(
     place: Place, model: Any, run: Callable[[Any], Any], x: Any, train: bool
 ) -> Callable[[], Any]:
     def forward() -> Any:
-        with place.evaluating():
+        with place.no_grad():
             return run(x)
 
     def step() -> None:
-        output = run(x)
-        output = getattr(output, "logits", output)
-        output = output.astype("float32") if place.framework == "paddle" else output.float()
-        output.sum().backward()
-        place.forget_gradients(model)
+        place.runtime.to_float32(logits_of(run(x))).sum().backward()
+        place.runtime.forget_gradients(model)
 
     if train:
         model.train()
