@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tomecore.errors import ArgumentValueError
-from tomecore.evaluation import Pictures, find, read_names, spread
+from tomecore.evaluation import Pictures, evenly_spread, find, read_names
 
 
 def picture(path: Path, size: int = 4) -> None:
@@ -131,8 +131,8 @@ def test_names_of_classes(tmp_path: Path) -> None:
 
 
 def test_a_limit_takes_from_all_over() -> None:
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, None) == spread(3, 9) == [0, 1, 2]
+    assert evenly_spread(10, 4) == [0, 2, 5, 7]
+    assert evenly_spread(3, None) == evenly_spread(3, 9) == [0, 1, 2]
 
 
 def test_the_digest_is_of_the_files(

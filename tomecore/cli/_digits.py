@@ -32,5 +32,5 @@ def held_out(loaded: Loaded, limit: int | None) -> tuple[np.ndarray, np.ndarray]
             f"the digits are grey images {images.shape[1:]}, and {loaded.name} takes "
             f"{loaded.input_shape}; use digits:torch or digits:paddle, or pictures"
         )
-    chosen = evaluation.spread(len(images), limit)
+    chosen = evaluation.evenly_spread(len(images), limit)
     return images[chosen], labels[chosen]

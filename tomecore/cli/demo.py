@@ -26,7 +26,7 @@ from tomecore.errors import ClampWarning, TomeError
 from tomecore.frameworks import FRAMEWORKS, require
 
 if TYPE_CHECKING:
-    from tomecore.demo import Result, Row
+    from tomecore.demo import DemoResult, DemoRow
 
 
 class Framework(str, Enum):
@@ -95,7 +95,7 @@ def demo(
     )
 
 
-def _table(result: Result) -> Table:
+def _table(result: DemoResult) -> Table:
     table = plain_table(
         title=f"A ViT of 12 layers and 197 tokens on {result.images} held-out digits",
         caption=f"speed at batch {result.batch}; limit: what the arithmetic allows; "
@@ -122,7 +122,7 @@ def _table(result: Result) -> Table:
     return table
 
 
-def _cells(row: Row, first: bool) -> list[str]:
+def _cells(row: DemoRow, first: bool) -> list[str]:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
@@ -139,7 +139,7 @@ def _cells(row: Row, first: bool) -> list[str]:
     ]
 
 
-def _parity_line(result: Result) -> str:
+def _parity_line(result: DemoResult) -> str:
     if not result.parity:
         return "Parity: needs both frameworks."
     largest = max(report.largest_difference_agreeing for _, report in result.parity)

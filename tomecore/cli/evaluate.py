@@ -134,7 +134,7 @@ def evaluate(
         else:
             outputs = evaluation.outputs_of(loaded.model, loaded.input_shape)
             labels = found.labels(outputs, names)
-            chosen = evaluation.spread(len(found.paths), limit)
+            chosen = evaluation.evenly_spread(len(found.paths), limit)
             labels = None if labels is None else labels[chosen]
             images = evaluation.Pictures(
                 [found.paths[index] for index in chosen], loaded.image, found.root

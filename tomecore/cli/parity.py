@@ -218,7 +218,7 @@ def _images(
         arrays, _ = held_out(loaded, limit)
         return arrays, f"{len(arrays)} held-out digits"
     found = evaluation.find(images, labelled=False)
-    chosen = evaluation.spread(len(found.paths), limit)
+    chosen = evaluation.evenly_spread(len(found.paths), limit)
     pictures = evaluation.Pictures([found.paths[i] for i in chosen], loaded.image, found.root)
     read, unreadable = [], []
     for index in range(len(pictures)):

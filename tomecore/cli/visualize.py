@@ -85,7 +85,7 @@ def visualize(
         )
         paths = paths[:limit]
     if not paths:
-        _complain(complaints)
+        _comprintable(complaints)
         raise typer.Exit(1)
 
     from tomecore.loading import load
@@ -95,7 +95,7 @@ def visualize(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClampWarning)  # the tokens that are left are printed
         complaints += _draw(loaded, paths, schedules, numbers, output, html, note)
-    _complain(complaints)
+    _comprintable(complaints)
     if complaints:
         raise typer.Exit(1)
 
@@ -118,7 +118,7 @@ def _draw(
     adapter = adapter_of(loaded.framework)
     patched = adapter.apply_patch(loaded.model)
     depth = len(adapter.handle(patched).schedule)
-    wanted = visualization.spread(depth) if layers is None else layers
+    wanted = visualization.layers_to_draw(depth) if layers is None else layers
     for layer in wanted:
         if layer > depth:
             raise typer.BadParameter(
@@ -131,13 +131,13 @@ def _draw(
         return complaints
     names, inputs = zip(*found, strict=True)
     pixels = [loaded.preprocess.pixels(one) for one in inputs]
-    traced = visualization.trace(patched, np.stack(inputs), pixels, names, schedules)
+    merged = visualization.follow_images(patched, np.stack(inputs), pixels, names, schedules)
     with _writing(output):
-        visualization.draw_strips(traced, wanted, output)
+        visualization.draw_strips(merged, wanted, output)
     for number, schedule in enumerate(schedules):
-        left = ", ".join(str(traced.tokens(number, layer)) for layer in wanted)
+        left = ", ".join(str(merged.tokens(number, layer)) for layer in wanted)
         console.print(
-            f"r={schedule}: of {traced.tokens(number, 0)} tokens, {left} are left after "
+            f"r={schedule}: of {merged.tokens(number, 0)} tokens, {left} are left after "
             f"{'layer' if len(wanted) == 1 else 'layers'} {', '.join(map(str, wanted))}",
             markup=False,
             highlight=False,
@@ -145,7 +145,7 @@ def _draw(
         )
     written = [(output, "Picture")]
     if html is not None:
-        page = visualization.page(traced, f"Merged tokens of {loaded.name}", note)
+        page = visualization.html_page(merged, f"Merged tokens of {loaded.name}", note)
         with _writing(html):
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(page, encoding="utf-8")
@@ -226,10 +226,10 @@ def _weights_note(loaded: Loaded, trained: bool) -> str:
     )
 
 
-def _complain(complaints: list[str]) -> None:
-    from tomecore.visualization import plain
+def _comprintable(complaints: list[str]) -> None:
+    from tomecore.visualization import printable
 
     for complaint in complaints:
         errors.print(
-            f"[red]error:[/red] {escape(plain(complaint))}", highlight=False, soft_wrap=True
+            f"[red]error:[/red] {escape(printable(complaint))}", highlight=False, soft_wrap=True
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.evaluation._reading import Loaded
+from tomecore.evaluation._reading import Batch
 from tomecore.evaluation._result import Chunk, count_chunk
 from tomecore.frameworks import evaluating, logits_of, to_numpy, to_tensor
 from tomecore.schedule import R
@@ -30,10 +30,10 @@ class Runner:
         self.model, self.schedules, self.labels = model, schedules, labels
         self.warm: set[int] = set()
 
-    def run(self, number: int, loaded: Loaded) -> Chunk:
+    def run(self, number: int, batch: Batch) -> Chunk:
         """What all r found on batch ``number``; the number decides which of them begins."""
-        readable = [(i, image) for i, image in loaded if not isinstance(image, str)]
-        unreadable = [(i, reason) for i, reason in loaded if isinstance(reason, str)]
+        readable = [(i, image) for i, image in batch if not isinstance(image, str)]
+        unreadable = [(i, reason) for i, reason in batch if isinstance(reason, str)]
         if not readable:
             return {"images": 0, "unreadable": unreadable}
         shapes = {image.shape for _, image in readable}

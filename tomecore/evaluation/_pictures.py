@@ -13,7 +13,7 @@ import numpy as np
 from tomecore.errors import ArgumentValueError
 from tomecore.loading.images import read_image
 
-__all__ = ["Pictures", "spread"]
+__all__ = ["Pictures", "evenly_spread"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Pictures(Sequence[np.ndarray]):
         return found.hexdigest()[:16]
 
 
-def spread(count: int, limit: int | None) -> list[int]:
+def evenly_spread(count: int, limit: int | None) -> list[int]:
     """``limit`` of ``count`` indices, evenly over all of them; all if there are not more."""
     if limit is None or limit >= count:
         return list(range(count))
