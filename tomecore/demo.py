@@ -23,7 +23,7 @@ from tomecore.frameworks import predict
 from tomecore.loading import adapter_of, load
 from tomecore.loading.images import Preprocess
 from tomecore.models import digits
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 from tomecore.visualization import follow_images
 
 __all__ = ["SCHEDULES", "DemoResult", "DemoRow", "draw", "run", "steps"]
@@ -78,7 +78,7 @@ class DemoResult:
         """Everything as plain data, for JSON."""
         return {
             "rows": [asdict(row) for row in self.rows],
-            "parity": [{"r": r, **report.as_dict()} for r, report in self.parity],
+            "parity": [{"r": as_data(r), **report.as_dict()} for r, report in self.parity],
             "images": self.images,
             "batch": self.batch,
             "machine": self.machine,
@@ -156,7 +156,7 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _rows(accuracy: Sequence[float], timed: Sequence[benchmark.Measurement]) -> Iterator[DemoRow]:
-    """Of one framework: the unpatched model, then each r that was timed."""
+    """The rows of one framework: the unpatched model, then each r that was timed."""
     speed = statistics.median(cell.images_per_second["unpatched"] for cell in timed)
     yield DemoRow(timed[0].framework, None, timed[0].tokens, accuracy[0], speed)
     for share, cell in zip(accuracy[1:], timed, strict=True):

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,24 +63,21 @@ class Torch:
         """The module that counts, synchronizes and measures GPUs."""
         return self.library.cuda
 
-    def named_modules(self, model: Any) -> Iterable[tuple[str, Any]]:
+    def named_modules(self, model: Any) -> Any:
         """The model under "", and all modules in it by their paths."""
-        modules: Iterable[tuple[str, Any]] = model.named_modules()
-        return modules
+        return model.named_modules()
 
     def after_forward(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> Any:
         """Call ``hook(module, inputs, output)`` after each forward; the result has ``remove()``."""
         return module.register_forward_hook(hook)
 
-    def no_grad(self) -> AbstractContextManager[Any]:
+    def no_grad(self) -> Any:
         """A context without gradients."""
-        context: AbstractContextManager[Any] = self.library.no_grad()
-        return context
+        return self.library.no_grad()
 
-    def fastest(self) -> AbstractContextManager[Any]:
+    def fastest(self) -> Any:
         """A context without gradients that costs least, for timing."""
-        context: AbstractContextManager[Any] = self.library.inference_mode()
-        return context
+        return self.library.inference_mode()
 
     def forget_gradients(self, model: Any) -> None:
         """Free the gradients of all parameters."""
@@ -159,16 +155,14 @@ class Paddle:
     def cuda(self) -> Any:
         return self.library.device.cuda
 
-    def named_modules(self, model: Any) -> Iterable[tuple[str, Any]]:
-        modules: Iterable[tuple[str, Any]] = model.named_sublayers(include_self=True)
-        return modules
+    def named_modules(self, model: Any) -> Any:
+        return model.named_sublayers(include_self=True)
 
     def after_forward(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> Any:
         return module.register_forward_post_hook(hook)
 
-    def no_grad(self) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self.library.no_grad()
-        return context
+    def no_grad(self) -> Any:
+        return self.library.no_grad()
 
     fastest = no_grad
 
@@ -197,7 +191,7 @@ class Paddle:
         return model.to(device=device, dtype=dtype)
 
     def set_threads(self, count: int) -> None:
-        """Nothing: Paddle reads the environment variables alone."""
+        """Do nothing: Paddle reads the environment variables only."""
 
     @contextlib.contextmanager
     def gathering(self) -> Iterator[Callable[[Any], list[Any]]]:

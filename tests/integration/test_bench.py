@@ -19,6 +19,7 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.backends.kernels.cpu import fused as fused_module
+from tomecore.cli import _shared
 from tomecore.errors import ArgumentValueError
 from tomecore.schedule.arithmetic import arithmetic_of
 
@@ -167,6 +168,15 @@ def test_settings_of_the_patch(
     (cell,) = json.loads((tmp_path / "b.json").read_text())["cells"]
     assert (cell["trim_last"], cell["prop_attn"]) == kept
     assert (cell["profile"]["attention with a bias"] == 0) == (not kept[1])
+
+
+def test_a_table_has_the_width_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the moment when the command line was imported; a file has room for every column."""
+    monkeypatch.setenv("COLUMNS", "50")
+    assert (_shared.console.width, _shared.errors.width) == (50, 50)
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(type(_shared.console), "is_terminal", False)
+    assert _shared.console.width == 120
 
 
 def test_latency_is_batch_one(run: Any) -> None:

@@ -113,7 +113,7 @@ def test_lists_of_names_and_without_labels(tmp_path: Path) -> None:
         with pytest.raises(ArgumentValueError, match="every line must be path,label"):
             find(path)
     path.write_text("path,label\n")
-    with pytest.raises(ArgumentValueError, match="lists no pictures"):
+    with pytest.raises(ArgumentValueError, match="lists no images"):
         find(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArgumentValueError, match="cannot be read as text"):

@@ -108,7 +108,7 @@ def test_random_weights_are_called_random(folder: Path, tmp_path: Path) -> None:
         *("--output", tmp_path / "photos.jpg", "--limit", 1),
     )
     assert result.exit_code == 0, result.output
-    assert "Drawing the first 1 of 2 pictures; --limit 2 draws all." in result.stdout
+    assert "Drawing the first 1 of 2 images; --limit 2 draws all." in result.stdout
     assert "The weights of timm:test_vit are random" in result.stdout
     assert result.stdout.count("tokens, ") == 2
     assert "r=(8, -1): of 101 tokens" in result.stdout
@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_reported_and_the_rest_drawn(folder: Path, tmp_pa
     lines = result.stderr.splitlines()
     assert len(lines) == 3
     assert f"error: there is no file {bad[1]}" in lines
-    assert any(line.startswith(f"error: {bad[0]} cannot be read as a picture") for line in lines)
+    assert any(line.startswith(f"error: {bad[0]} cannot be read as an image") for line in lines)
     assert any(
-        line.startswith(f"error: there is no picture in the folder {bad[2]}") for line in lines
+        line.startswith(f"error: there is no image in the folder {bad[2]}") for line in lines
     )
     assert "r=16: of 197 tokens" in result.stdout
     assert Image.open(output).size[1] == 4 + 3 * (224 + 30)

@@ -18,7 +18,9 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
+    number,
     plain_table,
+    print_path,
     progress_bar,
     write_numbers,
 )
@@ -90,9 +92,7 @@ def demo(
     console.print(_parity_line(result))
     write_numbers(json_file, result.as_dict())
     job.draw(next(iter(models.values())), picture)
-    console.print(
-        f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{escape(str(picture))}[/bold]"
-    )
+    print_path("Merged tokens after layers 3, 6, 9 and 12 at r=16", picture)
 
 
 def _table(result: DemoResult) -> Table:
@@ -123,9 +123,6 @@ def _table(result: DemoResult) -> Table:
 
 
 def _cells(row: DemoRow, first: bool) -> list[str]:
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
     return [
         f"[bold]{row.framework}[/bold]" if first else "",
         "unpatched" if row.r is None else str(row.r),
@@ -133,7 +130,7 @@ def _cells(row: DemoRow, first: bool) -> list[str]:
         format(row.accuracy, ".1%"),
         format(row.images_per_second, ".1f"),
         "-" if row.speedup is None else f"[green]{row.speedup:.2f}x[/green]",
-        "-" if row.limit is None else f"{row.limit:.2f}x",
+        number(row.limit, ".2f", "x"),
         number(row.limit_share, ".0%"),
         number(row.merge_tax, "+.0%"),
     ]

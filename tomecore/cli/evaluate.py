@@ -1,4 +1,4 @@
-"""``tomecore evaluate``: accuracy and speed of a model on a folder of pictures, at several r."""
+"""``tomecore evaluate``: accuracy and speed of a model on a folder of images, at several r."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from tomecore.cli._shared import (
     check_file,
     console,
     errors,
+    number,
     plain_table,
+    print_path,
     progress_bar,
     read_r,
     write_numbers,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from tomecore.evaluation import Result
 
 PLOTS = (".png", ".svg", ".pdf")
-#: unreadable pictures that are named on the screen; the JSON has all
+#: unreadable images that are named on the screen; the JSON has all
 _NAMED = 10
 
 
@@ -50,8 +52,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with a folder of pictures for each class, in the model's order when sorted; a "
-            "CSV file of lines path,label; a folder of pictures (no labels: agreement only); or the word "
+            help="A folder with a folder of images for each class, in the model's order when sorted; a "
+            "CSV file of lines path,label; a folder of images (no labels: agreement only); or the word "
             "digits, for the held-out digits that come with tomecore.",
             show_default=False,
         ),
@@ -77,7 +79,7 @@ def evaluate(
         ),
     ] = None,
     no_labels: Annotated[
-        bool, typer.Option("--no-labels", help="All pictures at any depth; agreement only.")
+        bool, typer.Option("--no-labels", help="All images at any depth; agreement only.")
     ] = False,
     limit: Annotated[
         int | None,
@@ -109,7 +111,7 @@ def evaluate(
     python -m paddle.distributed.launch --nproc_per_node 2 $(which tomecore) evaluate DATA ... Both
     launchers take --r for an option of their own: write --schedule.
 
-    Ends with exit code 1 if a picture could not be read; the others are kept.
+    Ends with exit code 1 if an image could not be read; the others are kept.
     """
     check_file(json_file, "--json")
     check_file(plot, "--plot", PLOTS)
@@ -154,12 +156,12 @@ def evaluate(
             )
         if processes.first:
             if found is not None and found.others:
-                console.print(
-                    f"Files left out, which by their endings are no pictures: {found.others}"
-                )
+                console.print(f"Skipped files that are not images: {found.others}")
             if loading.has_random_weights(model, pretrained, weights):
                 console.print(
-                    "The weights are random (neither --pretrained nor --weights): only speed says something."
+                    "The weights are random (neither --pretrained nor --weights): only the speed is "
+                    "meaningful.",
+                    soft_wrap=True,
                 )
             console.print(_table(result, model, place, amp))
             numbers = {
@@ -176,7 +178,7 @@ def evaluate(
             write_numbers(json_file, numbers)
             if plot is not None:
                 evaluation.draw(result, plot, title=f"{model}, {result.images} images of {data}")
-                console.print(f"Plot: [bold]{escape(str(plot))}[/bold]")
+                print_path("Plot", plot)
         processes.gather(None)  # nobody leaves before all is written
     if processes.first and result.unreadable:
         _name_unreadable([reason for _, reason in result.unreadable], result.images)
@@ -211,23 +213,19 @@ def _table(result: Result, model: str, place: str, amp: Precision | None) -> Tab
         table.add_row(
             "unpatched" if index == 0 else escape(str(row.r)),
             str(row.tokens),
-            _number(row.top1, ".2%"),
-            _number(row.top5, ".2%"),
-            _number(row.agreement if index else None, ".2%"),
-            _number(row.images_per_second, ".1f"),
-            _number(row.speedup if index else None, ".2f", "x"),
-            _number(row.limit if index else None, ".2f", "x"),
+            number(row.top1, ".2%"),
+            number(row.top5, ".2%"),
+            number(row.agreement if index else None, ".2%"),
+            number(row.images_per_second, ".1f"),
+            number(row.speedup if index else None, ".2f", "x"),
+            number(row.limit if index else None, ".2f", "x"),
         )
     return table
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else format(value, form) + unit
-
-
 def _name_unreadable(reasons: Sequence[str], kept: int) -> None:
     errors.print(
-        f"[red]{len(reasons)} of {len(reasons) + kept} pictures could not be read:[/red]",
+        f"[red]{len(reasons)} of {len(reasons) + kept} images could not be read:[/red]",
         highlight=False,
     )
     for reason in reasons[:_NAMED]:

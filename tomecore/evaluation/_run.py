@@ -13,12 +13,12 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, Un
 from tomecore.evaluation._batch import Runner
 from tomecore.evaluation._device import autocast
 from tomecore.evaluation._reading import read_ahead
-from tomecore.evaluation._result import Result, plain, result_of
+from tomecore.evaluation._result import Result, result_of
 from tomecore.evaluation._resume import Record, digest_of_array, digest_of_model
 from tomecore.evaluation.distributed import ALONE, Processes
 from tomecore.frameworks import evaluating
 from tomecore.loading import merging
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 
 __all__ = ["evaluate"]
 
@@ -74,7 +74,7 @@ def evaluate(
     wanted = [0, *(r for r in schedules if not (type(r) is int and r == 0))]
     run = {
         "name": name,
-        "r": [plain(r) for r in wanted],
+        "r": [as_data(r) for r in wanted],
         "images": count,
         "batch": batch,
         "amp": amp,

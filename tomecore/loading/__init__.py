@@ -90,7 +90,7 @@ def load(
 def has_random_weights(
     name: str, pretrained: bool = False, weights: Path | str | None = None
 ) -> bool:
-    """Whether :func:`load` with these arguments gives a model that nobody trained, as far as names say."""
+    """Whether :func:`load` with these arguments gives an untrained model, as far as names say."""
     source, _, rest = name.partition(":")
     trained = source == "digits" or (source == "transformers" and Path(rest).is_dir())
     return source in _LOADERS and not trained and not pretrained and weights is None

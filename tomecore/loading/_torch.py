@@ -139,7 +139,7 @@ class _ToNumpy:
 
 
 class _ByProcessor:
-    """A processor of transformers, of one picture."""
+    """A processor of transformers, for one image."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

@@ -150,7 +150,7 @@ def _of_merging(case: Case) -> list[str]:
 
 
 def _of_decisions(report: Report, layer: int | None, tolerance: Tolerance) -> list[str]:
-    """Of equal keys and equal settings."""
+    """What decisions say that differ with equal keys and equal settings."""
     flips = clear_flips(report, layer, tolerance)
     wrong = max(flips, key=lambda flip: flip.gap).wrong
     who = f"{wrong} ({report.names['ab'.index(wrong)]})" if wrong else "one of the two"
@@ -175,7 +175,7 @@ def _without_merging(case: Case) -> Divergence | None:
 
 
 def _agree_unmerged(case: Case, differ: bool) -> str:
-    """What it says that the models agree with r=0."""
+    """The remark on models that agree with r=0."""
     agree = f"with r=0 they agree on {len(case.images[:_FEW])} images"
     half, layer, first = case.place.half, case.place.layer, case.first_merge
     merged = first is not None and half != "embedding"

@@ -15,7 +15,7 @@ from tomecore.parity._compare import DifferentMergesError, compare
 from tomecore.parity._divergence import Divergence, first_divergence
 from tomecore.parity._report import Report
 from tomecore.parity._tolerance import Tolerance
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 
 __all__ = ["Diagnosis", "assert_parity", "diagnose"]
 
@@ -53,7 +53,7 @@ class Diagnosis:
         """Everything as plain data, for JSON."""
         return {
             "agrees": self.agrees,
-            "r": str(self.r) if callable(self.r) else self.r,
+            "r": as_data(self.r),
             "layer": self.layer,
             "where": None if self.place is None else self.place.where,
             "causes": list(self.causes),

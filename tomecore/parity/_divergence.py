@@ -50,7 +50,7 @@ class Divergence:
 
     @classmethod
     def of_schedules(cls, a: dict[int, int], b: dict[int, int]) -> Divergence:
-        """Of models that keep different numbers of tokens, given by layer."""
+        """The divergence of models that keep different numbers of tokens, given by layer."""
         layer = min(k for k in {*a, *b} if a.get(k) != b.get(k))
         kept = [m.get(layer, "all its") for m in (a, b)]
         detail = f"a keeps {kept[0]} tokens there and b {kept[1]}"
@@ -69,7 +69,7 @@ def first_divergence(report: Report, tolerance: Tolerance, layers: str) -> Diver
 
 
 def _divergences(report: Report, tolerance: Tolerance, layers: str) -> Iterator[Divergence]:
-    """In the order of computation; what follows the first means little."""
+    """All of them, in the order of computation; what follows the first means little."""
 
     def of(half: str, layer: int | None, found: Difference, look: str) -> Iterator[Divergence]:
         if not tolerance.holds(found):

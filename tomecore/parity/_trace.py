@@ -55,8 +55,8 @@ def comparable_handle(model: Any, name: str) -> Handle:
     tome = handle_of(model, name)
     if tome.trim_last:
         raise UnsupportedModelError(
-            f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block makes "
-            "the tokens at the front alone, where all are to be compared: call apply_patch again without it"
+            f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block computes "
+            "the prefix tokens only, but parity compares all tokens: call apply_patch again without it"
         )
     return tome
 
