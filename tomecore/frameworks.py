@@ -107,7 +107,7 @@ class Torch:
         return model.to(device=device, dtype=dtype and getattr(self.library, dtype))
 
     def set_threads(self, count: int) -> None:
-        """Compute with so many threads on a CPU, if the framework is imported already."""
+        """Compute with so many threads on a CPU, whatever the environment said at the import."""
         self.library.set_num_threads(count)
 
     @contextlib.contextmanager
@@ -137,7 +137,7 @@ class Torch:
 
 
 class Paddle:
-    """The same of Paddle; what a name means is said at :class:`Torch`."""
+    """What tools ask of Paddle, under the names of :class:`Torch`, which says what they mean."""
 
     name = "paddle"
     install = 'pip install "tomecore[paddle-cpu]"'

@@ -69,7 +69,7 @@ def test_a_plain_folder_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert find(tmp_path).labels(10) is None
     picture(tmp_path / "cat" / "1.png")
-    with pytest.raises(ArgumentValueError, match=r"1 pictures beside its class folders \(1.png\)"):
+    with pytest.raises(ArgumentValueError, match=r"1 images beside its class folders \(1.png\)"):
         find(tmp_path)
     assert len(find(tmp_path, labelled=False).paths) == 2
 

@@ -140,7 +140,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     result = run(*DIGITS, "--images", tmp_path / "data", "--batch", 4)
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert f"9 of 10 images in {tmp_path / 'data'}" in result.stdout
-    assert "left out: " in result.stderr
+    assert "1 of 10 images could not be read:" in result.stderr
     assert "broken.png cannot be read as an image" in result.stderr
 
 

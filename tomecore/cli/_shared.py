@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "plain_table",
     "print_error",
     "print_path",
+    "print_unreadable",
     "progress_bar",
     "read_r",
     "write_numbers",
@@ -62,6 +64,9 @@ class _Screen(Console):
 
 console = _Screen()
 errors = _Screen(stderr=True)
+
+#: unreadable images that are named
+_NAMED = 10
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -137,6 +142,16 @@ def print_path(what: str, path: Path) -> None:
 def print_error(message: str) -> None:
     """One line on stderr."""
     errors.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def print_unreadable(reasons: Sequence[str], kept: int, hint: str = "") -> None:
+    """Say on stderr which images could not be read beside the ``kept`` ones; ``hint``: where all are."""
+    total = len(reasons) + kept
+    errors.print(f"[red]{len(reasons)} of {total} images could not be read:[/red]", highlight=False)
+    for reason in reasons[:_NAMED]:
+        errors.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(reasons) > _NAMED:
+        errors.print(f"  and {len(reasons) - _NAMED} more{hint}", highlight=False)
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:

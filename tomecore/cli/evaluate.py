@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,10 +23,10 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
-    errors,
     number,
     plain_table,
     print_path,
+    print_unreadable,
     progress_bar,
     read_r,
     write_numbers,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from tomecore.evaluation import Result
 
 PLOTS = (".png", ".svg", ".pdf")
-#: unreadable images that are named on the screen; the JSON has all
-_NAMED = 10
 
 
 class Precision(str, Enum):
@@ -181,7 +179,8 @@ def evaluate(
                 print_path("Plot", plot)
         processes.gather(None)  # nobody leaves before all is written
     if processes.first and result.unreadable:
-        _name_unreadable([reason for _, reason in result.unreadable], result.images)
+        reasons = [reason for _, reason in result.unreadable]
+        print_unreadable(reasons, result.images, "; --json lists all")
         raise typer.Exit(1)
 
 
@@ -221,14 +220,3 @@ def _table(result: Result, model: str, place: str, amp: Precision | None) -> Tab
             number(row.limit if index else None, ".2f", "x"),
         )
     return table
-
-
-def _name_unreadable(reasons: Sequence[str], kept: int) -> None:
-    errors.print(
-        f"[red]{len(reasons)} of {len(reasons) + kept} images could not be read:[/red]",
-        highlight=False,
-    )
-    for reason in reasons[:_NAMED]:
-        errors.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(reasons) > _NAMED:
-        errors.print(f"  and {len(reasons) - _NAMED} more; --json lists all", highlight=False)

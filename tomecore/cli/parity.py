@@ -23,6 +23,7 @@ from tomecore.cli._shared import (
     console,
     errors,
     print_error,
+    print_unreadable,
     read_r,
     write_numbers,
 )
@@ -30,9 +31,6 @@ from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
 
 if TYPE_CHECKING:
     from tomecore.loading import Loaded
-
-#: unreadable images that are named
-_NAMED = 5
 
 
 class Precision(str, Enum):
@@ -222,15 +220,12 @@ def _images(
     chosen = evaluation.evenly_spread(len(found.paths), limit)
     pictures = evaluation.Pictures([found.paths[i] for i in chosen], loaded.image, found.root)
     read, unreadable = pictures.read_all()
-    for reason in unreadable[:_NAMED]:
-        errors.print(f"left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(unreadable) > _NAMED:
-        errors.print(f"left out: {len(unreadable) - _NAMED} more that cannot be read")
+    if unreadable:
+        print_unreadable(unreadable, len(read))
     if not read:
         raise ArgumentValueError(f"none of the {len(chosen)} images in {images} can be read")
-    return np.stack(
-        [image for _, image in read]
-    ), f"{len(read)} of {len(found.paths)} images in {images}"
+    arrays = np.stack([image for _, image in read])
+    return arrays, f"{len(read)} of {len(found.paths)} images in {images}"
 
 
 def _finite(value: Any) -> Any:
