@@ -26,7 +26,7 @@ import tomecore.adapters.torch as tome
 from tomecore import bipartite_soft_matching, merge_weighted
 from tomecore.adapters.engine.patch import config_of
 from tomecore.adapters.engine.reduce import matching_key
-from tomecore.benchmark._devices import Place, peak_bytes
+from tomecore.benchmark import Place, peak_bytes
 
 Found = dict[str, Any]
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16

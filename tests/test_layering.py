@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "loading": {*_SEEN, "loading"},
     "benchmark": {*_SEEN, "benchmark", "loading"},
     "evaluation": {*_SEEN, "evaluation", "loading"},
-    "parity": {*_SEEN, "parity"},
+    "parity": {*_SEEN, "loading", "parity"},
     "visualization": {*_SEEN, "visualization"},
     "demo": {*_SEEN, *TOOLS} - {"cli", "demo"},
     "cli": {*_SEEN, *TOOLS},

@@ -1,17 +1,17 @@
 """The main job: one trained ViT on held-out digits, in torch and in Paddle, unpatched and merging.
 
-This file computes; ``cli.py`` shows. The same weights run in both frameworks, accuracy is measured on
-images never used in training, speed is interleaved with the unpatched model and with free-drop, and
-the two frameworks are compared decision by decision.
+    result, models = run(["torch", "paddle"])
+    draw(models["torch"], Path("merged.png"))
+
+The tools do the work: ``tomecore.benchmark`` times the model unpatched, merging and dropping tokens in turn,
+and ``tomecore.parity`` compares the two frameworks decision by decision; what they answer is also what the
+accuracy is taken of, on images never used in training. ``cli/demo.py`` shows the result.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,26 @@ from typing import Any
 import numpy as np
 
 from tomecore import benchmark, parity
-from tomecore.frameworks import evaluating, predict, to_tensor
+from tomecore.frameworks import predict
+from tomecore.loading import adapter_of, load
+from tomecore.loading.images import Preprocess
 from tomecore.models import digits
-from tomecore.schedule import R, tokens_per_layer
-from tomecore.visualization import make_visualization, sources_by_layer
+from tomecore.schedule import R, as_data
+from tomecore.visualization import follow_images
 
-__all__ = ["SCHEDULES", "Result", "Row", "draw", "run"]
+__all__ = ["SCHEDULES", "DemoResult", "DemoRow", "draw", "run", "steps"]
 
 #: what the demo shows: unpatched, then these
 SCHEDULES: tuple[R, ...] = (8, 16, (16, -1))
+#: layers that are drawn
+_LAYERS = (3, 6, 9, 12)
+_GAP = 8
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
+class DemoRow:
     """One framework at one r.
 
     Args:
@@ -60,20 +65,20 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Result:
+class DemoResult:
     """All rows, and how far the frameworks agree (empty with one framework)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[DemoRow, ...]
     parity: tuple[tuple[R, parity.Report], ...]
     images: int
     batch: int
-    machine: dict[str, str]
+    machine: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
         return {
             "rows": [asdict(row) for row in self.rows],
-            "parity": [{"r": r, **report.as_dict()} for r, report in self.parity],
+            "parity": [{"r": as_data(r), **report.as_dict()} for r, report in self.parity],
             "images": self.images,
             "batch": self.batch,
             "machine": self.machine,
@@ -98,7 +103,7 @@ def run(
     rounds: int = 5,
     limit_images: int | None = None,
     progress: Progress = lambda step: None,
-) -> tuple[Result, dict[str, Any]]:
+) -> tuple[DemoResult, dict[str, Any]]:
     """Measure everything; returns the result and the patched models by framework.
 
     Args:
@@ -109,15 +114,19 @@ def run(
         limit_images: use only the first so many held-out images; None: all.
         progress: called with a line before each step; :func:`steps` says how many there are.
     """
-    images, labels = digits.load("test")
-    images, labels = images[:limit_images], labels[:limit_images]
-    models, unpatched, accuracy = {}, {}, {}
+    images, labels = (part[:limit_images] for part in digits.load("test"))
+    models: dict[str, Any] = {}
+    accuracy: dict[str, list[float]] = {}
+    timed: dict[str, list[benchmark.Measurement]] = {}
     for framework in frameworks:
+        loaded = load(f"digits:{framework}")
         progress(f"{framework}: accuracy, unpatched")
-        unpatched[framework] = digits.build(framework)
-        accuracy[framework] = [_accuracy(predict(unpatched[framework], images), labels)]
-        adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-        models[framework] = adapter.apply_patch(digits.build(framework))
+        accuracy[framework] = [_accuracy(predict(loaded.model, images), labels)]
+        timed[framework] = []
+        for r in schedules:
+            progress(f"{framework}: speed, r={r}")
+            timed[framework].append(benchmark.measure(loaded, r, batch=batch, rounds=rounds))
+        models[framework] = adapter_of(framework).apply_patch(loaded.model)
     reports = []
     for r in schedules:
         progress(f"{' and '.join(models)}: accuracy, r={r}")
@@ -132,14 +141,8 @@ def run(
             outputs = [predict(model, images) for model in models.values()]
         for framework, output in zip(models, outputs, strict=True):
             accuracy[framework].append(_accuracy(output, labels))
-    rows: list[Row] = []
-    for framework in frameworks:
-        x = np.resize(images, (batch, *images.shape[1:]))
-        timed = _time(
-            framework, unpatched[framework], models[framework], schedules, x, rounds, progress
-        )
-        rows += _rows(framework, models[framework], schedules, accuracy[framework], timed, batch)
-    result = Result(tuple(rows), tuple(reports), len(images), batch, _machine(frameworks))
+    rows = [row for name in models for row in _rows(accuracy[name], timed[name])]
+    result = DemoResult(tuple(rows), tuple(reports), len(images), batch, benchmark.machine())
     return result, models
 
 
@@ -152,69 +155,26 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
     return float((outputs.argmax(-1) == labels).mean())
 
 
-def _time(
-    framework: str,
-    unpatched: Any,
-    model: Any,
-    schedules: Sequence[R],
-    images: np.ndarray,
-    rounds: int,
-    progress: Progress,
-) -> list[list[dict[str, float]]]:
-    """Seconds by schedule and round: unpatched, merging and dropping take turns."""
-    adapter = importlib.import_module(f"tomecore.adapters.{framework}")
-    dropping = benchmark.free_drop(adapter.apply_patch(digits.build(framework)))
-    x = to_tensor(model, images)
-    calls = {
-        "unpatched": lambda: unpatched(x),
-        "merging": lambda: model(x),
-        "dropping": lambda: dropping(x),
-    }
-    timed = []
-    for r in schedules:
-        progress(f"{framework}: speed, r={r}")
-        model.r = dropping.r = r
-        with evaluating(unpatched), evaluating(model), evaluating(dropping):
-            timed.append(list(benchmark.interleave(calls, rounds)))
-    return timed
-
-
-def _rows(
-    framework: str,
-    model: Any,
-    schedules: Sequence[R],
-    accuracy: Sequence[float],
-    timed: Sequence[list[dict[str, float]]],
-    batch: int,
-) -> list[Row]:
-    def speed(call: str, rounds: list[dict[str, float]]) -> float:
-        return statistics.median(batch / seconds[call] for seconds in rounds)
-
-    protected, depth = model.tome.protected, digits.DIGITS_VIT["depth"]
-    tokens = (digits.DIGITS_VIT["img_size"] // digits.DIGITS_VIT["patch_size"]) ** 2 + protected
-    every_round = [seconds for rounds in timed for seconds in rounds]
-    rows = [Row(framework, None, tokens, accuracy[0], speed("unpatched", every_round))]
-    for r, right, rounds in zip(schedules, accuracy[1:], timed, strict=True):
-        limit = model.tome.arithmetic.limit(tokens, r)
-        speedup = benchmark.median_ratio(rounds, "unpatched", "merging")
-        rows.append(
-            Row(
-                framework,
-                r,
-                tokens_per_layer(depth, r, tokens, protected)[-1],
-                right,
-                speed("merging", rounds),
-                speedup,
-                limit,
-                speedup / limit,
-                benchmark.median_ratio(rounds, "merging", "dropping") - 1,
-            )
+def _rows(accuracy: Sequence[float], timed: Sequence[benchmark.Measurement]) -> Iterator[DemoRow]:
+    """The rows of one framework: the unpatched model, then each r that was timed."""
+    speed = statistics.median(cell.images_per_second["unpatched"] for cell in timed)
+    yield DemoRow(timed[0].framework, None, timed[0].tokens, accuracy[0], speed)
+    for share, cell in zip(accuracy[1:], timed, strict=True):
+        yield DemoRow(
+            framework=cell.framework,
+            r=cell.r,
+            tokens=cell.tokens_left,
+            accuracy=share,
+            images_per_second=cell.images_per_second["merging"],
+            speedup=cell.speedup,
+            limit=cell.limit,
+            limit_share=cell.limit_share,
+            merge_tax=1 / cell.drop_share - 1,
         )
-    return rows
 
 
 def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
-    """Write a picture of ``count`` held-out digits and of what merging made of them.
+    """Draw ``count`` held-out digits, a column each, and below them what merging made of them.
 
     Args:
         model: a patched model.
@@ -226,36 +186,13 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
 
     images, labels = digits.load("test")
     images = images[[int(np.flatnonzero(labels == digit)[0]) for digit in range(count)]]
-    zoom, gap = 4, 8
-    patch = digits.DIGITS_VIT["patch_size"] * zoom
-    model.r = r
-    gray = images[:, 0] - images.min((1, 2, 3))[:, None, None]
-    gray = (gray / gray.max((1, 2), keepdims=True) * 255).astype(np.uint8)
-    shown = [np.repeat(np.kron(g, np.ones((zoom, zoom), np.uint8))[..., None], 3, -1) for g in gray]
-    columns = [shown]
-    sources = sources_by_layer(model, images)
-    for depth in (3, 6, 9, 12):
-        columns.append(
-            [make_visualization(*one, patch) for one in zip(shown, sources[depth - 1], strict=True)]
-        )
-    side = columns[0][0].shape[0]
-    canvas = np.full(
-        (len(columns) * (side + gap) - gap, count * (side + gap) - gap, 3), 255, dtype=np.uint8
-    )
-    for row, cells_of in enumerate(columns):
-        for column, cell in enumerate(cells_of):
-            top, start = row * (side + gap), column * (side + gap)
-            canvas[top : top + side, start : start + side] = cell
+    preprocess = Preprocess(mean=(digits.MEAN,), std=(digits.STD,))
+    pixels = [preprocess.pixels(image) for image in images]
+    merged = follow_images(model, images, pixels, [""] * count, [r])
+    rows = [merged.pixels]
+    rows += [tuple(merged.painted(i, 0, layer) for i in range(count)) for layer in _LAYERS]
+    gap = ((0, _GAP), (0, _GAP), (0, 0))
+    cells = [[np.pad(cell, gap, constant_values=255) for cell in row] for row in rows]
+    sheet = np.concatenate([np.concatenate(row, axis=1) for row in cells])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas).save(path)
-
-
-def _machine(frameworks: Sequence[str]) -> dict[str, str]:
-    names = {"torch": ("torch",), "paddle": ("paddlepaddle", "paddlepaddle-gpu")}
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for distribution in ("tomecore", "numpy", *(n for f in frameworks for n in names[f])):
-        try:
-            found[distribution] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    Image.fromarray(sheet[:-_GAP, :-_GAP]).save(path)

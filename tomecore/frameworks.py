@@ -1,10 +1,17 @@
-"""Run a model of any framework on NumPy images. Beside the core: the demo, benchmarks and parity use it."""
+"""PyTorch and Paddle in one vocabulary, for the tools: modules, tensors, devices, processes.
+
+    predict(model, images)               # NumPy in, NumPy out, in any framework
+    runtime_of(model).forget_gradients(model)
+
+What the engine needs of a framework is more, and lies in ``adapters/hosts``.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +20,201 @@ from tomecore.errors import ArgumentTypeError, TomeError
 
 __all__ = [
     "FRAMEWORKS",
+    "RUNTIMES",
+    "Paddle",
+    "Runtime",
+    "Torch",
     "evaluating",
     "framework_of",
     "logits_of",
     "named_modules",
     "predict",
     "require",
+    "runtime_of",
     "to_numpy",
     "to_tensor",
 ]
 
+
+class Torch:
+    """What tools ask of PyTorch. It is imported when a method needs it, and not before."""
+
+    name = "torch"
+    #: the command that installs it
+    install = 'pip install "tomecore[torch]"'
+    #: how its plain ViTs keep their weights, as ``tomecore.models.convert`` names layouts
+    layout = "timm"
+    #: what it calls a GPU, and examples of all its devices
+    gpu, devices = "cuda", "cpu, cuda, cuda:1 ..."
+    #: the command that starts several processes, and the variables by which it tells each how many there
+    #: are, which one it is, and which one on its machine
+    launcher = "torchrun"
+    variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+    #: the function of :attr:`cuda` after which its ``max_memory_allocated`` counts anew
+    reset_peak = "reset_peak_memory_stats"
+
+    @property
+    def library(self) -> Any:
+        """The package itself."""
+        return importlib.import_module("torch")
+
+    @property
+    def cuda(self) -> Any:
+        """The module that counts, synchronizes and measures GPUs."""
+        return self.library.cuda
+
+    def named_modules(self, model: Any) -> Any:
+        """The model under "", and all modules in it by their paths."""
+        return model.named_modules()
+
+    def after_forward(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> Any:
+        """Call ``hook(module, inputs, output)`` after each forward; the result has ``remove()``."""
+        return module.register_forward_hook(hook)
+
+    def no_grad(self) -> Any:
+        """A context without gradients."""
+        return self.library.no_grad()
+
+    def fastest(self) -> Any:
+        """A context without gradients that costs least, for timing."""
+        return self.library.inference_mode()
+
+    def forget_gradients(self, model: Any) -> None:
+        """Free the gradients of all parameters."""
+        model.zero_grad(set_to_none=True)
+
+    def device_of(self, tensor: Any) -> Any:
+        """Where a tensor lies."""
+        return tensor.device
+
+    def tensor(self, array: np.ndarray, device: Any, dtype: Any) -> Any:
+        """``array`` on a device and in a dtype, each by its name or as a tensor has it."""
+        dtype = getattr(self.library, dtype) if isinstance(dtype, str) else dtype
+        return self.library.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
+
+    def to_float32(self, tensor: Any) -> Any:
+        """``tensor`` in float32, with its gradient."""
+        return tensor.float()
+
+    def load_state(self, model: Any, weights: Mapping[str, np.ndarray]) -> None:
+        """Load every weight of ``model``, each in the dtype that the model has it in."""
+        model.load_state_dict({n: self.library.from_numpy(np.array(v)) for n, v in weights.items()})
+
+    def move(self, model: Any, device: str, dtype: str | None = None) -> Any:
+        """The model, in place, on a device, which becomes the current one; and in a dtype, by name."""
+        if device.startswith("cuda:"):
+            self.cuda.set_device(device)
+        return model.to(device=device, dtype=dtype and getattr(self.library, dtype))
+
+    def set_threads(self, count: int) -> None:
+        """Compute with so many threads on a CPU, whatever the environment said at the import."""
+        self.library.set_num_threads(count)
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[Callable[[Any], list[Any]]]:
+        """``gather(value)``, by which every process gets the values of all, by rank.
+
+        A process group that is there is used and left as it is; one that this sets up is taken down.
+        """
+        distributed = importlib.import_module("torch.distributed")
+        ours = not distributed.is_initialized()
+        if ours:
+            distributed.init_process_group("gloo")
+        # On the CPU, whatever the models run on.
+        on_cpu = distributed.get_backend() == "gloo"
+        group = None if on_cpu else distributed.new_group(backend="gloo")
+
+        def gather(value: Any) -> list[Any]:
+            found: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(found, value, group=group)
+            return found
+
+        try:
+            yield gather
+        finally:
+            if ours:
+                distributed.destroy_process_group()
+
+
+class Paddle:
+    """What tools ask of Paddle, under the names of :class:`Torch`, which says what they mean."""
+
+    name = "paddle"
+    install = 'pip install "tomecore[paddle-cpu]"'
+    layout = "plsc"
+    gpu, devices = "gpu", "cpu, gpu, gpu:1 ..."
+    launcher = "python -m paddle.distributed.launch"
+    variables = ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID", "PADDLE_LOCAL_RANK")
+    reset_peak = "reset_max_memory_allocated"
+
+    @property
+    def library(self) -> Any:
+        return importlib.import_module("paddle")
+
+    @property
+    def cuda(self) -> Any:
+        return self.library.device.cuda
+
+    def named_modules(self, model: Any) -> Any:
+        return model.named_sublayers(include_self=True)
+
+    def after_forward(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> Any:
+        return module.register_forward_post_hook(hook)
+
+    def no_grad(self) -> Any:
+        return self.library.no_grad()
+
+    fastest = no_grad
+
+    def forget_gradients(self, model: Any) -> None:
+        model.clear_gradients(set_to_zero=False)
+
+    def device_of(self, tensor: Any) -> Any:
+        return tensor.place
+
+    def tensor(self, array: np.ndarray, device: Any, dtype: Any) -> Any:
+        return self.library.to_tensor(array, place=device).astype(dtype)
+
+    def to_float32(self, tensor: Any) -> Any:
+        return tensor.astype("float32")
+
+    def load_state(self, model: Any, weights: Mapping[str, np.ndarray]) -> None:
+        dtype = {name: value.dtype for name, value in model.state_dict().items()}
+        missing, unexpected = model.set_state_dict(
+            {n: self.library.to_tensor(v).astype(dtype[n]) for n, v in weights.items()}
+        )
+        if missing or unexpected:
+            raise TomeError(f"Paddle did not take the weights {[*missing, *unexpected]}")
+
+    def move(self, model: Any, device: str, dtype: str | None = None) -> Any:
+        self.library.set_device(device)
+        return model.to(device=device, dtype=dtype)
+
+    def set_threads(self, count: int) -> None:
+        """Do nothing: Paddle reads the environment variables only."""
+
+    @contextlib.contextmanager
+    def gathering(self) -> Iterator[Callable[[Any], list[Any]]]:
+        distributed = importlib.import_module("paddle.distributed")
+        if not distributed.is_initialized():
+            distributed.init_parallel_env()
+
+        def gather(value: Any) -> list[Any]:
+            found: list[Any] = []
+            distributed.all_gather_object(found, value)
+            return found
+
+        yield gather
+
+
+#: A type checker sees to it that both have whatever a tool asks for.
+Runtime = Torch | Paddle
+
+#: by name
+RUNTIMES: dict[str, Runtime] = {"torch": Torch(), "paddle": Paddle()}
+
 #: framework -> what to install where it is missing
-FRAMEWORKS = {
-    "torch": 'pip install "tomecore[torch]"',
-    "paddle": 'pip install "tomecore[paddle-cpu]"',
-}
+FRAMEWORKS = {name: runtime.install for name, runtime in RUNTIMES.items()}
 
 
 def require(framework: str) -> None:
@@ -47,23 +234,20 @@ def framework_of(model: Any) -> str:
     )
 
 
+def runtime_of(model: Any) -> Runtime:
+    """The framework of a model, as what can be asked of it."""
+    return RUNTIMES[framework_of(model)]
+
+
 def named_modules(model: Any) -> Iterator[tuple[str, Any]]:
     """The model under "", and all modules in it by their paths."""
-    if framework_of(model) == "torch":
-        return iter(model.named_modules())
-    return iter(model.named_sublayers(include_self=True))
+    return iter(runtime_of(model).named_modules(model))
 
 
 def to_tensor(model: Any, array: np.ndarray) -> Any:
     """``array`` as the model's framework, on its device and in the dtype of its weights."""
-    parameter = next(iter(model.parameters()))
-    if framework_of(model) == "torch":
-        import torch
-
-        return torch.from_numpy(np.ascontiguousarray(array)).to(parameter)
-    import paddle
-
-    return paddle.to_tensor(array, place=parameter.place).astype(parameter.dtype)
+    runtime, parameter = runtime_of(model), next(iter(model.parameters()))
+    return runtime.tensor(array, runtime.device_of(parameter), parameter.dtype)
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -80,22 +264,14 @@ def to_numpy(array: Any) -> np.ndarray:
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients, put back afterwards."""
-    modules = list(model.modules() if framework_of(model) == "torch" else model.sublayers(True))
-    modes = [module.training for module in modules]
-    if framework_of(model) == "torch":
-        import torch
-
-        without_gradients: Any = torch.no_grad()
-    else:
-        import paddle
-
-        without_gradients = paddle.no_grad()
+    runtime = runtime_of(model)
+    modes = [(module, module.training) for _, module in runtime.named_modules(model)]
     model.eval()
     try:
-        with without_gradients:
+        with runtime.no_grad():
             yield
     finally:
-        for module, training in zip(modules, modes, strict=True):
+        for module, training in modes:
             module.training = training
 
 

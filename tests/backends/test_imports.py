@@ -35,6 +35,7 @@ def loaded_by(code: str) -> set[str]:
         "import tomecore.adapters.engine.patch, tomecore.adapters.families.timm.vit",
         "import tomecore; dir(tomecore); tomecore.adapters; tomecore.backends; tomecore.models",
         "import tomecore; tomecore.tokens_per_layer(12, (16, -1), 197)",
+        "from tomecore import benchmark, demo, evaluation, frameworks, loading, parity, visualization",
         "import numpy, tomecore; list(tomecore.bipartite_soft_matching(numpy.ones((1, 8, 4)), 2))",
     ],
 )

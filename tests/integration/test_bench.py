@@ -19,6 +19,7 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.backends.kernels.cpu import fused as fused_module
+from tomecore.cli import _shared
 from tomecore.errors import ArgumentValueError
 from tomecore.schedule.arithmetic import arithmetic_of
 
@@ -83,7 +84,7 @@ def test_the_three_forms_are_what_they_are_called(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(benchmark._measure, "interleave", interleave)
     model = loaded("torch")
     benchmark.measure(model, 3, batch=2, rounds=1)
-    x = benchmark._devices.place_of(model.model, "cpu", "float32").images(2, (3, 32, 32))
+    x = benchmark.place_of(model.model, "cpu", "float32").images(2, (3, 32, 32))
     patched = tomecore.adapters.torch.apply_patch(copy.deepcopy(model.model), r=3)
     with torch.inference_mode():
         torch.testing.assert_close(calls["unpatched"](), model.model(x), rtol=0, atol=0)
@@ -98,7 +99,7 @@ def test_to_static_and_compile() -> None:
         benchmark.measure(loaded("paddle"), 3, batch=2, rounds=1, mode="to_static").merge_share
         is None
     )
-    found = benchmark._devices.place_of(small("torch"), "cpu", "float32")
+    found = benchmark.place_of(small("torch"), "cpu", "float32")
     with pytest.raises(ArgumentValueError, match="'to_static' is paddle's; the model is torch's"):
         found.compiled(small("torch"), "to_static", (2, 3, 32, 32))
     with pytest.raises(ArgumentValueError, match="CUDA graphs need a GPU"):
@@ -167,6 +168,15 @@ def test_settings_of_the_patch(
     (cell,) = json.loads((tmp_path / "b.json").read_text())["cells"]
     assert (cell["trim_last"], cell["prop_attn"]) == kept
     assert (cell["profile"]["attention with a bias"] == 0) == (not kept[1])
+
+
+def test_a_table_has_the_width_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the moment when the command line was imported; a file has room for every column."""
+    monkeypatch.setenv("COLUMNS", "50")
+    assert (_shared.console.width, _shared.errors.width) == (50, 50)
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr(type(_shared.console), "is_terminal", False)
+    assert _shared.console.width == 120
 
 
 def test_latency_is_batch_one(run: Any) -> None:

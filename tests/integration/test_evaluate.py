@@ -145,14 +145,14 @@ def test_broken_pictures_are_named_and_the_rest_is_kept(folder: Any, tmp_path: P
     (path / "7" / "chunk.png").write_bytes(whole[:8] + struct.pack(">I", 99) + b"tEXt")
     result = run(path, "--model", "digits:torch", "--r", 8, "--json", tmp_path / "found.json")
     assert result.exit_code == 1
-    assert "14 of 37 pictures could not be read" in result.stderr
-    assert result.stderr.count("cannot be read as a picture") == 10
+    assert "14 of 37 images could not be read" in result.stderr
+    assert result.stderr.count("cannot be read as an image") == 10
     assert "and 4 more; --json lists all" in result.stderr
-    assert "are no pictures: 1\n" in result.stdout
+    assert "Skipped files that are not images: 1\n" in result.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     named = [Path(one["path"]).name for one in found["unreadable"]]
     assert named == [*(f"broken{number:02d}.png" for number in range(12)), "chunk.png", "cut.png"]
-    assert all("cannot be read as a picture" in one["reason"] for one in found["unreadable"])
+    assert all("cannot be read as an image" in one["reason"] for one in found["unreadable"])
     assert found["images"] == COUNT
     counts = expected("torch", images, labels, 8)
     assert {name: found["rows"][1][name] for name in counts} == counts
@@ -198,7 +198,7 @@ def test_what_an_interrupted_command_found_is_kept(folder: Any, tmp_path: Path) 
     ("arguments", "message"),
     [
         (["nowhere"], "there is no folder or CSV file nowhere"),
-        (["{tmp}/empty"], "has no pictures in it or in its folders"),
+        (["{tmp}/empty"], "has no images in it or in its folders"),
         (
             ["{tmp}/two"],
             r"has 2 class folders \(cat, dog\), and the model has 10 classes.*--classes",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tomecore.errors import ArgumentValueError
-from tomecore.evaluation import Pictures, find, read_names, spread
+from tomecore.evaluation import Pictures, evenly_spread, find, read_names
 
 
 def picture(path: Path, size: int = 4) -> None:
@@ -69,7 +69,7 @@ def test_a_plain_folder_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert find(tmp_path).labels(10) is None
     picture(tmp_path / "cat" / "1.png")
-    with pytest.raises(ArgumentValueError, match=r"1 pictures beside its class folders \(1.png\)"):
+    with pytest.raises(ArgumentValueError, match=r"1 images beside its class folders \(1.png\)"):
         find(tmp_path)
     assert len(find(tmp_path, labelled=False).paths) == 2
 
@@ -113,7 +113,7 @@ def test_lists_of_names_and_without_labels(tmp_path: Path) -> None:
         with pytest.raises(ArgumentValueError, match="every line must be path,label"):
             find(path)
     path.write_text("path,label\n")
-    with pytest.raises(ArgumentValueError, match="lists no pictures"):
+    with pytest.raises(ArgumentValueError, match="lists no images"):
         find(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ArgumentValueError, match="cannot be read as text"):
@@ -131,8 +131,8 @@ def test_names_of_classes(tmp_path: Path) -> None:
 
 
 def test_a_limit_takes_from_all_over() -> None:
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, None) == spread(3, 9) == [0, 1, 2]
+    assert evenly_spread(10, 4) == [0, 2, 5, 7]
+    assert evenly_spread(3, None) == evenly_spread(3, 9) == [0, 1, 2]
 
 
 def test_the_digest_is_of_the_files(

@@ -182,9 +182,9 @@ def test_unreadable_pictures(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(tmp_path / "deep.png")
     for path, message in (
-        (tmp_path, "is a folder; give the path of a picture"),
+        (tmp_path, "is a folder; give the path of an image"),
         (tmp_path / "none.png", "there is no file"),
-        (tmp_path / "broken.png", "cannot be read as a picture"),
+        (tmp_path / "broken.png", "cannot be read as an image"),
         (tmp_path / "deep.png", "more than 8 bits"),
     ):
         with pytest.raises(ArgumentValueError, match=message):

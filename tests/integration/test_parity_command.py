@@ -139,9 +139,9 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     (tmp_path / "data" / "3" / "broken.png").write_bytes(b"no picture")
     result = run(*DIGITS, "--images", tmp_path / "data", "--batch", 4)
     assert result.exit_code == 0, result.output + repr(result.exception)
-    assert f"9 of 10 pictures in {tmp_path / 'data'}" in result.stdout
-    assert "left out: " in result.stderr
-    assert "broken.png cannot be read as a picture" in result.stderr
+    assert f"9 of 10 images in {tmp_path / 'data'}" in result.stdout
+    assert "1 of 10 images could not be read:" in result.stderr
+    assert "broken.png cannot be read as an image" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_an_unreadable_folder_ends_with_2(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     result = run(*DIGITS, "--images", tmp_path)
     assert result.exit_code == 2
-    assert "none of the 1 pictures" in result.output
+    assert "none of the 1 images" in result.output
 
 
 def test_a_crash_ends_with_2(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ def test_random_weights_are_called_random(folder: Path, tmp_path: Path) -> None:
         *("--output", tmp_path / "photos.jpg", "--limit", 1),
     )
     assert result.exit_code == 0, result.output
-    assert "Drawing the first 1 of 2 pictures; --limit 2 draws all." in result.stdout
+    assert "Drawing the first 1 of 2 images; --limit 2 draws all." in result.stdout
     assert "The weights of timm:test_vit are random" in result.stdout
     assert result.stdout.count("tokens, ") == 2
     assert "r=(8, -1): of 101 tokens" in result.stdout
     width, height = Image.open(tmp_path / "photos.jpg").size
-    depth = len(strips.spread(6))
+    depth = len(strips.layers_to_draw(6))
     assert (width, height) == (8 + (1 + depth) * (2 * 160 + 8), 4 + 2 * (2 * 160 + 30))
 
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_reported_and_the_rest_drawn(folder: Path, tmp_pa
     lines = result.stderr.splitlines()
     assert len(lines) == 3
     assert f"error: there is no file {bad[1]}" in lines
-    assert any(line.startswith(f"error: {bad[0]} cannot be read as a picture") for line in lines)
+    assert any(line.startswith(f"error: {bad[0]} cannot be read as an image") for line in lines)
     assert any(
-        line.startswith(f"error: there is no picture in the folder {bad[2]}") for line in lines
+        line.startswith(f"error: there is no image in the folder {bad[2]}") for line in lines
     )
     assert "r=16: of 197 tokens" in result.stdout
     assert Image.open(output).size[1] == 4 + 3 * (224 + 30)
@@ -251,20 +251,20 @@ def status(page: Page, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def traced(folder: Path) -> strips.Traced:
+def traced(folder: Path) -> strips.MergedImages:
     """Two photographs, one by a hostile name, through a model of wide images at two r."""
     loaded = load(f"{folder / 'models.py'}:wide")
     model = importlib.import_module("tomecore.adapters.torch").apply_patch(loaded.model)
     paths = [folder / "photos" / "china.jpg", folder / HOSTILE]
     inputs = np.stack([loaded.image(read_image(path)) for path in paths])
     pixels = [loaded.preprocess.pixels(one) for one in inputs]
-    return strips.trace(model, inputs, pixels, [path.name for path in paths], [2, (4, -1)])
+    return strips.follow_images(model, inputs, pixels, [path.name for path in paths], [2, (4, -1)])
 
 
 def test_the_page_paints_what_python_paints(
-    opened: Any, traced: strips.Traced, tmp_path: Path
+    opened: Any, traced: strips.MergedImages, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(webpage.page(traced, "Wide"))
+    (tmp_path / "page.html").write_text(webpage.html_page(traced, "Wide"))
     page = opened(tmp_path / "page.html")
     for image in (0, 1):
         page.select_option("#image", str(image))
@@ -282,8 +282,8 @@ def test_the_page_paints_what_python_paints(
                 np.testing.assert_array_equal(painted(page, "merged"), expected)
 
 
-def test_the_page_by_keyboard(opened: Any, traced: strips.Traced, tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(webpage.page(traced, "Wide", "A note"))
+def test_the_page_by_keyboard(opened: Any, traced: strips.MergedImages, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(webpage.html_page(traced, "Wide", "A note"))
     page = opened(tmp_path / "page.html")
     status(page, f"After layer 5 of 5: {traced.tokens(0, 5)} of 37 tokens left")
     assert page.inner_text("#name") == "china.jpg"
@@ -306,12 +306,12 @@ def test_the_page_by_keyboard(opened: Any, traced: strips.Traced, tmp_path: Path
 
 
 def test_names_are_text_whatever_they_say(
-    opened: Any, traced: strips.Traced, tmp_path: Path
+    opened: Any, traced: strips.MergedImages, tmp_path: Path
 ) -> None:
     names = ("</script><script>alert(2)</script>", f"{HOSTILE}\n{{{{title}}}} & \u2028 \udc80")
     hostile = dataclasses.replace(traced, names=names)
     title = "</title><script>alert(3)</script>{{data}}"
-    (tmp_path / "page.html").write_text(webpage.page(hostile, title, HOSTILE))
+    (tmp_path / "page.html").write_text(webpage.html_page(hostile, title, HOSTILE))
     page = opened(tmp_path / "page.html")
     page.wait_for_function("document.getElementById('name').textContent !== ''")
     assert page.title() == page.inner_text("h1") == title
@@ -325,10 +325,10 @@ def test_names_are_text_whatever_they_say(
 
 
 def test_nothing_but_the_pages_own_script_would_run(
-    browser: Browser, traced: strips.Traced, tmp_path: Path
+    browser: Browser, traced: strips.MergedImages, tmp_path: Path
 ) -> None:
     """Were a name to get through as markup, the page's policy would stop it; and it does so here."""
-    text = webpage.page(traced, "Wide").replace(
+    text = webpage.html_page(traced, "Wide").replace(
         "<h1>",
         "<script>document.title = 'broken'</script><img src=x onerror='document.title=1'><h1>",
     )

@@ -20,11 +20,13 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "the framework's choice"),
+        "machine": platform.machine(),
         "python": platform.python_version(),
         "tomecore": tomecore.__version__,
         "kernels": unavailable() or "compiled",
     }
     for name in (
+        "numpy",
         "torch",
         "timm",
         "torchvision",

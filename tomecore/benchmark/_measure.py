@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tomecore.adapters import PropAttn, handle_of
-from tomecore.benchmark._devices import Place, peak_bytes, place_of
 from tomecore.benchmark._forms import free_drop
+from tomecore.benchmark._place import Place, peak_bytes, place_of
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
+from tomecore.frameworks import logits_of
 from tomecore.loading import Loaded, adapter_of
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 from tomecore.schedule.arithmetic import arithmetic_of
 
 __all__ = ["Measurement", "measure"]
@@ -36,7 +37,7 @@ class Measurement:
         dtype: of weights and images.
         device: where it ran.
         mode: eager, compile, cudagraphs or to_static.
-        train: forward and backward, not forward alone.
+        train: whether forward and backward were timed, or forward only.
         images_per_second: of each form, by the median round.
         speedup: merging over unpatched, the median of the rounds.
         speedup_quartiles: first and third quartile of it.
@@ -49,7 +50,7 @@ class Measurement:
             cannot tell (GPUs, compiled models, training).
         peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
         rounds: how many.
-        trim_last: whether the last block made the tokens at the front alone.
+        trim_last: whether the last block computed the prefix tokens only.
         prop_attn: whether attention counted sizes, or in which form.
         ahead: speed over that of each further form, the median of the rounds.
     """
@@ -82,9 +83,7 @@ class Measurement:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        found = asdict(self)
-        found["r"] = self.r if isinstance(self.r, int | tuple | list) else repr(self.r)
-        return found
+        return {**asdict(self), "r": as_data(self.r)}
 
 
 def measure(
@@ -111,7 +110,7 @@ def measure(
         dtype: "float32", "bfloat16" or "float16".
         device: as the framework spells it.
         mode: "eager", "compile" (torch), "cudagraphs" (torch on a GPU) or "to_static" (Paddle).
-        train: forward and backward instead of forward alone.
+        train: forward and backward instead of forward only.
         rounds: interleaved timing rounds, after a warm-up.
         repeat: calls in a row for one look at the clock; more where a call is short.
         trim_last: patch with ``trim_last=True``; the forms that merge and drop, and the limit.
@@ -124,7 +123,7 @@ def measure(
     """
     place = place_of(loaded.model, device, dtype)
     patch = functools.partial(
-        adapter_of(place.framework).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
+        adapter_of(place.runtime.name).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
     )
     unpatched = place.put(copy.deepcopy(loaded.model))
     models = {
@@ -135,7 +134,7 @@ def measure(
     for name, make in (others or {}).items():
         models[name] = make(copy.deepcopy(unpatched))
     x = place.images(batch, loaded.input_shape)
-    with place.evaluating():
+    with place.no_grad():
         models["merging"](x)
     tome = models["merging"].tome
     tokens, left = tome.num_tokens, tome.tokens[-1]
@@ -149,7 +148,7 @@ def measure(
     by_hand = mode == "eager" and not train and not place.on_gpu
     return Measurement(
         model=loaded.name,
-        framework=place.framework,
+        framework=place.runtime.name,
         r=r,
         batch=batch,
         image=loaded.preprocess.size,
@@ -184,15 +183,12 @@ def _call(
     place: Place, model: Any, run: Callable[[Any], Any], x: Any, train: bool
 ) -> Callable[[], Any]:
     def forward() -> Any:
-        with place.evaluating():
+        with place.no_grad():
             return run(x)
 
     def step() -> None:
-        output = run(x)
-        output = getattr(output, "logits", output)
-        output = output.astype("float32") if place.framework == "paddle" else output.float()
-        output.sum().backward()
-        place.forget_gradients(model)
+        place.runtime.to_float32(logits_of(run(x))).sum().backward()
+        place.runtime.forget_gradients(model)
 
     if train:
         model.train()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tomecore.adapters import PARTS, PropAttn
-from tomecore.benchmark._devices import Place, place_of
 from tomecore.benchmark._forms import free_drop
+from tomecore.benchmark._place import Place, place_of
 from tomecore.benchmark._timing import interleave
 from tomecore.loading import Loaded, adapter_of
 from tomecore.schedule import R
@@ -57,7 +57,7 @@ def profile(
     ``prop_attn=False``.
     """
     place = place_of(loaded.model, device, dtype)
-    patch = adapter_of(place.framework).apply_patch
+    patch = adapter_of(place.runtime.name).apply_patch
     unpatched = place.put(copy.deepcopy(loaded.model))
     settings: dict[str, Any] = {"r": r, "trim_last": trim_last}
     merging = patch(copy.deepcopy(unpatched), **settings, prop_attn=prop_attn)
@@ -69,7 +69,7 @@ def profile(
         "unbiased": lambda: unbiased(x),
         "dropping": lambda: dropping(x),
     }
-    with place.evaluating():
+    with place.no_grad():
         timed = list(interleave(calls, rounds, wait=place.wait))
         clocked = [_clocked(place, merging, x) for _ in range(rounds)]
     median = {name: statistics.median(seconds[name] for seconds in timed) for name in calls}

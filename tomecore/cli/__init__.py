@@ -19,7 +19,7 @@ except ImportError as error:
 
 import tomecore
 from tomecore.cli import bench, demo, evaluate, parity, plan, visualize
-from tomecore.cli._shared import app, console, errors
+from tomecore.cli._shared import app, console, errors, print_error
 from tomecore.errors import TomeError
 
 __all__ = ["app", "main"]
@@ -59,5 +59,5 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return app(arguments)
     except TomeError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(str(error))
         sys.exit(1)

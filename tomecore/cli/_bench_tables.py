@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from tomecore.cli._shared import plain_table
+from tomecore.cli._shared import number, plain_table
 
 if TYPE_CHECKING:
     from tomecore.benchmark import Measurement, Profile
@@ -52,10 +52,10 @@ def table_of(cells: list[Measurement], latency: bool) -> Table:
             f"{cell.limit:.2f}x",
         ]
         row += [f"{cell.limit_share:.0%}", f"{cell.drop_speedup:.2f}x", f"{cell.drop_share:.1%}"]
-        row += ["-" if cell.merge_share is None else f"{cell.merge_share:.1%}"]
+        row += [number(cell.merge_share, ".1%")]
         if memory:
             peaks = [cell.peak_bytes[name] for name in ("unpatched", "merging")]
-            row += ["-" if peak is None else f"{peak / 2**20:.0f}" for peak in peaks]
+            row += [number(None if peak is None else peak / 2**20, ".0f") for peak in peaks]
         table.add_row(*row)
     return table
 

@@ -1,4 +1,4 @@
-"""The held-out digits, as what several commands take in the place of pictures."""
+"""The held-out digits, as what several commands take in the place of images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def held_out(loaded: Loaded, limit: int | None) -> tuple[np.ndarray, np.ndarray]
     if loaded.input_shape != images.shape[1:]:
         raise ArgumentValueError(
             f"the digits are grey images {images.shape[1:]}, and {loaded.name} takes "
-            f"{loaded.input_shape}; use digits:torch or digits:paddle, or pictures"
+            f"{loaded.input_shape}; use digits:torch or digits:paddle, or images"
         )
-    chosen = evaluation.spread(len(images), limit)
+    chosen = evaluation.evenly_spread(len(images), limit)
     return images[chosen], labels[chosen]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -28,7 +30,11 @@ __all__ = [
     "check_file",
     "console",
     "errors",
+    "number",
     "plain_table",
+    "print_error",
+    "print_path",
+    "print_unreadable",
     "progress_bar",
     "read_r",
     "write_numbers",
@@ -40,8 +46,27 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
+#: columns where no terminal and no COLUMNS says how many: room for every table
+_COLUMNS = 120
+
+
+class _Screen(Console):
+    """A console whose width is that of now, not of the moment of its making."""
+
+    @property  # type: ignore[misc]  # nothing sets it
+    def size(self) -> ConsoleDimensions:
+        """COLUMNS, else the width of the terminal; of a file or a pipe :data:`_COLUMNS`."""
+        columns = os.environ.get("COLUMNS", "")
+        if columns.isdecimal() and int(columns):
+            return ConsoleDimensions(int(columns), 25)
+        return super().size if self.is_terminal else ConsoleDimensions(_COLUMNS, 25)
+
+
+console = _Screen()
+errors = _Screen(stderr=True)
+
+#: unreadable images that are named
+_NAMED = 10
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -106,7 +131,32 @@ def write_numbers(path: Path | None, numbers: Any) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(numbers, indent=1) + "\n")
-    console.print(f"All numbers: [bold]{escape(str(path))}[/bold]")
+    print_path("All numbers", path)
+
+
+def print_path(what: str, path: Path) -> None:
+    """Say where a file lies that was written; the path is not broken into lines."""
+    console.print(f"{what}: [bold]{escape(str(path))}[/bold]", highlight=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    errors.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def print_unreadable(reasons: Sequence[str], kept: int, hint: str = "") -> None:
+    """Say on stderr which images could not be read beside the ``kept`` ones; ``hint``: where all are."""
+    total = len(reasons) + kept
+    errors.print(f"[red]{len(reasons)} of {total} images could not be read:[/red]", highlight=False)
+    for reason in reasons[:_NAMED]:
+        errors.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
+    if len(reasons) > _NAMED:
+        errors.print(f"  and {len(reasons) - _NAMED} more{hint}", highlight=False)
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A cell of a table; a dash where there is no number."""
+    return "-" if value is None else format(value, form) + unit
 
 
 def read_r(text: str, option: str = "--r") -> R:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tomecore.cli._bench_tables import parts_of, table_of
 from tomecore.cli._several import SeveralR
@@ -22,6 +21,7 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
+    print_path,
     progress_bar,
     read_r,
     write_numbers,
@@ -80,11 +80,11 @@ def bench(
         bool, typer.Option("--latency", help="Batch 1, many rounds, milliseconds.")
     ] = False,
     train: Annotated[
-        bool, typer.Option("--train", help="Forward and backward instead of forward alone.")
+        bool, typer.Option("--train", help="Forward and backward instead of forward only.")
     ] = False,
     trim_last: Annotated[
         bool,
-        typer.Option("--trim-last", help="The last block makes the tokens at the front alone."),
+        typer.Option("--trim-last", help="The last block computes the prefix tokens only."),
     ] = False,
     prop_attn: Annotated[
         PropAttn,
@@ -120,13 +120,12 @@ def bench(
             os.environ[name] = str(threads)  # read when a framework is imported, which comes next
 
     from tomecore import benchmark
+    from tomecore.frameworks import RUNTIMES
     from tomecore.loading import load
 
     loaded = load(model, pretrained=pretrained, resolution=resolution)
-    if threads is not None and loaded.framework == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
+    if threads is not None:
+        RUNTIMES[loaded.framework].set_threads(threads)
     found, profiles = [], []
     how: dict[str, Any] = {"trim_last": trim_last, "prop_attn": _PROP_ATTN[prop_attn]}
     cells = list(product(batches, schedules))
@@ -161,4 +160,4 @@ def bench(
         write_numbers(json_file, {"machine": benchmark.machine(), "cells": cells_of})
     if plot is not None:
         benchmark.draw(found, plot)
-        console.print(f"Picture: [bold]{escape(str(plot))}[/bold]")
+        print_path("Picture", plot)

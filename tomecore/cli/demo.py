@@ -18,7 +18,9 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
+    number,
     plain_table,
+    print_path,
     progress_bar,
     write_numbers,
 )
@@ -26,7 +28,7 @@ from tomecore.errors import ClampWarning, TomeError
 from tomecore.frameworks import FRAMEWORKS, require
 
 if TYPE_CHECKING:
-    from tomecore.demo import Result, Row
+    from tomecore.demo import DemoResult, DemoRow
 
 
 class Framework(str, Enum):
@@ -90,12 +92,10 @@ def demo(
     console.print(_parity_line(result))
     write_numbers(json_file, result.as_dict())
     job.draw(next(iter(models.values())), picture)
-    console.print(
-        f"Merged tokens after layers 3, 6, 9 and 12 at r=16: [bold]{escape(str(picture))}[/bold]"
-    )
+    print_path("Merged tokens after layers 3, 6, 9 and 12 at r=16", picture)
 
 
-def _table(result: Result) -> Table:
+def _table(result: DemoResult) -> Table:
     table = plain_table(
         title=f"A ViT of 12 layers and 197 tokens on {result.images} held-out digits",
         caption=f"speed at batch {result.batch}; limit: what the arithmetic allows; "
@@ -122,10 +122,7 @@ def _table(result: Result) -> Table:
     return table
 
 
-def _cells(row: Row, first: bool) -> list[str]:
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
+def _cells(row: DemoRow, first: bool) -> list[str]:
     return [
         f"[bold]{row.framework}[/bold]" if first else "",
         "unpatched" if row.r is None else str(row.r),
@@ -133,13 +130,13 @@ def _cells(row: Row, first: bool) -> list[str]:
         format(row.accuracy, ".1%"),
         format(row.images_per_second, ".1f"),
         "-" if row.speedup is None else f"[green]{row.speedup:.2f}x[/green]",
-        "-" if row.limit is None else f"{row.limit:.2f}x",
+        number(row.limit, ".2f", "x"),
         number(row.limit_share, ".0%"),
         number(row.merge_tax, "+.0%"),
     ]
 
 
-def _parity_line(result: Result) -> str:
+def _parity_line(result: DemoResult) -> str:
     if not result.parity:
         return "Parity: needs both frameworks."
     largest = max(report.largest_difference_agreeing for _, report in result.parity)

@@ -1,9 +1,9 @@
-"""``tomecore evaluate``: accuracy and speed of a model on a folder of pictures, at several r."""
+"""``tomecore evaluate``: accuracy and speed of a model on a folder of images, at several r."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,8 +23,10 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
-    errors,
+    number,
     plain_table,
+    print_path,
+    print_unreadable,
     progress_bar,
     read_r,
     write_numbers,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from tomecore.evaluation import Result
 
 PLOTS = (".png", ".svg", ".pdf")
-#: unreadable pictures that are named on the screen; the JSON has all
-_NAMED = 10
 
 
 class Precision(str, Enum):
@@ -50,8 +50,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with a folder of pictures for each class, in the model's order when sorted; a "
-            "CSV file of lines path,label; a folder of pictures (no labels: agreement only); or the word "
+            help="A folder with a folder of images for each class, in the model's order when sorted; a "
+            "CSV file of lines path,label; a folder of images (no labels: agreement only); or the word "
             "digits, for the held-out digits that come with tomecore.",
             show_default=False,
         ),
@@ -77,7 +77,7 @@ def evaluate(
         ),
     ] = None,
     no_labels: Annotated[
-        bool, typer.Option("--no-labels", help="All pictures at any depth; agreement only.")
+        bool, typer.Option("--no-labels", help="All images at any depth; agreement only.")
     ] = False,
     limit: Annotated[
         int | None,
@@ -109,7 +109,7 @@ def evaluate(
     python -m paddle.distributed.launch --nproc_per_node 2 $(which tomecore) evaluate DATA ... Both
     launchers take --r for an option of their own: write --schedule.
 
-    Ends with exit code 1 if a picture could not be read; the others are kept.
+    Ends with exit code 1 if an image could not be read; the others are kept.
     """
     check_file(json_file, "--json")
     check_file(plot, "--plot", PLOTS)
@@ -134,7 +134,7 @@ def evaluate(
         else:
             outputs = evaluation.outputs_of(loaded.model, loaded.input_shape)
             labels = found.labels(outputs, names)
-            chosen = evaluation.spread(len(found.paths), limit)
+            chosen = evaluation.evenly_spread(len(found.paths), limit)
             labels = None if labels is None else labels[chosen]
             images = evaluation.Pictures(
                 [found.paths[index] for index in chosen], loaded.image, found.root
@@ -154,12 +154,12 @@ def evaluate(
             )
         if processes.first:
             if found is not None and found.others:
-                console.print(
-                    f"Files left out, which by their endings are no pictures: {found.others}"
-                )
+                console.print(f"Skipped files that are not images: {found.others}")
             if loading.has_random_weights(model, pretrained, weights):
                 console.print(
-                    "The weights are random (neither --pretrained nor --weights): only speed says something."
+                    "The weights are random (neither --pretrained nor --weights): only the speed is "
+                    "meaningful.",
+                    soft_wrap=True,
                 )
             console.print(_table(result, model, place, amp))
             numbers = {
@@ -176,10 +176,11 @@ def evaluate(
             write_numbers(json_file, numbers)
             if plot is not None:
                 evaluation.draw(result, plot, title=f"{model}, {result.images} images of {data}")
-                console.print(f"Plot: [bold]{escape(str(plot))}[/bold]")
+                print_path("Plot", plot)
         processes.gather(None)  # nobody leaves before all is written
     if processes.first and result.unreadable:
-        _name_unreadable([reason for _, reason in result.unreadable], result.images)
+        reasons = [reason for _, reason in result.unreadable]
+        print_unreadable(reasons, result.images, "; --json lists all")
         raise typer.Exit(1)
 
 
@@ -211,26 +212,11 @@ def _table(result: Result, model: str, place: str, amp: Precision | None) -> Tab
         table.add_row(
             "unpatched" if index == 0 else escape(str(row.r)),
             str(row.tokens),
-            _number(row.top1, ".2%"),
-            _number(row.top5, ".2%"),
-            _number(row.agreement if index else None, ".2%"),
-            _number(row.images_per_second, ".1f"),
-            _number(row.speedup if index else None, ".2f", "x"),
-            _number(row.limit if index else None, ".2f", "x"),
+            number(row.top1, ".2%"),
+            number(row.top5, ".2%"),
+            number(row.agreement if index else None, ".2%"),
+            number(row.images_per_second, ".1f"),
+            number(row.speedup if index else None, ".2f", "x"),
+            number(row.limit if index else None, ".2f", "x"),
         )
     return table
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else format(value, form) + unit
-
-
-def _name_unreadable(reasons: Sequence[str], kept: int) -> None:
-    errors.print(
-        f"[red]{len(reasons)} of {len(reasons) + kept} pictures could not be read:[/red]",
-        highlight=False,
-    )
-    for reason in reasons[:_NAMED]:
-        errors.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(reasons) > _NAMED:
-        errors.print(f"  and {len(reasons) - _NAMED} more; --json lists all", highlight=False)

@@ -22,6 +22,8 @@ from tomecore.cli._shared import (
     check_file,
     console,
     errors,
+    print_error,
+    print_unreadable,
     read_r,
     write_numbers,
 )
@@ -29,9 +31,6 @@ from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
 
 if TYPE_CHECKING:
     from tomecore.loading import Loaded
-
-#: unreadable pictures that are named
-_NAMED = 5
 
 
 class Precision(str, Enum):
@@ -59,7 +58,7 @@ def parity(
         str | None,
         typer.Option(
             "--images",
-            help="A folder of pictures, prepared once for both as A wants them; or the word digits.",
+            help="A folder of images, prepared once for both as A wants them; or the word digits.",
         ),
     ] = None,
     random: Annotated[
@@ -142,7 +141,7 @@ def parity(
     except (typer.BadParameter, typer.Exit, typer.Abort):
         raise
     except TomeError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        print_error(str(error))
         raise typer.Exit(2) from None
     except Exception:  # exit code 1 says that the models diverge: nothing else may end with it
         errors.print_exception()
@@ -218,21 +217,15 @@ def _images(
         arrays, _ = held_out(loaded, limit)
         return arrays, f"{len(arrays)} held-out digits"
     found = evaluation.find(images, labelled=False)
-    chosen = evaluation.spread(len(found.paths), limit)
+    chosen = evaluation.evenly_spread(len(found.paths), limit)
     pictures = evaluation.Pictures([found.paths[i] for i in chosen], loaded.image, found.root)
-    read, unreadable = [], []
-    for index in range(len(pictures)):
-        try:
-            read.append(pictures[index])
-        except TomeError as error:
-            unreadable.append(str(error))
-    for reason in unreadable[:_NAMED]:
-        errors.print(f"left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(unreadable) > _NAMED:
-        errors.print(f"left out: {len(unreadable) - _NAMED} more that cannot be read")
+    read, unreadable = pictures.read_all()
+    if unreadable:
+        print_unreadable(unreadable, len(read))
     if not read:
-        raise ArgumentValueError(f"none of the {len(chosen)} pictures in {images} can be read")
-    return np.stack(read), f"{len(read)} of {len(found.paths)} pictures in {images}"
+        raise ArgumentValueError(f"none of the {len(chosen)} images in {images} can be read")
+    arrays = np.stack([image for _, image in read])
+    return arrays, f"{len(read)} of {len(found.paths)} images in {images}"
 
 
 def _finite(value: Any) -> Any:

@@ -89,7 +89,7 @@ def plan(
         )
     numbers = {
         "model": model,
-        "r": str(wish) if callable(wish) else wish,
+        "r": schedule.as_data(wish),
         "num_tokens": tokens,
         "protected": arithmetic.protected,
         "limit": limit,

@@ -1,4 +1,4 @@
-"""``tomecore visualize``: which tokens of a picture were merged, as a picture and as a page."""
+"""``tomecore visualize``: which tokens of an image were merged, as a picture and as a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
@@ -21,14 +20,13 @@ from tomecore.cli._shared import (
     app,
     check_file,
     console,
-    errors,
+    print_error,
+    print_path,
     read_r,
 )
-from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
+from tomecore.errors import ClampWarning, TomeError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tomecore.loading import Loaded
     from tomecore.schedule import R
 
@@ -39,7 +37,7 @@ _ENDINGS = {*PICTURES, ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 @app.command(cls=SeveralR)
 def visualize(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Images, or folders of them.")
     ],
     model: ModelName,
     pretrained: Pretrained = False,
@@ -69,9 +67,9 @@ def visualize(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Draw at most so many images.")] = 32,
 ) -> None:
-    """Draw which tokens of your pictures merge: the original beside merged groups, layer by layer.
+    """Draw which tokens of your images merge: the original beside merged groups, layer by layer.
 
-    A row for each picture and r. What cannot be read is reported, the rest is drawn, and the exit
+    A row for each image and r. What cannot be read is reported, the rest is drawn, and the exit
     code is 1.
     """
     check_file(output, "--output", PICTURES)
@@ -81,11 +79,11 @@ def visualize(
     paths, complaints = _files(images)
     if len(paths) > limit:
         console.print(
-            f"Drawing the first {limit} of {len(paths)} pictures; --limit {len(paths)} draws all."
+            f"Drawing the first {limit} of {len(paths)} images; --limit {len(paths)} draws all."
         )
         paths = paths[:limit]
     if not paths:
-        _complain(complaints)
+        _comprintable(complaints)
         raise typer.Exit(1)
 
     from tomecore.loading import load
@@ -95,7 +93,7 @@ def visualize(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClampWarning)  # the tokens that are left are printed
         complaints += _draw(loaded, paths, schedules, numbers, output, html, note)
-    _complain(complaints)
+    _comprintable(complaints)
     if complaints:
         raise typer.Exit(1)
 
@@ -113,12 +111,13 @@ def _draw(
     import numpy as np
 
     from tomecore import visualization
+    from tomecore.evaluation import Pictures
     from tomecore.loading import adapter_of
 
     adapter = adapter_of(loaded.framework)
     patched = adapter.apply_patch(loaded.model)
     depth = len(adapter.handle(patched).schedule)
-    wanted = visualization.spread(depth) if layers is None else layers
+    wanted = visualization.layers_to_draw(depth) if layers is None else layers
     for layer in wanted:
         if layer > depth:
             raise typer.BadParameter(
@@ -126,18 +125,18 @@ def _draw(
             )
     for schedule in schedules:
         patched.r = schedule  # a list of the wrong length is an error here, before any work
-    found, complaints = _read(loaded, paths)
+    found, complaints = Pictures(paths, loaded.image, Path()).read_all()
     if not found:
         return complaints
-    names, inputs = zip(*found, strict=True)
+    names, inputs = [path.name for path, _ in found], [one for _, one in found]
     pixels = [loaded.preprocess.pixels(one) for one in inputs]
-    traced = visualization.trace(patched, np.stack(inputs), pixels, names, schedules)
+    merged = visualization.follow_images(patched, np.stack(inputs), pixels, names, schedules)
     with _writing(output):
-        visualization.draw_strips(traced, wanted, output)
+        visualization.draw_strips(merged, wanted, output)
     for number, schedule in enumerate(schedules):
-        left = ", ".join(str(traced.tokens(number, layer)) for layer in wanted)
+        left = ", ".join(str(merged.tokens(number, layer)) for layer in wanted)
         console.print(
-            f"r={schedule}: of {traced.tokens(number, 0)} tokens, {left} are left after "
+            f"r={schedule}: of {merged.tokens(number, 0)} tokens, {left} are left after "
             f"{'layer' if len(wanted) == 1 else 'layers'} {', '.join(map(str, wanted))}",
             markup=False,
             highlight=False,
@@ -145,7 +144,7 @@ def _draw(
         )
     written = [(output, "Picture")]
     if html is not None:
-        page = visualization.page(traced, f"Merged tokens of {loaded.name}", note)
+        page = visualization.html_page(merged, f"Merged tokens of {loaded.name}", note)
         with _writing(html):
             html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(page, encoding="utf-8")
@@ -153,7 +152,7 @@ def _draw(
     if note:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     for path, kind in written:
-        console.print(f"{kind}: [bold]{escape(str(path))}[/bold]", highlight=False, soft_wrap=True)
+        print_path(kind, path)
     return complaints
 
 
@@ -169,14 +168,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _files(images: list[Path]) -> tuple[list[Path], list[str]]:
-    """The pictures that were named, folders opened; and what is wrong with the other names."""
+    """The images that were named, folders opened; and what is wrong with the other names."""
     paths, complaints = [], []
     for path in images:
         if path.is_dir():
             inside = sorted(one for one in path.iterdir() if one.suffix.lower() in _ENDINGS)
             if not inside:
                 complaints.append(
-                    f"there is no picture in the folder {path} (looked for "
+                    f"there is no image in the folder {path} (looked for "
                     f"{', '.join(sorted(_ENDINGS))}, not in folders inside it)"
                 )
             paths += inside
@@ -185,19 +184,6 @@ def _files(images: list[Path]) -> tuple[list[Path], list[str]]:
         else:
             paths.append(path)
     return paths, complaints
-
-
-def _read(loaded: Loaded, paths: list[Path]) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
-    """(name, input) of every picture that can be read, and what is wrong with the others."""
-    from tomecore.loading.images import read_image
-
-    found, complaints = [], []
-    for path in paths:
-        try:
-            found.append((path.name, loaded.image(read_image(path))))
-        except ArgumentValueError as error:
-            complaints.append(str(error))
-    return found, complaints
 
 
 def _layer_numbers(text: str) -> list[int]:
@@ -215,7 +201,7 @@ def _layer_numbers(text: str) -> list[int]:
 
 
 def _weights_note(loaded: Loaded, trained: bool) -> str:
-    """What to say of a model whose weights mean nothing."""
+    """A note on a model whose weights are random; "" of any other."""
     from tomecore.loading import has_random_weights
 
     if trained or not has_random_weights(loaded.name):
@@ -226,10 +212,8 @@ def _weights_note(loaded: Loaded, trained: bool) -> str:
     )
 
 
-def _complain(complaints: list[str]) -> None:
-    from tomecore.visualization import plain
+def _comprintable(complaints: list[str]) -> None:
+    from tomecore.visualization import printable
 
     for complaint in complaints:
-        errors.print(
-            f"[red]error:[/red] {escape(plain(complaint))}", highlight=False, soft_wrap=True
-        )
+        print_error(printable(complaint))

@@ -9,7 +9,7 @@
 from tomecore.evaluation._batch import outputs_of
 from tomecore.evaluation._data import Found, find, read_names
 from tomecore.evaluation._device import put_on
-from tomecore.evaluation._pictures import Pictures, spread
+from tomecore.evaluation._pictures import Pictures, evenly_spread
 from tomecore.evaluation._plot import draw
 from tomecore.evaluation._result import Result, Row
 from tomecore.evaluation._run import evaluate
@@ -21,9 +21,9 @@ __all__ = [
     "Row",
     "draw",
     "evaluate",
+    "evenly_spread",
     "find",
     "outputs_of",
     "put_on",
     "read_names",
-    "spread",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.evaluation._reading import Loaded
+from tomecore.evaluation._reading import Batch
 from tomecore.evaluation._result import Chunk, count_chunk
 from tomecore.frameworks import evaluating, logits_of, to_numpy, to_tensor
 from tomecore.schedule import R
@@ -23,17 +23,17 @@ class Runner:
     Args:
         model: patched.
         schedules: the values of r, 0 first.
-        labels: (n,) of all images; None where there are none.
+        labels: (n,) of all images; None: no labels.
     """
 
     def __init__(self, model: Any, schedules: Sequence[R], labels: np.ndarray | None) -> None:
         self.model, self.schedules, self.labels = model, schedules, labels
         self.warm: set[int] = set()
 
-    def run(self, number: int, loaded: Loaded) -> Chunk:
+    def run(self, number: int, batch: Batch) -> Chunk:
         """What all r found on batch ``number``; the number decides which of them begins."""
-        readable = [(i, image) for i, image in loaded if not isinstance(image, str)]
-        unreadable = [(i, reason) for i, reason in loaded if isinstance(reason, str)]
+        readable = [(i, image) for i, image in batch if not isinstance(image, str)]
+        unreadable = [(i, reason) for i, reason in batch if isinstance(reason, str)]
         if not readable:
             return {"images": 0, "unreadable": unreadable}
         shapes = {image.shape for _, image in readable}
@@ -82,7 +82,7 @@ def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
     """How many classes a model has outputs for, from a forward pass of one black image of ``shape``.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: the outputs are no (B, classes).
+        ArgumentTypeError, ArgumentValueError: the outputs are not (B, classes).
     """
     with evaluating(model):
         image = to_tensor(model, np.zeros((1, *shape), dtype=np.float32))
@@ -90,7 +90,7 @@ def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
 
 
 def classes_of(output: np.ndarray, count: int) -> int:
-    """How many classes ``output`` of ``count`` images is of; or ArgumentValueError."""
+    """The number of classes in ``output`` for ``count`` images; any other output is an error."""
     if output.ndim != 2 or output.shape[0] != count or output.shape[1] < 2:
         raise ArgumentValueError(
             f"`model` must give outputs (B, classes), with at least two classes; for {count} images it "

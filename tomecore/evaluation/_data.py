@@ -1,4 +1,4 @@
-"""Where pictures lie, and their labels: a folder of class folders, a CSV file, or a plain folder."""
+"""Find images and their labels: in a folder of class folders, a CSV file, or a plain folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Found:
 
     Args:
         root: the folder, or that of the CSV file.
-        paths: of the pictures.
-        texts: the label of each, as it stands there; None where there are none.
+        paths: of the images.
+        texts: the label of each, as it stands there; None without labels.
         folders: names of the class folders, sorted; None for a CSV file and for a plain folder.
-        others: files that are no pictures by their endings.
+        others: files whose endings are not those of images.
     """
 
     root: Path
@@ -33,7 +33,7 @@ class Found:
     others: int = 0
 
     def labels(self, outputs: int, names: Sequence[str] | None = None) -> np.ndarray | None:
-        """(n,) int64: the class of each picture; None where there are no labels.
+        """(n,) int64: the class of each image; None where there are no labels.
 
         Args:
             outputs: classes of the model.
@@ -93,15 +93,15 @@ class Found:
 
 
 def find(path: Path | str, labelled: bool = True) -> Found:
-    """List the pictures at a path. Hidden files and folders are left out.
+    """List the images at a path. Hidden files and folders are left out.
 
     Args:
-        path: a folder of class folders, which may hold folders in turn; a folder of pictures, which then
+        path: a folder of class folders, which may hold folders in turn; a folder of images, which then
             have no labels; or a CSV file of paths, relative to it, and labels.
-        labelled: False: take all pictures, at any depth, and no labels.
+        labelled: False: take all images, at any depth, and no labels.
 
     Raises:
-        ArgumentValueError: nothing there, no pictures, or pictures both in class folders and beside them.
+        ArgumentValueError: nothing there, no images, or images both in class folders and beside them.
     """
     path = Path(path)
     if path.is_file():
@@ -116,16 +116,16 @@ def find(path: Path | str, labelled: bool = True) -> Found:
     others = len(every) - len(paths)
     if not paths:
         raise ArgumentValueError(
-            f"{path} has no pictures in it or in its folders"
+            f"{path} has no images in it or in its folders"
             + (f", only {others} other files" if others else "")
-            + "; give a folder with a folder of pictures for each class, or a folder of pictures"
+            + "; give a folder with a folder of images for each class, or a folder of images"
         )
     beside = [file for file in paths if file.parent == path]
     if not labelled or len(beside) == len(paths):
         return Found(path, tuple(paths), None, None, others)
     if beside:
         raise ArgumentValueError(
-            f"{path} has {len(beside)} pictures beside its class folders ({beside[0].name}); move them "
+            f"{path} has {len(beside)} images beside its class folders ({beside[0].name}); move them "
             "into their class, or leave the labels out with --no-labels"
         )
     texts = tuple(file.relative_to(path).parts[0] for file in paths)
@@ -156,7 +156,7 @@ def _find_listed(path: Path, labelled: bool) -> Found:
     if rows and _is_heading(rows[0], path.parent):
         rows = rows[1:]
     if not rows:
-        raise ArgumentValueError(f"{path} lists no pictures; write a line path,label for each")
+        raise ArgumentValueError(f"{path} lists no images; write a line path,label for each")
     if labelled and {len(row) for row in rows} not in ({1}, {2}):
         wrong = next(row for row in rows if len(row) != 2)
         raise ArgumentValueError(
@@ -168,7 +168,7 @@ def _find_listed(path: Path, labelled: bool) -> Found:
 
 
 def _is_heading(row: Sequence[str], root: Path) -> bool:
-    """Whether the first line of a list cannot be a picture and its label."""
+    """Whether the first line of a list cannot be an image and its label."""
     file = root / row[0].strip()
     numbered = len(row) > 1 and row[1].strip().isdecimal()
     return not numbered and file.suffix.lower() not in _endings() and not file.is_file()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tomecore.errors import ArgumentValueError
 from tomecore.evaluation.distributed import local_rank
-from tomecore.frameworks import framework_of
+from tomecore.frameworks import runtime_of
 
 __all__ = ["autocast", "put_on"]
 
@@ -26,38 +26,23 @@ def put_on(model: Any, device: str | None = None) -> str:
     Raises:
         ArgumentValueError: the framework has no such device here.
     """
-    framework = framework_of(model)
-    if framework == "torch":
-        import torch
-
-        have = torch.cuda.is_available()
-        kind, gpu = "torch", "cuda"
-    else:
-        import paddle
-
-        have = bool(paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count())
-        kind, gpu = "paddle", "gpu"
-    wanted = device or (gpu if have else "cpu")
+    runtime = runtime_of(model)
+    have = runtime.cuda.device_count() > 0
+    wanted = device or (runtime.gpu if have else "cpu")
     name, colon, number = wanted.partition(":")
     if name in ("cuda", "gpu"):
         if not have:
             raise ArgumentValueError(
-                f"`device` is {device!r}, but {kind} finds no GPU here; allowed is cpu, or install a "
-                f"build of {kind} for GPUs"
+                f"`device` is {device!r}, but {runtime.name} finds no GPU here; allowed is cpu, or install "
+                f"a build of {runtime.name} for GPUs"
             )
-        wanted = f"{gpu}:{number if colon else local_rank(framework)}"
+        wanted = f"{runtime.gpu}:{number if colon else local_rank(runtime.name)}"
     try:
-        if framework == "torch":
-            model.to(torch.device(wanted))
-            if wanted.startswith("cuda"):
-                torch.cuda.set_device(wanted)
-        else:
-            paddle.set_device(wanted)
-            model.to(device=wanted)
+        runtime.move(model, wanted)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ArgumentValueError(
-            f"`device` is {device!r}, which {kind} cannot use ({reason}); allowed are cpu, cuda and "
+            f"`device` is {device!r}, which {runtime.name} cannot use ({reason}); allowed are cpu, cuda and "
             "gpu, with a number as in cuda:0"
         ) from error
     return wanted
@@ -73,11 +58,13 @@ def autocast(model: Any, precision: str | None) -> contextlib.AbstractContextMan
         return contextlib.nullcontext()
     if precision not in _PRECISIONS:
         raise ArgumentValueError(f"`amp` must be bf16, fp16 or None; got {precision!r}")
-    if framework_of(model) != "torch":
+    runtime = runtime_of(model)
+    if runtime.name != "torch":
         raise ArgumentValueError(
             "`amp` is for torch models; convert the weights of a Paddle model instead"
         )
-    import torch
-
-    device = next(iter(model.parameters())).device.type
-    return torch.autocast(device, dtype=getattr(torch, _PRECISIONS[precision]))
+    torch, device = runtime.library, next(iter(model.parameters())).device.type
+    context: contextlib.AbstractContextManager[Any] = torch.autocast(
+        device, dtype=getattr(torch, _PRECISIONS[precision])
+    )
+    return context

@@ -1,4 +1,4 @@
-"""Picture files as what a model takes, and which of them to take."""
+"""Image files as what a model takes, and which of them to take."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from tomecore.errors import ArgumentValueError
 from tomecore.loading.images import read_image
 
-__all__ = ["Pictures", "spread"]
+__all__ = ["Pictures", "evenly_spread"]
 
 
 @dataclass(frozen=True)
 class Pictures(Sequence[np.ndarray]):
-    """Picture files as what a model takes; each is read when it is asked for.
+    """Image files as what a model takes; each is read when it is asked for.
 
     Args:
         paths: of the files.
-        transform: from a picture to (C, H, W) float32: ``Loaded.image``.
+        transform: from an image to (C, H, W) float32: ``Loaded.image``.
         root: the folder their names are relative to.
     """
 
@@ -34,19 +34,20 @@ class Pictures(Sequence[np.ndarray]):
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        path = self.paths[index]
-        try:
-            picture = read_image(path)
-        except ArgumentValueError:
-            raise
-        except Exception as error:  # Pillow's decoders raise what they like on broken files
-            raise ArgumentValueError(
-                f"{path} cannot be read as a picture ({type(error).__name__}: {error})"
-            ) from error
-        return self.transform(picture)
+        return self.transform(read_image(self.paths[index]))
+
+    def read_all(self) -> tuple[list[tuple[Path, np.ndarray]], list[str]]:
+        """(path, image) of all that can be read, and what is wrong with the others."""
+        read, unreadable = [], []
+        for index, path in enumerate(self.paths):
+            try:
+                read.append((path, self[index]))
+            except ArgumentValueError as error:
+                unreadable.append(str(error))
+        return read, unreadable
 
     def digest(self) -> str:
-        """Of names and sizes of the files: the same on every machine that holds a copy."""
+        """A digest of names and sizes of the files: the same on every machine that holds a copy."""
         found = hashlib.sha256()
         for path in self.paths:
             size = path.stat().st_size if path.exists() else -1
@@ -55,7 +56,7 @@ class Pictures(Sequence[np.ndarray]):
         return found.hexdigest()[:16]
 
 
-def spread(count: int, limit: int | None) -> list[int]:
+def evenly_spread(count: int, limit: int | None) -> list[int]:
     """``limit`` of ``count`` indices, evenly over all of them; all if there are not more."""
     if limit is None or limit >= count:
         return list(range(count))

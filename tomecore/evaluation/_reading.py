@@ -12,10 +12,10 @@ import numpy as np
 
 from tomecore.errors import ArgumentValueError
 
-__all__ = ["Loaded", "read_ahead"]
+__all__ = ["Batch", "read_ahead"]
 
 #: of a batch: each image by its index, or why it cannot be read
-Loaded = list[tuple[int, np.ndarray | str]]
+Batch = list[tuple[int, np.ndarray | str]]
 
 #: batches that are read while one runs
 _AHEAD = 2
@@ -23,7 +23,7 @@ _AHEAD = 2
 
 def read_ahead(
     images: Any, chunks: Sequence[range], numbers: Sequence[int], workers: int | None
-) -> Iterator[tuple[int, Loaded]]:
+) -> Iterator[tuple[int, Batch]]:
     """The images of each chunk, or why one cannot be read; later chunks are read meanwhile."""
 
     def read(index: int) -> np.ndarray | str:
@@ -47,6 +47,6 @@ def read_ahead(
 
 def _waited(
     one: tuple[int, list[Future[np.ndarray | str]]], chunks: Sequence[range]
-) -> tuple[int, Loaded]:
+) -> tuple[int, Batch]:
     number, futures = one
     return number, [(i, f.result()) for i, f in zip(chunks[number], futures, strict=True)]

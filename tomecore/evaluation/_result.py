@@ -1,4 +1,4 @@
-"""What one batch gave, what all of them make together. Sums are of ints, so order does not matter."""
+"""Counts per batch and their total. All sums are integers, so the order of batches does not matter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 
 __all__ = ["TOP5_FROM", "Chunk", "Result", "Row", "count_chunk", "result_of"]
 
@@ -74,15 +74,8 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON; an r that is a schedule object as its text."""
-        rows = [{**asdict(row), "r": plain(row.r)} for row in self.rows]
+        rows = [{**asdict(row), "r": as_data(row.r)} for row in self.rows]
         return {**vars(self), "rows": rows, "unreadable": [list(one) for one in self.unreadable]}
-
-
-def plain(r: R) -> Any:
-    """``r`` as JSON holds it."""
-    if isinstance(r, int):
-        return r
-    return list(r) if isinstance(r, Sequence) else repr(r)
 
 
 def count_chunk(outputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Chunk:

@@ -134,7 +134,7 @@ def _share_of(path: Path, processes: Processes) -> Path:
 
 
 def digest_of_model(model: Any) -> str:
-    """Of the class, and the names, shapes, dtypes and values of everything in the state."""
+    """A digest of the framework, and of the names, shapes, dtypes and values of the whole state."""
     found = hashlib.sha256(framework_of(model).encode())
     for name, value in sorted(model.state_dict().items()):
         if hasattr(value, "shape"):
@@ -144,7 +144,7 @@ def digest_of_model(model: Any) -> str:
 
 
 def digest_of_array(array: np.ndarray) -> str:
-    """Of shape, dtype and values."""
+    """A digest of shape, dtype and values."""
     array = np.asarray(array)
     found = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     found.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tomecore.adapters import is_patched
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError, UnsupportedModelError
 from tomecore.evaluation._batch import Runner
 from tomecore.evaluation._device import autocast
 from tomecore.evaluation._reading import read_ahead
-from tomecore.evaluation._result import Result, plain, result_of
+from tomecore.evaluation._result import Result, result_of
 from tomecore.evaluation._resume import Record, digest_of_array, digest_of_model
 from tomecore.evaluation.distributed import ALONE, Processes
-from tomecore.frameworks import evaluating, framework_of
-from tomecore.loading import adapter_of
-from tomecore.schedule import R
+from tomecore.frameworks import evaluating
+from tomecore.loading import merging
+from tomecore.schedule import R, as_data
 
 __all__ = ["evaluate"]
 
@@ -76,7 +74,7 @@ def evaluate(
     wanted = [0, *(r for r in schedules if not (type(r) is int and r == 0))]
     run = {
         "name": name,
-        "r": [plain(r) for r in wanted],
+        "r": [as_data(r) for r in wanted],
         "images": count,
         "batch": batch,
         "amp": amp,
@@ -90,7 +88,7 @@ def evaluate(
     record = Record(None if resume is None else Path(resume), run, processes)
     own = processes.share(count)
     chunks = [own[at : at + batch] for at in range(0, len(own), batch)]
-    with _patched(model) as patched, evaluating(patched), autocast(patched, amp):
+    with merging(model) as patched, evaluating(patched), autocast(patched, amp):
         for r in wanted:
             patched.r = r  # refuses what is no r of this model, before any work
         done = sum(len(chunks[number]) for number in record.chunks)
@@ -110,24 +108,6 @@ def evaluate(
             raise TomeError(f"none of {count} images could be read; the first: {reasons[0]}")
         limits = [_limit(patched, found[0]["tokens"], r) for r in wanted]
     return result_of(shares, wanted, limits, batch)
-
-
-@contextlib.contextmanager
-def _patched(model: Any) -> Iterator[Any]:
-    """The model patched; afterwards as it was, its r included."""
-    if is_patched(model):
-        before = model.r
-        try:
-            yield model
-        finally:
-            model.r = before
-        return
-    adapter = adapter_of(framework_of(model))
-    patched = adapter.apply_patch(model)
-    try:
-        yield patched
-    finally:
-        adapter.remove_patch(patched)
 
 
 def _labels(labels: Any, count: int) -> np.ndarray | None:

@@ -1,31 +1,21 @@
 """The processes that one run is spread over: who this one is, its share, and what all of them found.
 
 ``torchrun`` and ``python -m paddle.distributed.launch`` tell each process who it is by environment
-variables. What the processes have to tell each other is small (counts, times, names), so it goes through
-the framework's own ``all_reduce`` of integers, which is exact.
+variables. What the processes have to tell each other is small: counts, times, names.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tomecore.errors import ArgumentValueError, TomeError
+from tomecore.frameworks import RUNTIMES, Runtime
 
 __all__ = ["ALONE", "Processes", "join", "local_rank"]
-
-#: framework -> (number of processes, number of this one), as its launcher names them
-_VARIABLES = {
-    "torch": ("WORLD_SIZE", "RANK"),
-    "paddle": ("PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"),
-}
-_LAUNCHERS = {"torch": "torchrun", "paddle": "python -m paddle.distributed.launch"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +25,13 @@ class Processes:
     Args:
         rank: number of this process, from 0.
         world: how many there are.
-        total: the sum of an int64 array over all processes, in all of them.
+        gather: ``gather(value)`` gives what every process called it with, by rank, in all of them. Every
+            process must call it.
     """
 
     rank: int = 0
     world: int = 1
-    total: Callable[[np.ndarray], np.ndarray] = lambda array: array
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
 
     @property
     def first(self) -> bool:
@@ -50,24 +41,6 @@ class Processes:
     def share(self, count: int) -> range:
         """Which of ``count`` things are this process' own; nothing is in two shares or in none."""
         return range(self.rank, count, self.world)
-
-    def gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank, in all of them. Every process must call this.
-
-        Args:
-            value: anything that JSON can hold.
-        """
-        text = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-        lengths = np.zeros(self.world, dtype=np.int64)
-        lengths[self.rank] = len(text)
-        lengths = self.total(lengths)
-        table = np.zeros((self.world, int(lengths.max())), dtype=np.int64)
-        table[self.rank, : len(text)] = text
-        table = self.total(table)
-        return [
-            json.loads(row[:length].astype(np.uint8).tobytes())
-            for row, length in zip(table, lengths, strict=True)
-        ]
 
 
 #: a run of one process
@@ -88,30 +61,31 @@ def join(framework: str) -> Iterator[Processes]:
         TomeError: the other framework's launcher has started several processes.
         ArgumentValueError: the launcher's variables make no sense.
     """
-    world, rank = _place_in(framework)
-    if world == 1:
-        other = next(name for name in _VARIABLES if name != framework)
-        if _place_in(other)[0] > 1:
+    runtime = RUNTIMES[framework]
+    world, rank = _world_and_rank(runtime)
+    if world > 1:
+        with runtime.gathering() as gather:
+            yield Processes(rank, world, gather)
+        return
+    for other in RUNTIMES.values():
+        started, _ = _world_and_rank(other)
+        if started > 1:
             raise TomeError(
-                f"{_LAUNCHERS[other]} has started {_place_in(other)[0]} processes of a {framework} "
-                f"model; start them with {_LAUNCHERS[framework]}"
+                f"{other.launcher} has started {started} processes of a {framework} model; start them "
+                f"with {runtime.launcher}"
             )
-        yield ALONE
-    elif framework == "torch":
-        with _torch_total() as total:
-            yield Processes(rank, world, total)
-    else:
-        yield Processes(rank, world, _paddle_total())
+    yield ALONE
 
 
 def local_rank(framework: str) -> int:
     """Number of this process on its machine: which accelerator is its own."""
-    name = {"torch": "LOCAL_RANK", "paddle": "PADDLE_LOCAL_RANK"}[framework]
+    *_, name = RUNTIMES[framework].variables
     return int(os.environ.get(name, "0"))
 
 
-def _place_in(framework: str) -> tuple[int, int]:
-    names = _VARIABLES[framework]
+def _world_and_rank(runtime: Runtime) -> tuple[int, int]:
+    """What the launcher of a framework has put into the environment; (1, 0) if it was not used."""
+    names = runtime.variables[:2]
     if any(name not in os.environ for name in names):
         return 1, 0
     found = " and ".join(f"{name}={os.environ[name]!r}" for name in names)
@@ -126,43 +100,3 @@ def _place_in(framework: str) -> tuple[int, int]:
             f"the environment has {found}; the second must be from 0 to below the first"
         )
     return world, rank
-
-
-@contextlib.contextmanager
-def _torch_total() -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    """Sums over gloo, on the CPU, whatever the models run on."""
-    import torch
-    from torch import distributed
-
-    ours = not distributed.is_initialized()
-    if ours:
-        distributed.init_process_group("gloo")
-    group: Any = (
-        None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
-    )
-
-    def total(array: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.array(array, dtype=np.int64))
-        distributed.all_reduce(tensor, group=group)
-        return tensor.numpy()
-
-    try:
-        yield total
-    finally:
-        if ours:
-            distributed.destroy_process_group()
-
-
-def _paddle_total() -> Callable[[np.ndarray], np.ndarray]:
-    import paddle
-    from paddle import distributed
-
-    if not distributed.is_initialized():
-        distributed.init_parallel_env()
-
-    def total(array: np.ndarray) -> np.ndarray:
-        tensor = paddle.to_tensor(np.array(array, dtype=np.int64))
-        distributed.all_reduce(tensor)
-        return np.asarray(tensor.numpy())
-
-    return total

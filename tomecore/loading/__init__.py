@@ -1,23 +1,29 @@
-"""Models by name, for the command line: ``timm:vit_base_patch16_224``, ``module:function`` and others.
+"""Models by name, as the command line takes them, and how images become their input.
 
-Each loader returns what the tools need of a model: the model in evaluation mode, its framework, and how
-pictures become its input. Libraries are imported when one of their models is asked for.
+    loaded = load("timm:vit_base_patch16_224", pretrained=True)     # or "module:function", and others
+    loaded.model, loaded.framework, loaded.input_shape
+    loaded.image(read_image("photo.jpg"))                           # (C, H, W); of tomecore.loading.images
+
+A library is imported when one of its models is asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tomecore.adapters import is_patched
 from tomecore.errors import ArgumentValueError
 from tomecore.frameworks import framework_of
 from tomecore.loading import _paddle, _torch
 from tomecore.loading._function import function_model
 from tomecore.loading._loaded import Loaded
+from tomecore.schedule import R
 
-__all__ = ["FORMS", "Loaded", "adapter_of", "has_random_weights", "load"]
+__all__ = ["FORMS", "Loaded", "adapter_of", "has_random_weights", "load", "merging"]
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER_OR_TYPE, open_clip:NAME, "
@@ -73,7 +79,10 @@ def load(
     else:
         found = function_model(name, pretrained, resolution)
     if weights is not None:
-        _load_weights(found.model, Path(weights))
+        if not Path(weights).is_file():
+            raise ArgumentValueError(f"there is no file of weights {weights}")
+        library = {"torch": _torch, "paddle": _paddle}[found.framework]
+        library.load_weights(found.model, Path(weights))
     found.model.eval()
     return Loaded(name, found.model, found.preprocess, found.transform)
 
@@ -81,7 +90,7 @@ def load(
 def has_random_weights(
     name: str, pretrained: bool = False, weights: Path | str | None = None
 ) -> bool:
-    """Whether :func:`load` with these arguments gives a model that nobody trained, as far as names say."""
+    """Whether :func:`load` with these arguments gives an untrained model, as far as names say."""
     source, _, rest = name.partition(":")
     trained = source == "digits" or (source == "transformers" and Path(rest).is_dir())
     return source in _LOADERS and not trained and not pretrained and weights is None
@@ -92,25 +101,21 @@ def adapter_of(framework: str) -> Any:
     return importlib.import_module(f"tomecore.adapters.{framework}")
 
 
-def _load_weights(model: Any, path: Path) -> None:
-    if not path.is_file():
-        raise ArgumentValueError(f"there is no file of weights {path}")
-    if framework_of(model) == "paddle":
-        from tomecore.models.paddle import load_weights
-
-        load_weights(model, str(path))
+@contextlib.contextmanager
+def merging(model: Any, r: R | None = None) -> Iterator[Any]:
+    """The model patched and, if it is given, with this r; afterwards as it was."""
+    if is_patched(model):
+        before = model.r
+        try:
+            if r is not None:
+                model.r = r
+            yield model
+        finally:
+            model.r = before
         return
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        import torch
-
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            state = state.get(key, state)
+    adapter = adapter_of(framework_of(model))
+    patched = adapter.apply_patch(model, r=0 if r is None else r)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ArgumentValueError(f"the weights in {path} do not fit the model. {error}") from error
+        yield patched
+    finally:
+        adapter.remove_patch(patched)

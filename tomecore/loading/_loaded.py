@@ -23,8 +23,8 @@ class Loaded:
     Args:
         name: as it was asked for.
         model: in evaluation mode, on the CPU.
-        preprocess: from a picture to the model's input.
-        transform: the library's own way from a picture to (C, H, W) float32, where it has one.
+        preprocess: from an image to the model's input.
+        transform: the library's own way from an image to (C, H, W) float32, where it has one.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Loaded:
         return (self.preprocess.channels, *self.preprocess.size)
 
     def image(self, picture: Any) -> np.ndarray:
-        """A picture (Pillow) as the model's input, (C, H, W) float32."""
+        """An image of Pillow as the model's input, (C, H, W) float32."""
         return self.preprocess(picture) if self.transform is None else self.transform(picture)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from tomecore.errors import ArgumentValueError, TomeError
-from tomecore.frameworks import require
+from tomecore.frameworks import FRAMEWORKS, require
 from tomecore.loading._loaded import Loaded
 from tomecore.loading.images import Preprocess
+from tomecore.models import digits
 
-__all__ = ["digits_model", "library_model", "plain_model"]
+__all__ = ["digits_model", "library_model", "load_weights", "plain_model"]
 
 #: width, depth, heads
 _SIZES = {
@@ -70,9 +73,6 @@ def plain_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
 
 
 def digits_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
-    from tomecore.frameworks import FRAMEWORKS
-    from tomecore.models import digits
-
     if name not in FRAMEWORKS:
         raise ArgumentValueError(f"digits:{name} is not one of digits:torch, digits:paddle")
     require(name)
@@ -83,3 +83,10 @@ def digits_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
         )
     preprocess = Preprocess((side, side), (digits.MEAN,), (digits.STD,), 1.0, "bilinear")
     return Loaded(name, digits.build(name), preprocess)
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Load a file of weights, safetensors or ``.pdparams``, strictly."""
+    from tomecore.models import paddle
+
+    paddle.load_weights(model, str(path))

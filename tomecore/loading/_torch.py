@@ -11,7 +11,13 @@ from tomecore.errors import ArgumentValueError
 from tomecore.loading._loaded import Loaded, library
 from tomecore.loading.images import Preprocess
 
-__all__ = ["open_clip_model", "timm_model", "torchvision_model", "transformers_model"]
+__all__ = [
+    "load_weights",
+    "open_clip_model",
+    "timm_model",
+    "torchvision_model",
+    "transformers_model",
+]
 
 
 def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
@@ -104,6 +110,24 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
     return Loaded(name, model, preprocess, _ToNumpy(transform))
 
 
+def load_weights(model: Any, path: Path) -> None:
+    """Load a file of weights, safetensors or a checkpoint of torch, strictly."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        import torch
+
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            state = state.get(key, state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArgumentValueError(f"the weights in {path} do not fit the model. {error}") from error
+
+
 class _ToNumpy:
     """A transform of torch as one that gives NumPy arrays."""
 
@@ -115,7 +139,7 @@ class _ToNumpy:
 
 
 class _ByProcessor:
-    """A processor of transformers, of one picture."""
+    """A processor of transformers, for one image."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

@@ -1,4 +1,4 @@
-"""Pictures as models want them: read, resized, cropped, scaled. Needs Pillow (``tomecore[cli]``)."""
+"""Read images, and resize, crop and scale them as models want them. Needs Pillow (``tomecore[cli]``)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a picture to what a model takes: the evaluation transform of ImageNet models.
+    """Turn an image into what a model takes: the evaluation transform of ImageNet models.
 
     The shorter side is resized to ``size / crop`` and the middle cut out, then pixels in [0, 1] are
     scaled to (pixel - mean) / std.
 
     Args:
         size: (height, width) of the result, in pixels.
-        mean: of each channel; one number for grey pictures, three for colour.
-        std: likewise.
-        crop: share of the resized picture that the middle is.
+        mean: of each channel; one number for grey images, three for colour.
+        std: standard deviation of each channel, as ``mean``.
+        crop: share of the resized image that is kept, from its middle.
         interpolation: a filter of Pillow, by its name in small letters.
     """
 
@@ -71,7 +71,7 @@ class Preprocess:
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
     def cut(self, picture: Image) -> Image:
-        """The part of ``picture`` that the model sees, as a picture of ``size``."""
+        """The part of ``picture`` that the model sees, in ``size``."""
         from PIL.Image import Resampling
 
         height, width = self.size
@@ -96,16 +96,16 @@ class Preprocess:
 
 
 def read_image(path: Path | str) -> Image:
-    """Read one picture, upright and in colour.
+    """Read one image, upright and in colour.
 
     Raises:
-        ArgumentValueError: there is no such file, or it is no picture that Pillow can read.
+        ArgumentValueError: there is no such file, or Pillow cannot read it as an image.
     """
     from PIL import Image, ImageOps
 
     path = Path(path)
     if path.is_dir():
-        raise ArgumentValueError(f"{path} is a folder; give the path of a picture in it")
+        raise ArgumentValueError(f"{path} is a folder; give the path of an image in it")
     if not path.exists():
         raise ArgumentValueError(f"there is no file {path}")
     try:
@@ -117,10 +117,10 @@ def read_image(path: Path | str) -> Image:
                     "known; save it with 8 bits for each channel"
                 )
             return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ArgumentValueError):
-            raise
+    except ArgumentValueError:
+        raise
+    except Exception as error:  # Pillow's decoders raise what they like on broken files
         raise ArgumentValueError(
-            f"{path} cannot be read as a picture ({error}); give a PNG, JPEG, WebP or another "
-            "format that Pillow reads"
+            f"{path} cannot be read as an image ({type(error).__name__}: {error}); give a PNG, JPEG, WebP "
+            "or another format that Pillow reads"
         ) from error

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
-from tomecore.frameworks import framework_of, to_numpy
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
+from tomecore.frameworks import runtime_of, to_numpy
 
 __all__ = ["convert_weights", "load_arrays", "transfer_weights"]
 
@@ -94,11 +94,8 @@ def transfer_weights(source: Any, target: Any) -> Any:
         ArgumentValueError: as :func:`convert_weights`, or a key or shape that only one of them has;
             ``target`` is untouched.
     """
-    layout = {"torch": "timm", "paddle": "plsc"}
     weights = convert_weights(
-        source.state_dict(),
-        source=layout[framework_of(source)],
-        target=layout[framework_of(target)],
+        source.state_dict(), source=runtime_of(source).layout, target=runtime_of(target).layout
     )
     return load_arrays(target, weights)
 
@@ -121,17 +118,5 @@ def load_arrays(model: Any, weights: Mapping[str, np.ndarray]) -> Any:
             f"the weights are not those of this {type(model).__name__}; {len(wrong)} differ: "
             f"{', '.join(wrong[:6])}{', ...' if len(wrong) > 6 else ''}"
         )
-    if framework_of(model) == "torch":
-        import torch
-
-        model.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in weights.items()})
-        return model
-    import paddle
-
-    dtype = {name: value.dtype for name, value in model.state_dict().items()}
-    missing, unexpected = model.set_state_dict(
-        {n: paddle.to_tensor(v).astype(dtype[n]) for n, v in weights.items()}
-    )
-    if missing or unexpected:
-        raise TomeError(f"Paddle did not take the weights {[*missing, *unexpected]}")
+    runtime_of(model).load_state(model, weights)
     return model

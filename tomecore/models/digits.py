@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tomecore.frameworks import RUNTIMES
+
 __all__ = ["DIGITS_VIT", "MEAN", "STD", "build", "load", "weights_path"]
 
 DIGITS_VIT: dict[str, Any] = {
@@ -87,10 +89,9 @@ def build(framework: str) -> Any:
     from tomecore.models.convert import convert_weights, load_arrays
 
     stored = {n: v.astype(np.float32) for n, v in load_file(weights_path()).items()}
-    layout = {"torch": "timm", "paddle": "plsc"}[framework]
     module = importlib.import_module(f"tomecore.models.{framework}")
     model = module.VisionTransformer.from_config(DIGITS_VIT)
-    load_arrays(model, convert_weights(stored, source="timm", target=layout))
+    load_arrays(model, convert_weights(stored, source="timm", target=RUNTIMES[framework].layout))
     model.eval()
     return model
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from tomecore.adapters import is_patched
+from tomecore.adapters import handle_of, is_patched
 from tomecore.errors import NotPatchedError
-from tomecore.frameworks import framework_of
-from tomecore.parity._causes import likely_causes, unseen
+from tomecore.loading import merging
+from tomecore.parity._causes import Case, likely_causes, unseen
 from tomecore.parity._compare import DifferentMergesError, compare
-from tomecore.parity._place import Place, located
+from tomecore.parity._divergence import Divergence, first_divergence
 from tomecore.parity._report import Report
 from tomecore.parity._tolerance import Tolerance
-from tomecore.schedule import R
+from tomecore.schedule import R, as_data
 
 __all__ = ["Diagnosis", "assert_parity", "diagnose"]
 
@@ -39,7 +36,7 @@ class Diagnosis:
     r: R
     tolerance: Tolerance
     report: Report | None
-    place: Place | None
+    place: Divergence | None
     causes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -56,7 +53,7 @@ class Diagnosis:
         """Everything as plain data, for JSON."""
         return {
             "agrees": self.agrees,
-            "r": str(self.r) if callable(self.r) else self.r,
+            "r": as_data(self.r),
             "layer": self.layer,
             "where": None if self.place is None else self.place.where,
             "causes": list(self.causes),
@@ -130,19 +127,26 @@ def diagnose(
         UnsupportedModelError: a model that cannot be patched, or whose layers cannot be compared.
     """
     tolerance = Tolerance.between(model_a, model_b, rtol, atol, gap)
-    with _merging(model_a, r, "model_a"), _merging(model_b, r, "model_b"):
+    for model, name in ((model_a, "model_a"), (model_b, "model_b")):
+        if r is None and not is_patched(model):
+            raise NotPatchedError(
+                f"`{name}` ({type(model).__name__}) is not patched and no `r` is given; give r=8, or "
+                "call apply_patch first and set its r"
+            )
+    with merging(model_a, r), merging(model_b, r):
         shown = model_a.r
+        report: Report | None
+        place: Divergence | None
         try:
             report = compare(model_a, model_b, images, batch=batch)
         except DifferentMergesError as error:
-            place = Place.of_schedule(*error.tokens)
-            causes, remarks = likely_causes(model_a, model_b, images, None, place, tolerance)
-            return Diagnosis(shown, tolerance, None, place, causes, remarks)
-        found = located(report, tolerance, model_a)
-        if found is None:
+            report, place = None, Divergence.of_schedules(*error.tokens)
+        else:
+            place = first_divergence(report, tolerance, handle_of(model_a).layers)
+        if place is None:
             return Diagnosis(shown, tolerance, report, None, (), unseen(model_a, model_b))
-        causes, remarks = likely_causes(model_a, model_b, images, report, found, tolerance)
-        return Diagnosis(shown, tolerance, report, found, causes, remarks)
+        case = Case((model_a, model_b), images, tolerance, report, place)
+        return Diagnosis(shown, tolerance, report, place, *likely_causes(case))
 
 
 def assert_parity(
@@ -170,32 +174,6 @@ def assert_parity(
         raise AssertionError(str(found))
     report: Any = found.report
     return report
-
-
-@contextlib.contextmanager
-def _merging(model: Any, r: R | None, name: str) -> Iterator[None]:
-    """The model patched and with this r; afterwards as it was."""
-    patched = is_patched(model)
-    if not patched and r is None:
-        raise NotPatchedError(
-            f"`{name}` ({type(model).__name__}) is not patched and no `r` is given; give r=8, or call "
-            "apply_patch first and set its r"
-        )
-    if not patched:
-        adapter = importlib.import_module(f"tomecore.adapters.{framework_of(model)}")
-        adapter.apply_patch(model, r=r)
-        try:
-            yield
-        finally:
-            adapter.remove_patch(model)
-        return
-    before = model.r
-    try:
-        if r is not None:
-            model.r = r
-        yield
-    finally:
-        model.r = before
 
 
 def _near_ties(report: Report) -> list[str]:

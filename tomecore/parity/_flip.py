@@ -1,4 +1,4 @@
-"""A merge that was decided differently by two models: how close the call was, and who went astray."""
+"""A merge that two models decided differently: the score gap, and whose plan is not that of its keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Flip:
         layer: where.
         gap: how far apart the similarities were that were decided differently, in the keys of a.
         gap_b: the same in the keys of b. Both 0: an exact tie.
-        wrong: "a" or "b", if that one alone does not follow from its own keys by tomecore's rules;
+        wrong: "a" or "b", if only that one does not follow from its own keys by tomecore's rules;
             "" if that cannot be said.
         decided: what each of them decided.
     """
@@ -49,11 +49,11 @@ def flip(
     """Describe what two models decided for one image.
 
     Args:
-        image: its number, to be told.
-        layer: likewise.
+        image: its number, for messages.
+        layer: the number of the layer, for messages.
         merges: of a and of b in this layer.
         row: of the image in them.
-        protected: tokens at the front that each of them never merges.
+        protected: prefix tokens that each of them never merges.
     """
     plans = [_Plan(merge, row) for merge in merges]
     cosines = [_cosine(merge.keys[row]) for merge in merges]

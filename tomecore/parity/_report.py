@@ -17,7 +17,7 @@ _ROWS = 12
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two arrays.
+    """How two arrays differ.
 
     Args:
         largest: difference of two elements; NaN if either array has one, infinite if the shapes differ.
@@ -36,7 +36,7 @@ class Difference:
             return cls(float(np.abs(a - b).max(initial=0)), float(np.abs(a).max(initial=0)))
 
     def __or__(self, other: Difference) -> Difference:
-        """Of both: ``np.maximum``, because Python's loses NaN."""
+        """The larger of both; by ``np.maximum``, because Python's loses NaN."""
         return Difference(
             float(np.maximum(self.largest, other.largest)),
             float(np.maximum(self.scale, other.scale)),

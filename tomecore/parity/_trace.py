@@ -11,7 +11,7 @@ from tomecore.adapters import Handle, handle_of
 from tomecore.backends import Array
 from tomecore.core.plan import MergePlan
 from tomecore.errors import UnsupportedModelError
-from tomecore.frameworks import framework_of, predict, to_numpy
+from tomecore.frameworks import predict, runtime_of, to_numpy
 
 __all__ = ["Merge", "Trace", "comparable_handle", "trace"]
 
@@ -55,8 +55,8 @@ def comparable_handle(model: Any, name: str) -> Handle:
     tome = handle_of(model, name)
     if tome.trim_last:
         raise UnsupportedModelError(
-            f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block makes "
-            "the tokens at the front alone, where all are to be compared: call apply_patch again without it"
+            f"`{name}` ({type(model).__name__}) was patched with trim_last=True, and its last block computes "
+            "the prefix tokens only, but parity compares all tokens: call apply_patch again without it"
         )
     return tome
 
@@ -86,9 +86,9 @@ def trace(model: Any, images: np.ndarray, name: str) -> Trace:
         arrays = (key, plan.slots, plan.kept, plan.merged, sizes, x)
         merges[layer] = Merge(*(np.array(to_numpy(one)) for one in arrays))
 
-    after = "register_forward_" + ("hook" if framework_of(model) == "torch" else "post_hook")
+    runtime = runtime_of(model)
     handles = [tome.blocks[0].register_forward_pre_hook(enters, with_kwargs=True)]
-    handles += [getattr(block, after)(leaves(i)) for i, block in enumerate(tome.blocks)]
+    handles += [runtime.after_forward(block, leaves(i)) for i, block in enumerate(tome.blocks)]
     try:
         with tome.watch(observer):
             output = predict(model, images, len(images))

@@ -7,7 +7,7 @@ model.r = schedule.for_speedup(model, 2.0)
 
 from __future__ import annotations
 
-from tomecore.schedule.parse import R, Schedule, parse_r, tokens_per_layer
+from tomecore.schedule.parse import R, Schedule, as_data, parse_r, tokens_per_layer
 from tomecore.schedule.rules import ForSpeedup, ForTokens, Ratio, for_speedup, for_tokens
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "R",
     "Ratio",
     "Schedule",
+    "as_data",
     "for_speedup",
     "for_tokens",
     "parse_r",

@@ -10,7 +10,7 @@ from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 from tomecore.schedule.rules import clamped
 
-__all__ = ["R", "Schedule", "parse_r", "tokens_per_layer"]
+__all__ = ["R", "Schedule", "as_data", "parse_r", "tokens_per_layer"]
 
 
 @runtime_checkable
@@ -22,6 +22,14 @@ class Schedule(Protocol):
 
 #: int | (r, inflect) | list of int | schedule object
 R = int | tuple[int, float] | Sequence[int] | Schedule
+
+
+def as_data(r: R) -> Any:
+    """``r`` as JSON holds it: an int, a list, or the text of a schedule object."""
+    if isinstance(r, int):
+        return r
+    return list(r) if isinstance(r, Sequence) else repr(r)
+
 
 _FORMS = (
     "an int (tokens merged per layer), a tuple (r, inflect) with -1 <= inflect <= 1, a list of ints "

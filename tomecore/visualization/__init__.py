@@ -1,22 +1,34 @@
-"""Which patches merged: followed through the layers, painted on images, laid out as strips or as a page."""
+"""Which patches of an image merged: followed through the layers, painted, laid out on a sheet or a page.
+
+    sources = sources_by_layer(model, images)                         # a patched model; images (B, C, H, W)
+    merged = make_visualization(image, sources[-1][0], patch_size=16)  # image (H, W, 3) uint8, and so is this
+
+``tomecore visualize`` is this on the command line, for files.
+"""
 
 from __future__ import annotations
 
-from tomecore.visualization._page import page
+from tomecore.visualization._page import html_page
 from tomecore.visualization._paint import OUTLINES, make_visualization
-from tomecore.visualization._sheet import Traced, draw_strips, plain, spread, trace
+from tomecore.visualization._sheet import (
+    MergedImages,
+    draw_strips,
+    follow_images,
+    layers_to_draw,
+    printable,
+)
 from tomecore.visualization._tracing import Grid, patch_grid, sources_by_layer
 
 __all__ = [
     "OUTLINES",
     "Grid",
-    "Traced",
+    "MergedImages",
     "draw_strips",
+    "follow_images",
+    "html_page",
+    "layers_to_draw",
     "make_visualization",
-    "page",
     "patch_grid",
-    "plain",
+    "printable",
     "sources_by_layer",
-    "spread",
-    "trace",
 ]

@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 
 from tomecore.visualization._paint import OUTLINES
-from tomecore.visualization._sheet import Traced, plain
+from tomecore.visualization._sheet import MergedImages, printable
 
-__all__ = ["page"]
+__all__ = ["html_page"]
 
 _TEMPLATE = Path(__file__).parent / "data" / "visualize.html"
 
 
-def page(traced: Traced, title: str, note: str = "") -> str:
+def html_page(merged: MergedImages, title: str, note: str = "") -> str:
     """The page, as text.
 
     Args:
-        traced: the images.
+        merged: the images.
         title: its heading.
         note: a line under it.
     """
@@ -41,36 +41,36 @@ def page(traced: Traced, title: str, note: str = "") -> str:
         # Only this very script and style may run, and nothing may be loaded.
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        "title": html.escape(plain(title)),
-        "note": html.escape(plain(note)),
-        "data": _json(_data(traced)),
+        "title": html.escape(printable(title)),
+        "note": html.escape(printable(note)),
+        "data": _json(_data(merged)),
     }
     # In one pass, so that nothing that was put in is looked at again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
 
 
-def _data(traced: Traced) -> dict[str, Any]:
-    numbers, layers = range(len(traced.r)), range(traced.depth)
+def _data(merged: MergedImages) -> dict[str, Any]:
+    numbers, layers = range(len(merged.r)), range(merged.depth)
     return {
-        "rows": traced.grid.rows,
-        "columns": traced.grid.columns,
-        "patch": traced.grid.patch,
+        "rows": merged.grid.rows,
+        "columns": merged.grid.columns,
+        "patch": merged.grid.patch,
         "outlines": OUTLINES.tolist(),
-        "r": [str(r) for r in traced.r],
+        "r": [str(r) for r in merged.r],
         "tokens": [
-            [traced.tokens(n, layer) for layer in (0, *(i + 1 for i in layers))] for n in numbers
+            [merged.tokens(n, layer) for layer in (0, *(i + 1 for i in layers))] for n in numbers
         ],
         "images": [
             {
-                "name": plain(name),
-                "png": _png(traced.pixels[image]),
+                "name": printable(name),
+                "png": _png(merged.pixels[image]),
                 # by r, then by layer: the slot of each patch
                 "slots": [
-                    [traced.sources[n][layer][image, traced.prefix :].tolist() for layer in layers]
+                    [merged.sources[n][layer][image, merged.prefix :].tolist() for layer in layers]
                     for n in numbers
                 ],
             }
-            for image, name in enumerate(traced.names)
+            for image, name in enumerate(merged.names)
         ],
     }
 

@@ -1,6 +1,6 @@
-"""Images beside what merging makes of them after some layers: traced once, drawn as one picture.
+"""Images beside what merging makes of them after some layers: followed once, drawn on one sheet.
 
-``webpage`` shows the same for every layer, to be looked at in a browser. Needs Pillow and matplotlib
+``_page`` shows the same for every layer, to be looked at in a browser. Needs Pillow and matplotlib
 (``tomecore[cli]``; the font of labels is matplotlib's, which knows most alphabets).
 """
 
@@ -21,7 +21,7 @@ from tomecore.visualization._tracing import Grid, patch_grid, sources_by_layer
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
-__all__ = ["Traced", "draw_strips", "plain", "spread", "trace"]
+__all__ = ["MergedImages", "draw_strips", "follow_images", "layers_to_draw", "printable"]
 
 _SHORTEST = 224  # pixels on the shorter side that an image is enlarged to at least
 _GAP = 8
@@ -29,7 +29,7 @@ _LABEL = 22
 
 
 @dataclass(frozen=True)
-class Traced:
+class MergedImages:
     """Images, and where their patches went in every layer at every r.
 
     Args:
@@ -66,13 +66,13 @@ class Traced:
         return make_visualization(self.pixels[image], source, self.grid.patch, self.prefix)
 
 
-def trace(
+def follow_images(
     model: Any,
     images: np.ndarray,
     pixels: Sequence[np.ndarray],
     names: Sequence[str],
     r: Sequence[R],
-) -> Traced:
+) -> MergedImages:
     """Run a patched model on images at each r, and keep where their tokens went.
 
     Args:
@@ -98,7 +98,7 @@ def trace(
         np.repeat(np.repeat(one[:height, :width], zoom, axis=0), zoom, axis=1) for one in pixels
     ]
     patch = (grid.patch[0] * zoom, grid.patch[1] * zoom)
-    return Traced(
+    return MergedImages(
         names=tuple(names),
         pixels=tuple(drawn),
         grid=Grid(grid.rows, grid.columns, patch),
@@ -108,16 +108,16 @@ def trace(
     )
 
 
-def spread(depth: int, count: int = 4) -> list[int]:
+def layers_to_draw(depth: int, count: int = 4) -> list[int]:
     """``count`` layers spread over ``depth``, the last one among them; fewer where there are fewer."""
     return sorted({max(1, round(depth * part / count)) for part in range(1, count + 1)})
 
 
-def draw_strips(traced: Traced, layers: Sequence[int], path: Path) -> None:
+def draw_strips(merged: MergedImages, layers: Sequence[int], path: Path) -> None:
     """Write one picture: a row for each image and r, the original first, then merged after ``layers``.
 
     Args:
-        traced: the images.
+        merged: the images.
         layers: numbers from 1 to the model's depth.
         path: where to; the ending decides the format.
 
@@ -127,18 +127,18 @@ def draw_strips(traced: Traced, layers: Sequence[int], path: Path) -> None:
     from PIL import Image, ImageDraw, ImageFont
 
     for layer in layers:
-        if not 1 <= layer <= traced.depth:
+        if not 1 <= layer <= merged.depth:
             raise ArgumentValueError(
-                f"`layers` must be from 1 to {traced.depth}, the layers of the model; got {layer}"
+                f"`layers` must be from 1 to {merged.depth}, the layers of the model; got {layer}"
             )
     import matplotlib
 
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 13
     )
-    height, width = traced.pixels[0].shape[:2]
+    height, width = merged.pixels[0].shape[:2]
     rows = [
-        (image, number) for image in range(len(traced.names)) for number in range(len(traced.r))
+        (image, number) for image in range(len(merged.names)) for number in range(len(merged.r))
     ]
     across, down = width + _GAP, height + _LABEL + _GAP
     sheet = Image.new(
@@ -146,10 +146,10 @@ def draw_strips(traced: Traced, layers: Sequence[int], path: Path) -> None:
     )
     pen = ImageDraw.Draw(sheet)
     for row, (image, number) in enumerate(rows):
-        cells = [(plain(traced.names[image]), traced.pixels[image])]
+        cells = [(printable(merged.names[image]), merged.pixels[image])]
         for layer in layers:
-            label = f"r={traced.r[number]}, layer {layer}: {traced.tokens(number, layer)} tokens"
-            cells.append((label, traced.painted(image, number, layer)))
+            label = f"r={merged.r[number]}, layer {layer}: {merged.tokens(number, layer)} tokens"
+            cells.append((label, merged.painted(image, number, layer)))
         for column, (label, drawn) in enumerate(cells):
             left, top = _GAP + column * across, row * down
             pen.text((left, top + 4), _fitting(label, font, width), fill="black", font=font)
@@ -158,7 +158,7 @@ def draw_strips(traced: Traced, layers: Sequence[int], path: Path) -> None:
     sheet.save(path)
 
 
-def plain(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as one line of text: what cannot be printed is shown as an escape."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in name

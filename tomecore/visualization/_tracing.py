@@ -87,8 +87,8 @@ def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.n
 def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
     """How the patches of a patched model lie in an image of ``size`` (height, width) pixels.
 
-    The model's own patch embedding is asked where it is a convolution. Otherwise patches are taken to
-    be squares, as large as their number allows.
+    Read from the model's patch embedding if that is a convolution. Otherwise patches are taken to be
+    squares, as large as their number allows.
 
     Args:
         model: a patched model.

@@ -1,0 +1,124 @@
+"""Where a forward pass that is timed runs: on a device, in a dtype, compiled or not."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tomecore.errors import ArgumentValueError
+from tomecore.frameworks import RUNTIMES, framework_of
+
+__all__ = ["Place", "peak_bytes", "place_of"]
+
+#: how a forward pass runs, beside eager -> the framework that has it
+_MODES = {"compile": "torch", "cudagraphs": "torch", "to_static": "paddle"}
+
+
+class Place:
+    """A device of a framework, to compute on in one dtype.
+
+    Args:
+        framework: "torch" or "paddle".
+        device: as the framework spells it: "cpu", "cuda:0", "gpu:0".
+        dtype: "float32", "bfloat16" or "float16".
+    """
+
+    def __init__(self, framework: str, device: str, dtype: str) -> None:
+        self.runtime = RUNTIMES[framework]
+        self.device = device
+        self.dtype = dtype
+        self.on_gpu = not device.startswith("cpu")
+
+    def put(self, model: Any) -> Any:
+        """The model on this device, in this dtype."""
+        return self.runtime.move(model, self.device, self.dtype)
+
+    def images(self, batch: int, shape: tuple[int, int, int]) -> Any:
+        """Random images (batch, C, H, W) there."""
+        values = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
+        return self.runtime.tensor(values, self.device, self.dtype)
+
+    def wait(self) -> None:
+        """Until the device has done what was asked."""
+        if self.on_gpu:
+            self.runtime.cuda.synchronize()
+
+    def no_grad(self) -> contextlib.AbstractContextManager[Any]:
+        """A context without gradients, in the form that costs the framework least."""
+        return self.runtime.fastest()
+
+    def compiled(self, model: Any, mode: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
+        """The model as a call, compiled unless ``mode`` is "eager".
+
+        Raises:
+            ArgumentValueError: a mode that the framework or the device does not have.
+        """
+        if mode == "eager":
+            return lambda x: model(x)
+        library = self.runtime.library
+        if _MODES[mode] != self.runtime.name:
+            raise ArgumentValueError(
+                f"mode {mode!r} is {_MODES[mode]}'s; the model is {self.runtime.name}'s"
+            )
+        if mode == "cudagraphs" and not self.on_gpu:
+            raise ArgumentValueError("CUDA graphs need a GPU; give --device cuda")
+        run: Callable[[Any], Any]
+        if mode == "to_static":
+            spec = [library.static.InputSpec([None, *shape[1:]], self.dtype)]
+            run = library.jit.to_static(model, full_graph=True, input_spec=spec)
+        else:
+            how = "reduce-overhead" if mode == "cudagraphs" else None
+            run = library.compile(model, dynamic=False, mode=how)
+        return run
+
+
+def place_of(model: Any, device: str, dtype: str) -> Place:
+    """The place of a model of any framework.
+
+    Raises:
+        ArgumentValueError: a device that is not there, or a dtype that it cannot compute in.
+    """
+    place = Place(framework_of(model), device, dtype)
+    runtime = place.runtime
+    if device != "cpu" and not (device.startswith(runtime.gpu) and runtime.cuda.device_count()):
+        raise ArgumentValueError(
+            f"{runtime.name} has no device {device!r} here; its devices are called {runtime.devices}"
+        )
+    if runtime.name == "paddle" and not place.on_gpu and dtype != "float32":
+        raise ArgumentValueError(f"Paddle has no {dtype} kernels on a CPU; use float32, or a GPU")
+    return place
+
+
+def peak_bytes(place: Place, call: Callable[[], Any]) -> int | None:
+    """Memory one call takes at most, beyond what was in use before it; None where that is not known."""
+    if place.on_gpu:
+        return _peak_on_gpu(place, call)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, and counts again
+        before = _status(status, "VmRSS")
+        reset.write_text("5")  # Linux: the high-water mark begins anew
+        call()
+        return max(0, _status(status, "VmHWM") - before)
+    except (OSError, AttributeError, StopIteration):  # not Linux, or not its usual library
+        return None
+
+
+def _peak_on_gpu(place: Place, call: Callable[[], Any]) -> int:
+    cuda = place.runtime.cuda
+    place.wait()
+    before = cuda.memory_allocated()
+    getattr(cuda, place.runtime.reset_peak)()
+    call()
+    place.wait()
+    return int(cuda.max_memory_allocated() - before)
+
+
+def _status(path: Path, name: str) -> int:
+    line = next(line for line in path.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
