@@ -23,6 +23,9 @@ from tomecore import backends
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# Asserts in files that are imported by tests show their values as those of test files do.
+pytest.register_assert_rewrite("adapters.laws", "adapters.ways")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
