@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
-from adapters.cases import one_of_each_spec
+from adapters.cases import Case, one_of_each_spec
 from adapters.laws import Laws, LawsOfPlainViTs, LawsOfSpecs
 from adapters.laws.outputs import Shapes
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from vits.cases import MORE, PLAIN, SINGLE
+from tomecore.adapters import Spec
+from vits.cases import LISTS, MORE, PLAIN, SINGLE
 from vits.test_every_family import ELSEWHERE
 
 
@@ -41,3 +45,33 @@ def test_every_spec_that_bypasses_a_module_has_a_case(adapter):
     named = {spec.family for spec in adapter.SPECS if spec.bypasses or spec.bypasses_biased}
     assert len(named) >= 8
     assert named - here <= ELSEWHERE.keys()
+
+
+#: One model of each spec that says when, or by which methods, somebody wants all tokens of every layer.
+READERS = [
+    case
+    for case in one_of_each_spec([*PLAIN, *MORE])
+    if case.spec.tower_mixin is not None or case.spec.dense is not Spec.dense
+]
+
+
+@pytest.mark.parametrize("case", READERS, ids=lambda case: case.name)
+def test_a_spec_that_does_not_say_so_is_caught(case, monkeypatch):
+    """The law of output shapes sees it in every family: without these fields it fails."""
+    spec = case.spec
+    monkeypatch.setattr(spec, "tower_mixin", None)
+    monkeypatch.setattr(spec, "dense", Spec.dense)
+    with pytest.raises(AssertionError, match=r"model\..*\("):
+        Shapes().test_every_way_of_calling_gives_the_shapes_it_gave(case)
+
+
+def test_no_case_is_left_out():
+    """Every list of cases in an ``of_<library>.py`` is one that the classes above take."""
+    for file in Path(__file__).parent.glob("of_*.py"):
+        for name, value in vars(importlib.import_module(f"vits.{file.stem}")).items():
+            if isinstance(value, list) and any(isinstance(one, Case) for one in value):
+                assert name in LISTS, (file.name, name)
+    known = [case.name for cases in LISTS.values() for case in cases]
+    assert len(known) == len(set(known)) >= 120
+    taken = [*TestPlain.CASES, *TestMore.CASES, *TestSingle.CASES]
+    assert known == [case.name for case in taken]
