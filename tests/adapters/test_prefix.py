@@ -101,6 +101,7 @@ def test_what_is_refused(plain, value, error, text):
     assert model.tome.protected == 3
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_fewer_or_more_than_there_are(plain):
     fw, model = plain.fw, plain.patched(r=4, protected=66)
     with pytest.raises(

@@ -21,6 +21,7 @@ BAD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize(("r", "error", "text"), BAD.values(), ids=BAD)
 def test_a_bad_r_is_refused_and_the_old_one_stays(plain, r, error, text):
     model = plain.patched(depth=12, size=8, r=2)

@@ -110,6 +110,7 @@ def no_gradients(fw):
 class PlainBlocks(ForEachCase):
     """What can be written out, counted or cut for ``blocks``, ``attn.qkv`` and ``mlp``."""
 
+    @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     @pytest.mark.parametrize("prop_attn", [True, False], ids=["proportional", "plain attention"])
     @pytest.mark.parametrize("r", SCHEDULES, ids=str)
     def test_every_block_merges_like_the_written_out_model(self, case, r, prop_attn):
@@ -137,6 +138,7 @@ class PlainBlocks(ForEachCase):
         assert np.array_equal(fw.numpy(model.tome.sizes), layers[-1].sizes)
         assert np.array_equal(fw.numpy(model.tome.source), layers[-1].source)
 
+    @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     @pytest.mark.parametrize(("side", "r", "depth"), SMALL, ids=str)
     def test_any_number_of_tokens(self, case, side, r, depth):
         fw = case.fw

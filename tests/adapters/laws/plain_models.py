@@ -44,6 +44,7 @@ class PlainModels(ForEachCase):
         output = plain.fw.forward(model, arrays["image"])
         np.testing.assert_allclose(output, arrays["logits_unpatched"], rtol=0, atol=TOLERANCE)
 
+    @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     @pytest.mark.parametrize("run", range(14))
     def test_every_run(self, plain, golden, run):
         fw = plain.fw

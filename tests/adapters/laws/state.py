@@ -52,6 +52,7 @@ def in_lock_step(fw, blocks, runs):
 class State(ForEachCase):
     """What belongs to one pass."""
 
+    @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     def test_r_may_change_between_calls(self, case):
         model, images = case.patched(trace_source=True), case.images()
         fresh = {r: case.fw.forward(case.patched(r=r), images) for r in (0, 4, 16)}
