@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,11 +79,10 @@ def check_shapes(
     fw: Framework, model: Any, images: Any, tower: Any, block: Any, **settings: Any
 ) -> None:
     """Law 12: whichever way ``model`` is called, r=8 gives the tree of output shapes that it has without."""
-    found = list(ways(fw, model, images, tower, block))
-    assert ("", "__call__", {}) in [(way.path, way.method, way.option) for way in found]
-    before = [shapes(way.take(fw, model)) for way in found]
+    before = list(ways(fw, model, images, tower, block))
+    assert ("", "__call__", {}) in [(way.path, way.method, way.option) for way, _ in before]
     fw.tome.apply_patch(model, r=8, **settings)
-    for way, expected in zip(found, before, strict=True):
+    for way, expected in before:
         got = _outcome(fw, model, way)
         if not (isinstance(got, UnsupportedModelError) and way.may_be_refused):
             assert got == expected, str(way)
@@ -91,13 +91,19 @@ def check_shapes(
 def _outcome(fw: Framework, model: Any, way: Way) -> Any:
     """The tree of what comes out, or what is raised."""
     try:
-        return shapes(way.take(fw, model))
+        with (
+            warnings.catch_warnings()
+        ):  # as an error, one about an option would say that it is not offered
+            warnings.simplefilter("ignore")
+            return shapes(way.take(fw, model))
     except Exception as error:
         return error
 
 
-def ways(fw: Framework, model: Any, images: Any, tower: Any, block: Any) -> Iterator[Way]:
-    """The ways of calling ``model``, which is not patched, that run the block."""
+def ways(
+    fw: Framework, model: Any, images: Any, tower: Any, block: Any
+) -> Iterator[tuple[Way, Any]]:
+    """The ways of calling ``model``, which is not patched, that run the block; and the tree of each."""
     for path, (args, kwargs) in _calls(fw, model, images, tower).items():
         module = fw.modules(model)[path]
         for name in ("__call__", *_methods(module)):
@@ -107,18 +113,23 @@ def ways(fw: Framework, model: Any, images: Any, tower: Any, block: Any) -> Iter
             known = {k: v for k, v in kwargs.items() if takes_any or k in parameters}
             for option in _options(parameters, takes_any):
                 way = Way(path, name, args, known, option)
-                if _runs(fw, model, way, block):
-                    yield way
+                ran, tree = _tried(fw, model, way, block)
+                if ran and not isinstance(tree, Exception):
+                    yield way, tree
 
 
 def _calls(
     fw: Framework, model: Any, images: Any, tower: Any
 ) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Path of the tower and of each module around it -> what it gets in a plain call of the model."""
+    """Path of the tower and of each module around it -> what it gets in a plain call of the model.
+
+    One that is not called by that, but has methods that are, gets the images.
+    """
     found: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    hooks = []
+    hooks, around = [], []
     for path, module in fw.modules(model).items():
         if any(inner is tower for inner in fw.modules(module).values()):
+            around.append(path)
 
             def note(_: Any, args: Any, kwargs: Any, path: str = path) -> None:
                 found.setdefault(path, (tuple(args), dict(kwargs)))
@@ -129,7 +140,7 @@ def _calls(
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return {path: found.get(path, ((images,), {})) for path in around}
 
 
 def _methods(module: Any) -> list[str]:
@@ -158,17 +169,15 @@ def _options(parameters: Any, takes_any: bool) -> Iterator[dict[str, Any]]:
             yield from ({name: value} for value in values)
 
 
-def _runs(fw: Framework, model: Any, way: Way, block: Any) -> bool:
-    """Whether the library offers this way, and it runs the block."""
+def _tried(fw: Framework, model: Any, way: Way, block: Any) -> tuple[bool, Any]:
+    """Whether the block ran, and the outcome: an exception where the library does not offer this way."""
     ran: list[bool] = []
     hook = fw.pre_hook(block, lambda *_: ran.append(True) or None)
     try:
-        way.take(fw, model)
-    except Exception:  # not offered for this model: an option that it lacks, say
-        return False
+        tree = _outcome(fw, model, way)
+        return bool(ran), tree
     finally:
         hook.remove()
-    return bool(ran)
 
 
 def shapes(output: Any, field: str = "") -> Any:

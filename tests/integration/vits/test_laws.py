@@ -9,10 +9,12 @@ import pytest
 from adapters.cases import Case, one_of_each_spec
 from adapters.laws import Laws, LawsOfPlainViTs, LawsOfSpecs
 from adapters.laws.outputs import Shapes
+from adapters.ways import ways
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore.adapters import Spec
+from tomecore.adapters.engine.find import find_tower
 from vits.cases import LISTS, MORE, PLAIN, SINGLE
 from vits.test_every_family import ELSEWHERE
 
@@ -63,6 +65,36 @@ def test_a_spec_that_does_not_say_so_is_caught(case, monkeypatch):
     monkeypatch.setattr(spec, "dense", Spec.dense)
     with pytest.raises(AssertionError, match=r"model\..*\("):
         Shapes().test_every_way_of_calling_gives_the_shapes_it_gave(case)
+
+
+#: What the search for ways must at least find in a library.
+FOUND = {
+    "timm-plain": [
+        "model.forward_features()",
+        "model.forward_intermediates(intermediates_only=True)",
+        "model.forward_intermediates(output_fmt='NLC')",
+        "model.get_intermediate_layers(return_prefix_tokens=True)",
+    ],
+    "dinov2-plain": ["model.get_intermediate_layers(n=[0, 2])", "model.__call__(is_training=True)"],
+    "open_clip-whole": ["model.clip.encode_image()", "model.clip.visual.forward_intermediates()"],
+    "transformers-vit": [
+        "model.model.__call__(output_hidden_states=True)",
+        "model.model.vit.__call__(return_dict=False)",
+    ],
+    "transformers-vit-eager": ["model.model.__call__(output_attentions=True)"],
+    "passl-dino": ["model.get_intermediate_layers()", "model.get_last_selfattention()"],
+    "ppdiffusers-clip": ["model.model.__call__(output_hidden_states=True)"],
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_ways_of_a_library_are_found(name):
+    (case,) = (case for cases in LISTS.values() for case in cases if case.name == name)
+    model = case.model()
+    _, tower, blocks = find_tower(case.fw.tome.HOST, case.fw.tome.SPECS, model)
+    found = [str(way) for way, _ in ways(case.fw, model, case.tensors(), tower, blocks[0])]
+    assert set(FOUND[name]) - set(found) == set()
+    assert len(found) == len(set(found))
 
 
 def test_no_case_is_left_out():
