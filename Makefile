@@ -7,6 +7,12 @@ EXTRAS = cli,fast,torch,paddle-cpu
 LOCKED ?= yes
 # What `make test-fast` runs; --fast leaves the plain ViTs of the models.
 FAST = tests/core tests/backends tests/adapters tests/test_layering.py
+# Two processes of one thread each: the models of the tests are tiny, and more threads only wait for each other.
+# A file, or a class of laws, stays in one process, so what it builds once is built once.
+PARALLEL = -n 2 --dist loadscope
+test test-fast test-bare: export OMP_NUM_THREADS ?= 1
+# With other versions than the locked ones, warnings of other libraries are listed and are no errors.
+WARNINGS = $$(test -n "$$lock" || echo --list-warnings)
 
 .PHONY: demo test test-fast test-bare test-latest lock lint format bench clean
 
@@ -14,14 +20,14 @@ demo: $(VENV)/.demo
 	$(RUN)/tomecore demo
 
 test: $(VENV)/.dev
-	$(RUN)/python -m pytest tests
+	$(call lock,$(VENV),full) && $(RUN)/python -m pytest $(PARALLEL) $(WARNINGS) --durations=25 tests
 
 test-fast: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --fast $(FAST)
+	$(call lock,$(VENV),full) && $(RUN)/python -m pytest $(PARALLEL) $(WARNINGS) --fast $(FAST)
 
 # What must pass with numpy, torch, paddlepaddle, array-api-compat and pytest alone; on the oldest that are supported.
 test-bare: $(VENV)-bare/.installed
-	$(VENV)-bare/bin/python -m pytest tests --ignore tests/integration
+	$(VENV)-bare/bin/python -m pytest --list-warnings tests --ignore tests/integration
 
 # The newest of everything, in an environment made from nothing.
 test-latest:

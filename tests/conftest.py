@@ -23,11 +23,28 @@ from tomecore import backends
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# Asserts in files that are imported by tests show their values as those of test files do.
+pytest.register_assert_rewrite("adapters.laws", "adapters.ways")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast", action="store_true", help="of the models of tests/adapters, the plain ViTs only"
     )
+    parser.addoption(
+        "--list-warnings",
+        action="store_true",
+        help="list the warnings of other libraries instead of failing; tomecore's own still fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In environments that are not locked, a new deprecation of a library is no failure."""
+    if config.getoption("list_warnings"):
+        config.addinivalue_line("filterwarnings", "default")
+        for name, kind in vars(tomecore.errors).items():
+            if isinstance(kind, type) and issubclass(kind, Warning):
+                config.addinivalue_line("filterwarnings", f"error::tomecore.errors.{name}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

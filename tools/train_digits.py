@@ -132,6 +132,9 @@ def main() -> None:
     parser.add_argument("--low-epochs", type=int, default=115, help="at 28x28")
     parser.add_argument("--high-epochs", type=int, default=20, help="at 56x56")
     parser.add_argument("--batch", type=int, default=32, help="images per step")
+    parser.add_argument(
+        "--images", type=int, help="train on the first ones only, to try the script"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--validate", action="store_true", help="hold out a tenth of the training")
@@ -140,7 +143,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
-    images, labels = (torch.from_numpy(a) for a in digits.load("train"))
+    images, labels = (torch.from_numpy(a)[: args.images] for a in digits.load("train"))
     held = torch.arange(len(images)) % 10 == 0 if args.validate else torch.zeros(len(images)) > 0
     config = dict(digits.DIGITS_VIT)
     small = VisionTransformer(**{**config, "img_size": config["img_size"] // 2}, drop_path_rate=0.1)

@@ -11,9 +11,10 @@ import numpy as np
 import tomecore.models.paddle
 import tomecore.models.torch
 from adapters.frameworks import PADDLE, TORCH, Framework
-from tomecore.adapters.engine.spec import attribute
+from tomecore.adapters.engine.find import find_tower
+from tomecore.adapters.engine.spec import Spec, attribute
 
-__all__ = ["OWN", "Case", "by_name", "golden_runs"]
+__all__ = ["OWN", "Case", "by_name", "golden_runs", "one_of_each_spec"]
 
 #: Small enough to be fast, four heads so that averaging the key over heads matters.
 TINY = {"patch_size": 4, "embed_dim": 32, "num_heads": 4}
@@ -68,6 +69,13 @@ class Case:
     def model(self, *, size: int = 32, depth: int = 4, seed: int = 0) -> Any:
         """Float64, evaluation mode, every parameter random."""
         return self.fw.prepare(self.build(img_size=size, depth=depth), seed)
+
+    @property
+    def spec(self) -> Spec:
+        """The spec that describes its blocks."""
+        model = self.build(img_size=16, depth=1)
+        spec, _, _ = find_tower(self.fw.tome.HOST, self.fw.tome.SPECS, model)
+        return spec
 
     def patched(self, *, size: int = 32, depth: int = 4, **settings: Any) -> Any:
         return self.fw.tome.apply_patch(self.model(size=size, depth=depth), **settings)
@@ -125,6 +133,14 @@ OWN = [
 
 def by_name(cases: list[Case]) -> Mapping[str, Case]:
     return {case.name: case for case in cases}
+
+
+def one_of_each_spec(cases: list[Case]) -> list[Case]:
+    """The first case of each spec that the cases have."""
+    first: dict[int, Case] = {}
+    for case in cases:
+        first.setdefault(id(case.spec), case)
+    return list(first.values())
 
 
 def golden_runs(config: Mapping[str, Any]) -> list[tuple[str, Any, bool]]:

@@ -1,4 +1,4 @@
-"""The fixtures ``case`` and ``fw``: every law runs on every family and framework."""
+"""Fixtures over tomecore's own ViTs, for tests that are no laws: these are in ``laws``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,8 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 
 
 @pytest.fixture(params=OWN, ids=lambda case: case.name)
-def case(request):
-    """A family of models."""
-    return request.param
-
-
-@pytest.fixture(params=OWN, ids=lambda case: case.name)
-def smooth(request):
-    """A family of models that does not round on the way, so that finite differences mean something."""
+def own(request):
+    """Each kind of our own ViTs, for what engine and host do and families have no part in."""
     return request.param
 
 

@@ -141,8 +141,8 @@ class Torch(Framework):
     def clear_gradients(self, model: Any) -> None:
         model.zero_grad()
 
-    def pre_hook(self, module: Any, hook: Callable[..., Any]) -> Any:
-        return module.register_forward_pre_hook(hook)
+    def pre_hook(self, module: Any, hook: Callable[..., Any], *, with_kwargs: bool = False) -> Any:
+        return module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
 
     def post_hook(self, module: Any, hook: Callable[..., Any]) -> Any:
         return module.register_forward_hook(hook)
@@ -205,8 +205,8 @@ class Paddle(Framework):
     def clear_gradients(self, model: Any) -> None:
         model.clear_gradients(set_to_zero=False)
 
-    def pre_hook(self, module: Any, hook: Callable[..., Any]) -> Any:
-        return module.register_forward_pre_hook(hook)
+    def pre_hook(self, module: Any, hook: Callable[..., Any], *, with_kwargs: bool = False) -> Any:
+        return module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
 
     def post_hook(self, module: Any, hook: Callable[..., Any]) -> Any:
         return module.register_forward_post_hook(hook)

@@ -7,81 +7,18 @@ import threading
 import numpy as np
 import pytest
 
-from adapters.frameworks import PADDLE, TORCH, handed_on
+from adapters.frameworks import PADDLE, TORCH
 from tomecore.errors import (
     ArgumentTypeError,
     ArgumentValueError,
     NoForwardError,
     NotPatchedError,
-    UnsupportedModelError,
 )
 
 
-def last_tokens(case, model, images):
-    """What the last block hands back."""
-    seen = []
-    hook = case.fw.post_hook(model.blocks[-1], lambda m, a, y: seen.append(y) or None)
-    case.fw.forward(model, images)
-    hook.remove()
-    return seen[0]
-
-
-def test_forward_features_keep_their_shape(case):
-    fw, model, images = case.fw, case.model(), case.tensors()
-    before = model.forward_features(images)
-    fw.tome.apply_patch(model, r=8)
-    after = model.forward_features(images)
-    pairs = zip(before, after, strict=True) if isinstance(before, tuple) else [(before, after)]
-    for old, new in pairs:
-        assert tuple(old.shape) == tuple(new.shape)
-        assert old.dtype == new.dtype
-        assert not np.allclose(fw.numpy(old), fw.numpy(new))
-
-
-def test_without_restore_the_shorter_sequence_comes_out(case):
-    fw, images = case.fw, case.images()
-    full = case.patched(r=8, trace_source=True)
-    every = last_tokens(case, full, images)
-    assert every.shape[1] == case.num_tokens()
-    assert tuple(full.tome.sizes.shape) == (3, case.num_tokens() - 32)
-    if case.pooled:
-        before = fw.fingerprint(full)
-        text = r"restore=False would give wrong results: the model pools .*global_pool="
-        with pytest.raises(UnsupportedModelError, match=text):
-            fw.tome.apply_patch(full, restore=False)
-        assert fw.fingerprint(full) == before
-        return
-    output = fw.forward(full, images)
-    short = case.patched(r=8, restore=False, trace_source=True)
-    fewer = last_tokens(case, short, images)
-    assert fewer.shape[1] == case.num_tokens() - 32 == short.tome.tokens[-1]
-    assert np.array_equal(fw.numpy(short.tome.unmerge(fewer)), fw.numpy(every))
-    assert np.array_equal(fw.forward(short, images), output)
-
-
-def test_every_layer_can_hand_on_all_tokens(case):
-    """What readers of intermediate layers switch on changes no number, only what can be seen."""
-    fw, images = case.fw, case.images()
-    usual = case.patched(r=8, trace_source=True)
-    output, source = fw.forward(usual, images), fw.numpy(usual.tome.source)
-    model = case.patched(r=8, trace_source=True)
-    seen = []
-    for block in case.blocks(model):
-        fw.post_hook(block, lambda module, args, y: seen.append(fw.numpy(handed_on(y))) or None)
-    with model.tome.all_tokens():
-        dense = fw.forward(model, images)
-    np.testing.assert_allclose(dense, output, rtol=0, atol=1e-12 * np.abs(output).max())
-    assert np.array_equal(fw.numpy(model.tome.source), source)
-    assert [x.shape[:2] for x in seen] == [(3, case.num_tokens())] * 4
-    for x, tokens in zip(seen, model.tome.tokens, strict=True):
-        assert max(len(np.unique(sample, axis=0)) for sample in x) <= tokens
-    fw.forward(model, images)
-    assert seen[-2].shape[1] == case.num_tokens() - (0 if case.dense else 24)
-
-
-def test_unmerge_is_a_gather_by_the_source(case):
-    fw, model = case.fw, case.patched(r=[9, 0, 3], trace_source=True)
-    fw.forward(model, case.images())
+def test_unmerge_is_a_gather_by_the_source(own):
+    fw, model = own.fw, own.patched(r=[9, 0, 3], trace_source=True)
+    fw.forward(model, own.images())
     rows = np.random.default_rng(0).standard_normal((3, model.tome.tokens[-1], 5))
     source = fw.numpy(model.tome.source)
     expected = np.take_along_axis(rows, source[:, :, None], axis=1)
@@ -89,14 +26,14 @@ def test_unmerge_is_a_gather_by_the_source(case):
     assert source.dtype == np.int64
 
 
-def test_unmerge_works_without_tracing_and_without_merging(case):
-    fw, model = case.fw, case.patched(r=0)
-    fw.forward(model, case.images())
-    rows = np.random.default_rng(0).standard_normal((3, case.num_tokens(), 5))
+def test_unmerge_works_without_tracing_and_without_merging(own):
+    fw, model = own.fw, own.patched(r=0)
+    fw.forward(model, own.images())
+    rows = np.random.default_rng(0).standard_normal((3, own.num_tokens(), 5))
     assert np.array_equal(fw.numpy(model.tome.unmerge(fw.tensor(rows))), rows)
     fw.tome.apply_patch(model, trace_source=True)
-    fw.forward(model, case.images())
-    assert np.array_equal(fw.numpy(model.tome.source), [np.arange(case.num_tokens())] * 3)
+    fw.forward(model, own.images())
+    assert np.array_equal(fw.numpy(model.tome.source), [np.arange(own.num_tokens())] * 3)
 
 
 def test_a_dense_head_gets_a_full_grid(plain):

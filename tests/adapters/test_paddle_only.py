@@ -33,6 +33,7 @@ def model():
     return PLAIN.patched(r=8)
 
 
+@pytest.mark.filterwarnings("ignore:The program will return to single-card operation:UserWarning")
 def test_data_parallel_is_refused_and_names_the_inner_model():
     model = PLAIN.model()
     wrapped = paddle.DataParallel(model)

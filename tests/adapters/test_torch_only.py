@@ -177,6 +177,7 @@ def test_function_transforms(model, images):
         np.testing.assert_allclose(got[name].numpy(), gradient, rtol=0, atol=limit)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_weights_count_exactly(images, dtype):
     model = PLAIN.patched(r=16, trace_source=True).to(dtype)
@@ -190,6 +191,7 @@ def test_half_precision_weights_count_exactly(images, dtype):
     assert torch.equal(model.tome.sizes, torch.stack(counts).float())
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_bfloat16_counts_past_256():
     """In bfloat16 itself 256 + 1 is 256; and its logarithm is taken of the exact number."""
     fw = PLAIN.fw

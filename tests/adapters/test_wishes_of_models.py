@@ -27,29 +27,29 @@ EVERY_WISH = pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 
 
 @EVERY_WISH
-def test_a_wish_is_set_before_any_forward_and_never_clamped(case, wish):
-    model = case.patched()
+def test_a_wish_is_set_before_any_forward_and_never_clamped(own, wish):
+    model = own.patched()
     model.r = made = wish(model)
     assert model.r is made
     with warnings.catch_warnings():
         warnings.simplefilter("error", ClampWarning)
-        output = case.fw.forward(model, case.images())
-    tokens = case.num_tokens()
-    assert model.tome.schedule == made(4, tokens, case.prefix)
-    assert model.tome.tokens == tc.tokens_per_layer(4, made, tokens, case.prefix)
+        output = own.fw.forward(model, own.images())
+    tokens = own.num_tokens()
+    assert model.tome.schedule == made(4, tokens, own.prefix)
+    assert model.tome.tokens == tc.tokens_per_layer(4, made, tokens, own.prefix)
     assert model.tome.tokens[-1] == tokens - sum(model.tome.schedule)  # nothing was clamped
-    listed = case.patched(r=model.tome.schedule)
-    assert np.array_equal(output, case.fw.forward(listed, case.images()))
+    listed = own.patched(r=model.tome.schedule)
+    assert np.array_equal(output, own.fw.forward(listed, own.images()))
 
 
-def test_what_was_wished_is_what_comes(case):
-    model, images = case.patched(), case.images()
+def test_what_was_wished_is_what_comes(own):
+    model, images = own.patched(), own.images()
     model.r = schedule.for_tokens(model, last=21)
-    case.fw.forward(model, images)
+    own.fw.forward(model, images)
     assert model.tome.tokens[-1] == 21
     model.r = schedule.for_speedup(model, 1.5)
-    case.fw.forward(model, images)
-    assert model.tome.arithmetic.limit(case.num_tokens(), model.tome.schedule) >= 1.5
+    own.fw.forward(model, images)
+    assert model.tome.arithmetic.limit(own.num_tokens(), model.tome.schedule) >= 1.5
 
 
 @EVERY_WISH
@@ -148,11 +148,11 @@ def caught():
         yield found
 
 
-def test_a_clamp_warns_once_and_says_how_to_silence_it(case, caught):
-    model, images = case.patched(r=[10, 30, 9]), case.images(1)
-    tokens, prefix = case.num_tokens(), case.prefix
+def test_a_clamp_warns_once_and_says_how_to_silence_it(own, caught):
+    model, images = own.patched(r=[10, 30, 9]), own.images(1)
+    tokens, prefix = own.num_tokens(), own.prefix
     for _ in range(3):
-        case.fw.forward(model, images)
+        own.fw.forward(model, images)
     (message,) = clamps(caught)
     most = (tokens - 10 - prefix) // 2
     assert "layer 1 (of 0 to 3) should merge 30" in message
@@ -164,7 +164,7 @@ def test_a_clamp_warns_once_and_says_how_to_silence_it(case, caught):
     assert f"model.r = {silent}" in message
     del caught[:]
     model.r = [10, most, 9, 0]
-    case.fw.forward(model, images)
+    own.fw.forward(model, images)
     assert model.tome.tokens[-1] == tokens - 19 - most
     assert clamps(caught) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import paddle
 import pytest
@@ -28,31 +30,28 @@ def same_plan(plan, expected, library) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("protected", [0, 1, 2, 5])
-@pytest.mark.parametrize("r", [0, 1, 3, 100])
-def test_bipartite(library, rng, shape, protected, r):
-    keys = rng.normal(size=(*shape, 6))
-    plan = tc.bipartite_soft_matching(library.to_array(keys), r, protected=protected)
-    same_plan(plan, [reference.bipartite(one, r, protected) for one in keys], library)
+class TestGrid:
+    """Every number of protected tokens, r, k and seed for one shape. Hypothesis draws more of them."""
 
+    def test_bipartite(self, library, rng, shape):
+        for protected, r in itertools.product((0, 1, 2, 5), (0, 1, 3, 100)):
+            keys = rng.normal(size=(*shape, 6))
+            plan = tc.bipartite_soft_matching(library.to_array(keys), r, protected=protected)
+            same_plan(plan, [reference.bipartite(one, r, protected) for one in keys], library)
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("k", [0, 1, 2, 3, 5, 100])
-def test_kth(library, rng, shape, k):
-    keys = rng.normal(size=(*shape, 6))
-    plan = tc.kth_bipartite_soft_matching(library.to_array(keys), k)
-    same_plan(plan, [reference.kth(one, k) for one in keys], library)
+    def test_kth(self, library, rng, shape):
+        for k in (0, 1, 2, 3, 5, 100):
+            keys = rng.normal(size=(*shape, 6))
+            plan = tc.kth_bipartite_soft_matching(library.to_array(keys), k)
+            same_plan(plan, [reference.kth(one, k) for one in keys], library)
 
-
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-@pytest.mark.parametrize("r", [0, 1, 3, 100])
-@pytest.mark.parametrize("seed", [0, 7])
-def test_random(library, rng, shape, r, seed):
-    """The choice is NumPy's permutation of the seed, so it is the same on every library."""
-    keys = rng.normal(size=(*shape, 6))
-    plan = tc.random_bipartite_soft_matching(library.to_array(keys), r, seed=seed)
-    permutation = np.random.default_rng(seed).permutation(shape[1]).tolist()
-    same_plan(plan, [reference.random(one, r, permutation) for one in keys], library)
+    def test_random(self, library, rng, shape):
+        """The choice is NumPy's permutation of the seed, so it is the same on every library."""
+        for seed, r in itertools.product((0, 7), (0, 1, 3, 100)):
+            keys = rng.normal(size=(*shape, 6))
+            plan = tc.random_bipartite_soft_matching(library.to_array(keys), r, seed=seed)
+            permutation = np.random.default_rng(seed).permutation(shape[1]).tolist()
+            same_plan(plan, [reference.random(one, r, permutation) for one in keys], library)
 
 
 def test_random_depends_on_the_seed(library, rng):

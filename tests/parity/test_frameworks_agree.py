@@ -26,6 +26,7 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return patched_pair(**request.param)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("r", SCHEDULES, ids=str)
 def test_float64_agrees_in_every_decision(models: tuple[Any, Any], r: Any) -> None:
     model_a, model_b = models
@@ -42,6 +43,7 @@ def test_float64_agrees_in_every_decision(models: tuple[Any, Any], r: Any) -> No
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("r", SCHEDULES, ids=str)
 def test_float32_disagrees_only_at_near_ties(r: Any) -> None:
     model_a, model_b = patched_pair("float32")

@@ -11,7 +11,7 @@ TESTS = Path(__file__).parents[1]
 
 def collected(*options: str) -> list[str]:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
-    files = [TESTS / "adapters" / "test_exactness.py", TESTS / "test_layering.py"]
+    files = [TESTS / "adapters" / "test_laws.py", TESTS / "test_layering.py"]
     ended = subprocess.run(
         [*command, *options, *map(str, files)], capture_output=True, text=True, check=True
     )
@@ -22,9 +22,7 @@ def test_the_plain_models_are_left() -> None:
     every, fast = collected(), collected("--fast")
     left_out = [name for name in every if name not in fast]
     assert [name for name in fast if name not in every] == []
-    assert {name.partition("::")[0].rpartition("/")[2] for name in left_out} == {
-        "test_exactness.py"
-    }
+    assert {name.partition("::")[0].rpartition("/")[2] for name in left_out} == {"test_laws.py"}
     kinds = ("distilled", "drop-path", "scaled", "average")
     assert all(any(f"-{kind}" in name for kind in kinds) for name in left_out)
     assert not any(f"-{kind}" in name for name in fast for kind in kinds)

@@ -14,16 +14,16 @@ Each behaviour has a test, here or where it belongs:
 | 8 its own distilled ViT does not build | integration/test_models.py::test_paddle_against_paddleclas |
 | 9 what it cannot patch is left half patched | integration/vits/test_paddle_libraries.py::test_other_models_are_refused_and_untouched, test_a_model_without_a_class_token |
 | 10 unknown blocks are silently not merged | adapters/test_refusals.py::test_no_vision_transformer_at_all, integration/vits/test_paddle_libraries.py::test_a_path_that_only_looks_alike |
-| 11 a subclass loses its own forward | adapters/test_refusals.py::test_a_changed_block_is_refused_and_untouched |
+| 11 a subclass loses its own forward | adapters/laws/lifecycle.py::test_a_changed_block_is_refused_and_untouched |
 | 12 to_static is impossible | adapters/test_paddle_only.py::test_a_static_graph_computes_the_same |
 | 13 so is a static graph of its merge | backends/test_paddle_namespace.py::test_static_graph, core/test_tracing.py::test_any_batch_size |
 | 14 half precision counts and compares in half precision | test_sizes_are_counted_in_float32, core/test_matching.py::test_half_precision_keys_are_compared_in_float32 |
 | 15 a key of zero becomes NaN | core/test_matching.py::test_keys_of_norm_zero_are_similar_to_none, test_keys_of_zero_in_a_model |
 | 16 equal similarities fall anywhere | core/test_matching.py::test_many_ties_are_sorted_stably |
-| 17 proportional attention is off | adapters/test_exactness.py::test_proportional_attention_is_the_default_and_changes_the_output |
-| 18 a second patch nests, none comes off, none is pickled | adapters/test_lifecycle.py::test_applying_twice_stacks_nothing, adapters/test_lifecycle.py::test_remove_leaves_no_trace, adapters/test_lifecycle.py::test_copies_are_independent_and_still_patched |
+| 17 proportional attention is off | adapters/laws/exactness.py::test_proportional_attention_is_the_default_and_changes_the_output |
+| 18 a second patch nests, none comes off, none is pickled | adapters/laws/lifecycle.py::test_applying_twice_stacks_nothing, adapters/laws/lifecycle.py::test_remove_leaves_no_trace, adapters/laws/lifecycle.py::test_copies_are_independent_and_still_patched |
 | 19 one layer divides by zero, numbers too many are ignored | core/test_schedule.py::test_line_of_one_layer, test_one_layer_and_too_many_numbers |
-| 20 recomputation and graphs break its state | adapters/test_gradients.py::test_recomputation_changes_no_gradient, adapters/test_paddle_only.py::test_a_static_graph_computes_the_same |
+| 20 recomputation and graphs break its state | adapters/laws/gradients.py::test_recomputation_changes_no_gradient, adapters/test_paddle_only.py::test_a_static_graph_computes_the_same |
 """  # noqa: E501
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_every_test_named_above_exists():
         for name in named.strip().split(", "):
             file, _, function = name.rpartition("::")
             text = (ROOT / "tests" / file if file else Path(__file__)).read_text()
-            assert re.search(rf"^def {function}\(", text, re.MULTILINE), name
+            assert re.search(rf"^ *def {function}\(", text, re.MULTILINE), name
 
 
 @PLAIN

@@ -1,26 +1,28 @@
 """Real models, built small with random weights: one list per library, one line per kind of model.
 
-A line in ``PLAIN`` puts a model under every law of ``test_laws.py``, some of which know the anatomy of
-a plain ViT's block; a line in ``MORE`` under those of ``test_laws_of_families.py``, which hold for any.
+Each ``of_<library>.py`` beside this file has such lists. A line in ``PLAIN`` puts a model under
+``LawsOfPlainViTs``, some of which know the anatomy of a plain ViT's block; a line in ``MORE`` under ``Laws``,
+which hold for any. ``SINGLE`` is for models that compute in float32 whatever their weights are.
 """
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 from adapters.cases import Case
 
-from vits import of_dinov2, of_open_clip, of_paddle, of_timm, of_torchvision, of_transformers
+__all__ = ["LISTS", "MORE", "PLAIN", "SINGLE", "case_named"]
 
-__all__ = ["MORE", "PLAIN", "case_named"]
+#: Name of a list -> the cases of all libraries.
+LISTS: dict[str, list[Case]] = {"PLAIN": [], "MORE": [], "SINGLE": []}
 
-PLAIN = [*of_timm.PLAIN, *of_paddle.PLAIN]
-MORE = [
-    *of_timm.MORE,
-    *of_torchvision.MORE,
-    *of_open_clip.MORE,
-    *of_dinov2.MORE,
-    *of_paddle.MORE,
-    *of_transformers.MORE,
-]
+for _file in sorted(Path(__file__).parent.glob("of_*.py")):
+    _library = importlib.import_module(f"vits.{_file.stem}")
+    for _name, _cases in LISTS.items():
+        _cases.extend(getattr(_library, _name, []))
+
+PLAIN, MORE, SINGLE = LISTS.values()
 
 
 def case_named(name: str) -> Case:

@@ -200,5 +200,13 @@ MORE = [
     _more("naflex-rope", NaFlexVit, 3, rounds=True, pooled=True, given=rope, build=gated_naflex),
     _more("qwen3", Qwen3VitClassifier, **_GRID, given=rope),
     _more("deepseek", DeepseekVitClassifier, rounds=True, **_GRID, given=rope),
-    _more("gemma4", Gemma4VitClassifier, **_GRID, given=rope_of_gemma, num_heads=2, head_dim=16),
+    _more(
+        "gemma4",
+        Gemma4VitClassifier,
+        **_GRID,
+        given=rope_of_gemma,
+        num_heads=2,
+        head_dim=16,
+        position_embedding_size=64,  # of 10240, which are looked up by a product with one-hot rows
+    ),
 ]

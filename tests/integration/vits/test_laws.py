@@ -1,61 +1,109 @@
-"""The laws of ``tests/adapters``, on the models of real libraries: see ``cases.py``."""
-# ruff: noqa: F401 (pytest collects what is imported)
+"""The laws of ``tests/adapters/laws`` on the models of real libraries: see ``cases.py``."""
 
 from __future__ import annotations
 
-import numpy as np
+import importlib
+from pathlib import Path
+
 import pytest
-from adapters.test_duplicates import test_merging_twins_changes_nothing
-from adapters.test_exactness import (
-    test_dropped_paths_are_the_same_in_the_halves,
-    test_every_block_merges_like_the_written_out_model,
-    test_proportional_attention_is_the_default_and_changes_the_output,
-    test_r_zero_is_the_original_bit_for_bit,
-    test_the_two_halves_are_the_blocks_own_forward,
-    test_tokens_sizes_and_source_agree,
-)
-from adapters.test_extremes import (
-    test_a_batch_of_one_is_the_first_of_a_batch,
-    test_any_number_of_tokens,
-    test_r_too_large_keeps_half_in_each_layer_and_never_the_prefix,
-)
-from adapters.test_golden_models import (
-    test_every_run,
-    test_the_unpatched_model_is_the_published_one,
-)
-from adapters.test_gradients import test_gradients_equal_finite_differences
-from adapters.test_lifecycle import (
-    test_applying_twice_stacks_nothing,
-    test_copies_are_independent_and_still_patched,
-    test_patched_classes_keep_their_names,
-    test_remove_leaves_no_trace,
-)
-from adapters.test_lost_state import (
-    test_a_block_called_by_itself,
-    test_a_hook_that_returns_a_new_tensor,
-    test_nothing_of_a_forward_pass_stays_but_its_results,
-)
-from adapters.test_outputs import (
-    test_forward_features_keep_their_shape,
-    test_without_restore_the_shorter_sequence_comes_out,
-)
-from adapters.test_refusals import (
-    test_a_changed_model_is_refused_and_untouched,
-    test_a_subclass_that_keeps_the_forward_is_fine,
-)
-from adapters.test_threads import (
-    test_threads_that_share_a_model,
-    test_train_and_eval_differ_by_dropped_paths_only,
-)
+from adapters.cases import Case, one_of_each_spec
+from adapters.laws import Laws, LawsOfPlainViTs, LawsOfSpecs
+from adapters.laws.outputs import Shapes
+from adapters.ways import ways
+
+import tomecore.adapters.paddle
+import tomecore.adapters.torch
+from tomecore.adapters import Spec
+from tomecore.adapters.engine.find import find_tower
+from vits.cases import LISTS, MORE, PLAIN, SINGLE
+from vits.test_every_family import ELSEWHERE
 
 
-@pytest.mark.parametrize("r", [0, 8])
-def test_one_step_in_training(case, r):
-    """Dropped paths, frozen or not: the gradients of a step are finite and reach every block."""
-    fw, model = case.fw, case.patched(r=r)
-    model.train()
-    fw.seed(0)
-    gradients = fw.gradients(model, lambda: (model(case.tensors(8)) ** 2).sum())
-    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
-    for layer in range(4):
-        assert any(f"blocks.{layer}." in n and np.abs(g).max() > 0 for n, g in gradients.items())
+class TestPlain(LawsOfPlainViTs):
+    CASES = PLAIN
+
+
+class TestMore(Laws):
+    CASES = MORE
+
+
+class TestSingle(Shapes):
+    """Models that compute in float32 on the way, where the other laws, exact to 1e-12, do not hold."""
+
+    CASES = SINGLE
+
+
+class TestSpecs(LawsOfSpecs):
+    """Each more spec adds about 25 short tests, two seconds."""
+
+    CASES = one_of_each_spec([*PLAIN, *MORE])
+
+
+@pytest.mark.parametrize(
+    "adapter", [tomecore.adapters.torch, tomecore.adapters.paddle], ids=["torch", "paddle"]
+)
+def test_every_spec_that_bypasses_a_module_has_a_case(adapter):
+    here = {case.spec.family for case in TestSpecs.CASES if case.fw.tome is adapter}
+    named = {spec.family for spec in adapter.SPECS if spec.bypasses or spec.bypasses_biased}
+    assert len(named) >= 8
+    assert named - here <= ELSEWHERE.keys()
+
+
+#: One model of each spec that says when, or by which methods, somebody wants all tokens of every layer.
+READERS = [
+    case
+    for case in one_of_each_spec([*PLAIN, *MORE])
+    if case.spec.tower_mixin is not None or case.spec.dense is not Spec.dense
+]
+
+
+@pytest.mark.parametrize("case", READERS, ids=lambda case: case.name)
+def test_a_spec_that_does_not_say_so_is_caught(case, monkeypatch):
+    """The law of output shapes sees it in every family: without these fields it fails."""
+    spec = case.spec
+    monkeypatch.setattr(spec, "tower_mixin", None)
+    monkeypatch.setattr(spec, "dense", Spec.dense)
+    with pytest.raises(AssertionError, match=r"model\..*\("):
+        Shapes().test_every_way_of_calling_gives_the_shapes_it_gave(case)
+
+
+#: What the search for ways must at least find in a library.
+FOUND = {
+    "timm-plain": [
+        "model.forward_features()",
+        "model.forward_intermediates(intermediates_only=True)",
+        "model.forward_intermediates(output_fmt='NLC')",
+        "model.get_intermediate_layers(return_prefix_tokens=True)",
+    ],
+    "dinov2-plain": ["model.get_intermediate_layers(n=[0, 2])", "model.__call__(is_training=True)"],
+    "open_clip-whole": ["model.clip.encode_image()", "model.clip.visual.forward_intermediates()"],
+    "transformers-vit": [
+        "model.model.__call__(output_hidden_states=True)",
+        "model.model.vit.__call__(return_dict=False)",
+    ],
+    "transformers-vit-eager": ["model.model.__call__(output_attentions=True)"],
+    "passl-dino": ["model.get_intermediate_layers()", "model.get_last_selfattention()"],
+    "ppdiffusers-clip": ["model.model.__call__(output_hidden_states=True)"],
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_the_ways_of_a_library_are_found(name):
+    (case,) = (case for cases in LISTS.values() for case in cases if case.name == name)
+    model = case.model()
+    _, tower, blocks = find_tower(case.fw.tome.HOST, case.fw.tome.SPECS, model)
+    found = [str(way) for way, _ in ways(case.fw, model, case.tensors(), tower, blocks[0])]
+    assert set(FOUND[name]) - set(found) == set()
+    assert len(found) == len(set(found))
+
+
+def test_no_case_is_left_out():
+    """Every list of cases in an ``of_<library>.py`` is one that the classes above take."""
+    for file in Path(__file__).parent.glob("of_*.py"):
+        for name, value in vars(importlib.import_module(f"vits.{file.stem}")).items():
+            if isinstance(value, list) and any(isinstance(one, Case) for one in value):
+                assert name in LISTS, (file.name, name)
+    known = [case.name for cases in LISTS.values() for case in cases]
+    assert len(known) == len(set(known)) >= 120
+    taken = [*TestPlain.CASES, *TestMore.CASES, *TestSingle.CASES]
+    assert known == [case.name for case in taken]

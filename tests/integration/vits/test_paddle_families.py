@@ -7,7 +7,7 @@ import paddle
 import pytest
 from adapters.cases import TINY
 from adapters.frameworks import PADDLE
-from adapters.test_exactness import both_halves
+from adapters.laws.exactness import both_halves
 from adapters.test_paddle_only import same, static
 from paddle import nn
 

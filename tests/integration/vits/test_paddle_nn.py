@@ -9,8 +9,7 @@ import paddle
 import pytest
 from adapters.cases import Case
 from adapters.frameworks import PADDLE
-from adapters.test_duplicates import twins
-from adapters.test_exactness import both_halves
+from adapters.laws.exactness import both_halves, twins
 from adapters.test_paddle_only import same, static
 from paddle import nn
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from adapters.frameworks import TORCH as FW
-from adapters.test_duplicates import through, twins
-from adapters.test_exactness import both_halves
+from adapters.laws.exactness import both_halves, through, twins
 from adapters.test_gradients import assert_same
 from torch import nn
 
