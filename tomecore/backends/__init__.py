@@ -33,8 +33,10 @@ _known: dict[str, Backend | str | Callable[[], Backend]] = {
     "jax": "tomecore.backends.jax",
     "jaxlib": "tomecore.backends.jax",
 }
+#: libraries whose backends are not searched for gaps: a compiler would trace the search with the first call
+_OWN = frozenset(_known)
 _by_type: dict[type, Backend] = {}
-#: backends of libraries that were found to lack nothing; tomecore's own need no look
+#: backends of other libraries that were found to lack nothing
 _complete: set[Backend] = set()
 
 
@@ -80,7 +82,7 @@ def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> No
     if isinstance(library, Backend):
         backend = library
     elif hasattr(library, "arange"):  # which arrays do not have
-        backend = Backend(str(getattr(library, "__name__", library)), library)
+        backend = Backend(_name_of(library), library)
     else:
         backend = _look_up(library)
     faults = faults_of(backend, to_numpy)
@@ -94,8 +96,8 @@ def backend_of(*arrays: Array) -> Backend:
     Raises:
         ArgumentTypeError: an argument is not an array of a known or standard library, or the arrays
             come from different libraries.
-        UnsupportedLibraryError: the library lacks something that tomecore needs. That is looked at once,
-            when its first array arrives; :func:`check` looks at values too.
+        UnsupportedLibraryError: a library that tomecore does not know by itself lacks something. That is
+            looked at once, when its first array arrives; :func:`check` looks at values too.
     """
     found = [_by_type.get(type(array)) or _find(array) for array in arrays]
     if any(one is not found[0] for one in found):
@@ -109,7 +111,7 @@ def backend_of(*arrays: Array) -> Backend:
 
 def _find(array: Array) -> Backend:
     backend = _look_up(array)
-    if backend not in _complete:
+    if _root_of(array) not in _OWN and backend not in _complete:
         gaps = gaps_of(backend)
         if gaps:
             raise _unsupported(backend, gaps)
@@ -119,8 +121,7 @@ def _find(array: Array) -> Backend:
 
 
 def _look_up(array: Array) -> Backend:
-    roots = [cls.__module__.partition(".")[0] for cls in type(array).__mro__]
-    root = next((root for root in roots if root in _known), None)
+    root = _root_of(array)
     if root is None:
         return _from_standard(array)
     if not hasattr(array, "shape"):
@@ -130,12 +131,17 @@ def _look_up(array: Array) -> Backend:
     return backend
 
 
+def _root_of(array: Array) -> str | None:
+    """Return the known top-level module that defines the array's class or one of its bases."""
+    roots = [cls.__module__.partition(".")[0] for cls in type(array).__mro__]
+    return next((root for root in roots if root in _known), None)
+
+
 def _load(entry: Backend | str | Callable[[], Backend]) -> Backend:
     if isinstance(entry, Backend):
         return entry
     if isinstance(entry, str):
         backend: Backend = importlib.import_module(entry).BACKEND
-        _complete.add(backend)
         return backend
     return entry()
 
@@ -148,8 +154,13 @@ def _from_standard(array: Array) -> Backend:
         xp = array_api_compat.array_namespace(array)
     except TypeError:
         raise _not_an_array(array) from None
-    name = xp.__name__.removeprefix("array_api_compat.")
-    return next((b for b in _by_type.values() if b.xp is xp), None) or Backend(name=name, xp=xp)
+    known = (backend for backend in _by_type.values() if backend.xp is xp)
+    return next(known, None) or Backend(_name_of(xp), xp)
+
+
+def _name_of(xp: Any) -> str:
+    name = str(getattr(xp, "__name__", type(xp).__name__))
+    return name.removeprefix("array_api_compat.")
 
 
 def _not_an_array(found: Any) -> ArgumentTypeError:
