@@ -13,7 +13,7 @@ from typing import Any
 
 from tomecore.adapters.engine.spec import Anatomy, Kwargs, Trim, qualified_name
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.families.attention import add_biases, attend_heads, separate_qkv, trim_with
+from tomecore.adapters.families.attention import attend_heads, separate_qkv, trim_with
 from tomecore.backends import Array
 from tomecore.errors import UnsupportedModelError
 
@@ -95,7 +95,8 @@ def with_bias(attention: Any, bias: Array | None, given: Kwargs) -> dict[str, An
             "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
             "prop_attn=False where there is no padding."
         )
-    return {**given, "attention_mask": add_biases(given.get("attention_mask"), bias)}
+    mask = given.get("attention_mask")
+    return {**given, "attention_mask": bias if mask is None else mask + bias}
 
 
 def no_mask(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
