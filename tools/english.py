@@ -153,7 +153,7 @@ def strings(source: str) -> Iterator[Text]:
             continue
         docstring = id(node) in docstrings
         if " " in value:
-            yield text(value, node.lineno, counts=docstring, docstring=docstring)
+            yield build_text(value, node.lineno, counts=docstring, docstring=docstring)
 
 
 def comments(source: str) -> Iterator[Text]:
@@ -164,15 +164,15 @@ def comments(source: str) -> Iterator[Text]:
         if token.type != tokenize.COMMENT:
             continue
         if block and token.start[0] != last + 1:
-            yield text("\n".join(block), last - len(block) + 1)
+            yield build_text("\n".join(block), last - len(block) + 1)
             block = []
         block.append(token.string.lstrip("#: "))
         last = token.start[0]
     if block:
-        yield text("\n".join(block), last - len(block) + 1)
+        yield build_text("\n".join(block), last - len(block) + 1)
 
 
-def text(value: str, line: int, *, counts: bool = True, docstring: bool = False) -> Text:
+def build_text(value: str, line: int, *, counts: bool = True, docstring: bool = False) -> Text:
     """Build a Text: white space becomes one space, and code in backticks is blanked out.
 
     Args:

@@ -48,7 +48,7 @@ of the input, n those that are left, C the width, D the width of a key, H the he
 
 """
 _SECTION = re.compile(r"^(Args|Returns|Raises|Yields):$")
-_ENTRY = re.compile(r"^ {4}([*\w, ]+):(?: (.*))?$")
+_ENTRY = re.compile(r"^ {4}(?! )([*\w, ]+):(?: (.*))?$")
 
 
 def page() -> str:

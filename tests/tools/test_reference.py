@@ -37,7 +37,7 @@ def example(values, *, many=(1, 2), how=len) -> list[int]:
 
     Args:
         values: what ``it`` is,
-            and more.
+            and more: a second line.
         many: how many.
 
     Returns:
@@ -49,6 +49,6 @@ def test_how_a_docstring_becomes_markdown(tool):
     assert tool.entry("here", "example", example) == (
         "\n### here.example\n\n```\nexample(values, *, many=(1, 2), how=...) -> list[int]\n```\n\n"
         "Do a thing of `other`.\n\n```\nexample(values)\n```\n\nMore of it.\n\n"
-        "**Args**\n\n- `values`: what `it` is,\n  and more.\n- `many`: how many.\n\n"
+        "**Args**\n\n- `values`: what `it` is,\n  and more: a second line.\n- `many`: how many.\n\n"
         "**Returns**\n\nInts.\n"
     )
