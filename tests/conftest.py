@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from libraries import LIBRARIES, Library
 
 import tomecore
 from tomecore import backends
+
+# pytest-xdist sets the width of its own terminal in each process, and rich keeps the first that it reads.
+os.environ.pop("COLUMNS", None)
 
 GOLDEN = Path(__file__).parent / "golden"
 

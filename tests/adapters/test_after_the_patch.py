@@ -254,6 +254,7 @@ def test_an_attention_that_takes_no_mask_in_the_first_block():
         model(TORCH.tensors())
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_prompts_that_come_late_or_are_hidden_by_dropped_patches(plain):
     fw = plain.fw
     more = fw.tensor(np.random.default_rng(5).standard_normal((3, 7, 32)))

@@ -158,6 +158,7 @@ def test_broken_pictures_are_named_and_the_rest_is_kept(folder: Any, tmp_path: P
     assert {name: found["rows"][1][name] for name in counts} == counts
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_digits_by_their_name(tmp_path: Path) -> None:
     found = numbers(
         tmp_path / "found.json", "digits", "--model", "digits:torch", "--limit", 20, "--no-labels"

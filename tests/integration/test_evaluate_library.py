@@ -176,6 +176,7 @@ class WithLogits:
         self.logits = logits
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize(
     "around", [lambda y: y, WithLogits, lambda y: (y, None), lambda y: [y, y + 1]]
 )

@@ -76,6 +76,7 @@ def test_a_real_pair_with_a_fault(pair: str, tmp_path: Path) -> None:
     assert (found["agrees"], found["layer"]) == (False, 5)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_assert_parity_on_a_real_pair() -> None:
     model_a, model_b = build("distilled DeiT", "float64")
     images = np.random.default_rng(1).standard_normal((2, 3, 56, 56))

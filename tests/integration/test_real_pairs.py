@@ -46,6 +46,7 @@ def build(kind: str, dtype: str) -> tuple[Any, Any]:
     return model_a, model_b
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("kind", PAIRS)
 @pytest.mark.parametrize("r", [8, 16, (12, -1.0), [5, 0, 30, 3]], ids=str)
 def test_float64(kind: str, r: Any) -> None:
@@ -59,6 +60,7 @@ def test_float64(kind: str, r: Any) -> None:
     assert model_a.tome.tokens == model_b.tome.tokens
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("kind", PAIRS)
 def test_float32(kind: str) -> None:
     model_a, model_b = build(kind, "float32")

@@ -13,6 +13,9 @@ from production.models import close, images, kind_named
 from tomecore.backends.torch import BACKEND
 from tomecore.errors import UnsupportedModelError
 
+# One of the models is exported in training mode on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
+
 BATCH = {0: torch.export.Dim("batch", min=1, max=64)}
 
 
