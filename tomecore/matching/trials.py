@@ -57,7 +57,7 @@ def plan_of(backend: Backend, keys: Array) -> MergePlan:
 
 
 def add_trials() -> None:
-    """Hand all of them to the check."""
+    """Pass every trial to ``backends.check``."""
     add_trial("bipartite_soft_matching(keys, r)", bipartite)
     add_trial("kth_bipartite_soft_matching(keys, k)", kth)
     add_trial("random_bipartite_soft_matching(keys, r)", random)
