@@ -140,5 +140,5 @@ def test_the_merge_script():
     """That its two forms agree is in ``test_plsc_defects.py``."""
     cell = load_script("benchmarks/paddle_merge.py").measure(2, 4, 3, TINY)
     assert {*cell["median_seconds"]} == {"unpatched", "merging", "dropping", "flat", "strided"}
-    assert 0 < cell["merge_share"] < 1
+    assert cell["merge_share"] > 0  # of times, which are compared in benchmarks only
     assert 1 < cell["limit"] < 2
