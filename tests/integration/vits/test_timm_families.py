@@ -57,6 +57,7 @@ def test_set_grad_checkpointing(case):
     assert_same(fw.gradients_of(model, loss), expected["output"])
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @KINDS
 @torch.no_grad()
 def test_half_weights_and_autocast(case):
