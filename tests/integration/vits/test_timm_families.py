@@ -104,6 +104,7 @@ def test_dropped_patches_shorten_the_run(build):
     assert model.tome.source.shape == (3, 33)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_images_of_other_sizes():
     case = case_named("timm-eva")
