@@ -71,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("framework", ["torch", "paddle"])
 def test_the_picture_shows_what_the_model_merged(
     framework: str, folder: Path, tmp_path: Path
