@@ -200,6 +200,7 @@ def test_float64(kind: str, r: Any, prop_attn: bool) -> None:
     assert np.array_equal(model_a.tome.source.numpy(), model_b.tome.source.numpy())
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("kind", PAIRS)
 def test_float32(kind: str) -> None:
     model_a, model_b = build(PAIRS[kind], "float32", True)

@@ -149,7 +149,7 @@ class Exactness(ForEachCase):
 
     def test_r_too_large_keeps_half_in_each_layer_and_never_the_prefix(self, case):
         model = case.patched(r=10**6)
-        with pytest.warns(ClampWarning, match="asks for more than a layer can merge"):
+        with pytest.warns(ClampWarning, match="exceeds what a layer can merge"):
             case.fw.forward(model, case.images())
         tokens = [case.num_tokens()]
         for after in model.tome.tokens:

@@ -92,6 +92,7 @@ def test_every_block_is_run_below():
     assert len(BLOCKS) == len(EXAMPLES) + 3
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("start", EXAMPLES, ids=["plsc", "paddleclas", "tomecore"])
 def test_the_example(world, start):
     """The weights are those of the file, and the tokens fall as r says."""
@@ -119,6 +120,7 @@ def test_the_lines_are_those_of_plsc_but_for_one():
     ]
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_weights_loaded_after_patching(world):
     original, names = world
     model = tome.apply_patch(plsc_vit_base(), r=16)
@@ -128,6 +130,7 @@ def test_weights_loaded_after_patching(world):
     assert np.array_equal(model(names["images"]).numpy(), expected.numpy())
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_proportional_attention_and_removing(world):
     original, names = world
     unpatched = original(names["images"]).numpy()

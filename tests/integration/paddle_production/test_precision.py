@@ -97,6 +97,7 @@ def test_autocast_on_a_cpu_changes_nothing(level):
     assert model.tome.sizes.dtype == FULL
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_more_than_256_tokens_in_one_group(dtype):
     """bfloat16 counts to 256: sizes are float32 in a model of any precision."""

@@ -104,7 +104,7 @@ def close(got: Any, expected: Any, limit: float = 1e-12) -> None:
             close(got[name], value, limit)
         return
     assert got.shape == expected.shape
-    allowed = limit * max(1.0, float(expected.abs().max()))
+    allowed = limit * max(1.0, float(expected.detach().abs().max()))
     torch.testing.assert_close(got, expected, rtol=0, atol=allowed)
 
 

@@ -106,6 +106,7 @@ def test_a_fault_would_be_seen(vit, monkeypatch, fault, error):
             on_fake_cuda(vit, r=8)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_shapes_on_the_meta_device(kind):
     """How many tokens each layer keeps of large images, for no memory and no arithmetic; and training,
     whose backward pass fake CUDA tensors cannot have: a tensor of another device would raise here too."""

@@ -38,6 +38,7 @@ def test_half_weights(kind, dtype):
         assert (output - expected)[alike].abs().max() < 3 * plain
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @HALVES
 @torch.no_grad()
 def test_more_than_256_tokens_in_one_group_with_large_activations(dtype):

@@ -66,6 +66,7 @@ def loss_of(model, x):
     return model(x).square().sum()
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable")  # renamed by transformers
 def test_the_librarys_own_checkpointing(switched):
     """One forward pass; two in flight; r changed before the backward pass; another thread's backward."""
     kind, switch, reentrant = switched

@@ -197,6 +197,7 @@ def test_quantised_linear_layers(kind):
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch, which has no rule
 def test_vmap(kind):
     model, x = kind.patched(r=8), images(4)
     close(torch.func.vmap(lambda one: model(one[None])[0])(x), model(x))

@@ -256,6 +256,7 @@ def test_compiled_and_half(name):
     assert model.bfloat16()(images.bfloat16()).isfinite().all()
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_a_published_architecture_by_name():
     model = open_clip.create_model("ViT-S-32-alt", force_image_size=64).eval()

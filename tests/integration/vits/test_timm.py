@@ -141,6 +141,7 @@ def test_causal_attention_is_refused_while_merging():
     assert not torch.allclose(model(images, is_causal=True), model(images))
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_images_of_other_sizes():
     case = case_named("timm-dynamic")
@@ -175,6 +176,7 @@ def test_compiled(name):
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("case", TIMM, ids=lambda case: case.name)
 @torch.no_grad()
 def test_half_weights_and_autocast(case):
@@ -228,6 +230,7 @@ def test_other_models_are_refused_and_untouched(name, arguments, text):
     assert PLAIN.fw.fingerprint(model) == before
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_a_published_architecture_by_name():
     model = timm.create_model("deit3_small_patch16_224", depth=2, num_classes=5).eval()

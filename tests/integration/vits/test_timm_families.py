@@ -57,6 +57,7 @@ def test_set_grad_checkpointing(case):
     assert_same(fw.gradients_of(model, loss), expected["output"])
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @KINDS
 @torch.no_grad()
 def test_half_weights_and_autocast(case):
@@ -103,6 +104,7 @@ def test_dropped_patches_shorten_the_run(build):
     assert model.tome.source.shape == (3, 33)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_images_of_other_sizes():
     case = case_named("timm-eva")

@@ -23,6 +23,7 @@ def close(got, expected, error):
     )
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_a_published_architecture_by_name():
     model = torchvision.models.get_model("vit_b_32", image_size=64, num_classes=5).eval()
@@ -148,6 +149,7 @@ def test_compiled():
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @torch.no_grad()
 def test_half_weights_and_autocast():
     model, images = PLAIN.patched(r=16), PLAIN.tensors()

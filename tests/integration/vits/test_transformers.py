@@ -353,6 +353,7 @@ def inputs(reader, images):
     return caught[0]
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @each_kind
 @torch.no_grad()
 def test_half_weights_and_autocast(case):
