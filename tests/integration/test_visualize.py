@@ -36,13 +36,6 @@ MODELS = """
 import timm, transformers
 from tomecore.loading.images import Preprocess
 
-def opened(path: Path) -> Image.Image:
-    """The picture in a file, which is closed again."""
-    with Image.open(path) as picture:
-        picture.load()
-    return picture
-
-
 def wide():
     model = timm.models.VisionTransformer(
         img_size=(32, 64), patch_size=8, embed_dim=48, depth=5, num_heads=3, reg_tokens=4,
@@ -54,6 +47,13 @@ def outputs():
                                     intermediate_size=64, image_size=32, patch_size=8)
     return transformers.ViTModel(config), Preprocess((32, 32))
 """
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture in a file, which is closed again."""
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
 
 
 def run(*arguments: object) -> Any:
