@@ -49,13 +49,6 @@ def outputs():
 """
 
 
-def opened(path: Path) -> Image.Image:
-    """The picture in a file, which is closed again."""
-    with Image.open(path) as picture:
-        picture.load()
-    return picture
-
-
 def run(*arguments: object) -> Any:
     return CliRunner().invoke(cli.app, ["visualize", *map(str, arguments)], env={"COLUMNS": "200"})
 
@@ -92,7 +85,7 @@ def test_the_picture_shows_what_the_model_merged(
         "r=16: of 197 tokens, 165, 11 are left after layers 2, 12",
         f"Picture: {output}",
     ]
-    sheet = np.asarray(opened(output))
+    sheet = np.asarray(picture_in(output))
     loaded = load(f"digits:{framework}")
     adapter = importlib.import_module(f"tomecore.adapters.{framework}")
     model = adapter.apply_patch(loaded.model, r=16, trace_source=True)
@@ -120,7 +113,7 @@ def test_random_weights_are_called_random(folder: Path, tmp_path: Path) -> None:
     assert "The weights of timm:test_vit are random" in result.stdout
     assert result.stdout.count("tokens, ") == 2
     assert "r=(8, -1): of 101 tokens" in result.stdout
-    width, height = opened(tmp_path / "photos.jpg").size
+    width, height = picture_in(tmp_path / "photos.jpg").size
     depth = len(strips.layers_to_draw(6))
     assert (width, height) == (8 + (1 + depth) * (2 * 160 + 8), 4 + 2 * (2 * 160 + 30))
 
@@ -131,7 +124,7 @@ def test_wide_images_registers_and_outputs_that_are_no_arrays(folder: Path, tmp_
     assert wide.exit_code == 0, wide.output
     assert "of 37 tokens, 33, 29, 21, 17 are left after layers 1, 2, 4, 5" in wide.stdout
     assert "random" not in wide.stdout
-    assert opened(tmp_path / "wide.png").size == (8 + 5 * (7 * 64 + 8), 4 + 7 * 32 + 30)
+    assert picture_in(tmp_path / "wide.png").size == (8 + 5 * (7 * 64 + 8), 4 + 7 * 32 + 30)
     other = run(photo, "--model", f"{models}:outputs", "--output", tmp_path / "other.png")
     assert other.exit_code == 0, other.output
     assert "of 17 tokens, 9, 5 are left after layers 1, 2" in other.stdout
@@ -152,7 +145,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_drawn(folder: Path, tmp_pa
         line.startswith(f"error: there is no image in the folder {bad[2]}") for line in lines
     )
     assert "r=16: of 197 tokens" in result.stdout
-    assert opened(output).size[1] == 4 + 3 * (224 + 30)
+    assert picture_in(output).size[1] == 4 + 3 * (224 + 30)
     output.unlink()
     nothing = run(*bad, "--model", "digits:torch", "--output", output)
     assert nothing.exit_code == 1
@@ -370,8 +363,15 @@ def test_the_page_of_the_command(opened: Any, framework: str, folder: Path, tmp_
     status(page, "After layer 6 of 12: 101 of 197 tokens left")
     shown = painted(page, "merged")
     assert shown.shape == (224, 224, 3)
-    sheet = np.asarray(opened(tmp_path / "out.png"))
+    sheet = np.asarray(picture_in(tmp_path / "out.png"))
     top, left = 254 + 22, 8 + 2 * 232  # second row: r=16; third cell: after layer 6
     np.testing.assert_array_equal(shown, sheet[top : top + 224, left : left + 224])
     (data,) = page.locator("#data").all_text_contents()
     assert len(json.loads(data)["images"][0]["slots"][1]) == 12
+
+
+def picture_in(path: Path) -> Image.Image:
+    """The picture in a file, which is closed again."""
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
