@@ -92,7 +92,7 @@ def watch(model: nn.Module) -> list[Found]:
 
     def compared(config: Any, block: Any, x: Tensor, keys: Any, run: Any, amount: int) -> Any:
         tokens, after = merge(config, block, x, keys, run, amount)
-        plan, rows = after.trail.plan, torch.arange(len(x), device=x.device)[:, None]
+        plan, rows = after.history.plan, torch.arange(len(x), device=x.device)[:, None]
         units = nn.functional.normalize(matching_key(config, block, keys).double(), dim=-1)
         best = (units[:, 2::2] @ units[:, 1::2].mT).amax(2).topk(amount).values
         partner = units[rows, plan.kept.gather(1, plan.into)]

@@ -35,8 +35,8 @@ import tomecore.adapters.paddle as tome
 from tomecore import MergePlan, __version__, benchmark
 from tomecore.adapters.engine.patch import config_of
 from tomecore.adapters.engine.reduce import matching_key
-from tomecore.adapters.engine.state import Trail
-from tomecore.core.merging import merged_mean
+from tomecore.adapters.engine.state import MergeHistory
+from tomecore.core.merging import weighted_mean
 from tomecore.models.paddle import VisionTransformer
 
 Found = dict[str, Any]
@@ -130,8 +130,8 @@ class Merges:
         if self.given is None:
             return tokens, after
         plan = MergePlan(*(paddle.to_tensor(a, place=x.place) for a in self.given[layer]))
-        tokens, sizes = merged_mean(plan, x, run.sizes, False)
-        return tokens, run.merged(sizes, Trail(plan, run.trail), None)
+        tokens, sizes = weighted_mean(plan, x, run.sizes, False)
+        return tokens, run.merged(sizes, MergeHistory(plan, run.history), None)
 
 
 def held(

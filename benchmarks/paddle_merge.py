@@ -27,8 +27,8 @@ import tomecore.adapters.paddle as tome
 from tomecore import benchmark
 from tomecore.backends import Keys
 from tomecore.benchmark import machine
-from tomecore.core.merging import merged_mean
-from tomecore.matching.bipartite import matched
+from tomecore.core.merging import weighted_mean
+from tomecore.matching.bipartite import match_bipartite
 from tomecore.models.paddle import VisionTransformer
 
 VIT_S = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -68,8 +68,8 @@ def flat(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
     found = backend.fused(Keys(key, 2, key.shape[2]), x, size[:, :, 0], None, r, 1)
     if found is not None:
         return found.x, found.sizes.unsqueeze(-1)
-    plan = matched(backend, backend.xp.sum(key, axis=2), r, 1, None)
-    x, size = merged_mean(plan, x, size[:, :, 0])
+    plan = match_bipartite(backend, backend.xp.sum(key, axis=2), r, 1, None)
+    x, size = weighted_mean(plan, x, size[:, :, 0])
     return x, size.unsqueeze(-1)
 
 

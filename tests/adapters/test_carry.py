@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from adapters.frameworks import PADDLE, TORCH
-from tomecore.adapters.engine.positions import merged_bias, merged_table
-from tomecore.adapters.engine.state import Entry, Run, Trail
+from tomecore.adapters.engine.positions import merge_position_bias, merge_rotary_table
+from tomecore.adapters.engine.state import ForwardInfo, MergeHistory, TokenState
 from tomecore.errors import UnsupportedModelError
 
 #: two samples of 7 tokens in 4 slots, the first never merged; the last token of the second is padding
 SOURCE = np.array([[0, 1, 1, 2, 3, 2, 2], [0, 3, 2, 3, 1, 1, 1]])
 VALID = np.array([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]], dtype="float32")
-ENTRY = Entry(num_tokens=7, batch=2, device=None, number=1, every=False)
+ENTRY = ForwardInfo(num_tokens=7, batch=2, device=None, number=1, keep_all=False)
 
 
-class Known(Trail):
+class Known(MergeHistory):
     """A trail whose end is known."""
 
     def __init__(self, source):
@@ -29,17 +29,17 @@ def fw(request):
     return request.param
 
 
-def run_of(fw, padded: bool = False) -> Run:
+def run_of(fw, padded: bool = False) -> TokenState:
     valid = VALID if padded else np.ones_like(VALID)
     sizes = np.stack(
         [np.bincount(s, weights=v, minlength=4) for s, v in zip(SOURCE, valid, strict=True)]
     )
-    return Run(
+    return TokenState(
         ENTRY,
         None,
         width=4,
         sizes=fw.tensor(sizes.astype("float32")),
-        trail=Known(fw.tensor(SOURCE)),
+        history=Known(fw.tensor(SOURCE)),
         valid=fw.tensor(valid) if padded else None,
     )
 
@@ -64,7 +64,7 @@ def test_tables_are_averaged_over_groups(fw, rng, shape, padded):
         [np.zeros((2, 1, *full.shape[1:2], 8)), full.transpose(0, 2, 1, 3)], axis=1
     )
     expected = mean_of_groups(rows, padded)[:, 1:].transpose(0, 2, 1, 3)
-    got = merged_table(fw.tome.HOST, fw.tensor(table), run_of(fw, padded))
+    got = merge_rotary_table(fw.tome.HOST, fw.tensor(table), run_of(fw, padded))
     np.testing.assert_allclose(fw.numpy(got), expected, rtol=0, atol=1e-6)
     assert fw.numpy(got).dtype == np.float64
 
@@ -73,9 +73,11 @@ def test_half_precision_tables_are_summed_in_float32():
     """A group of 300: in bfloat16 a sum of 300 equal terms would stop growing half way."""
     table = torch.full((301, 4), 0.7, dtype=torch.bfloat16)
     source = torch.tensor([[*[0] * 300, 1]])
-    entry = Entry(num_tokens=301, batch=1, device=None, number=1, every=False)
-    run = Run(entry, None, width=2, sizes=torch.tensor([[300.0, 1.0]]), trail=Known(source))
-    got = merged_table(TORCH.tome.HOST, table, run)
+    entry = ForwardInfo(num_tokens=301, batch=1, device=None, number=1, keep_all=False)
+    run = TokenState(
+        entry, None, width=2, sizes=torch.tensor([[300.0, 1.0]]), history=Known(source)
+    )
+    got = merge_rotary_table(TORCH.tome.HOST, table, run)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, table[:2][None, None])
 
@@ -88,30 +90,30 @@ def test_biases_are_averaged_as_exponentials(fw, rng, batch, padded):
     rows = mean_of_groups(weights.transpose(0, 2, 1, 3), padded)
     both = mean_of_groups(rows.transpose(0, 3, 1, 2), padded)  # column, row, ...
     expected = np.log(both).transpose(0, 3, 2, 1)
-    got = fw.numpy(merged_bias(fw.tome.HOST, fw.tensor(bias), run_of(fw, padded)))
+    got = fw.numpy(merge_position_bias(fw.tome.HOST, fw.tensor(bias), run_of(fw, padded)))
     assert got.shape == (2, 3, 4, 4)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
 
 
 def test_biases_of_any_size_stay_finite(fw, rng):
     bias = rng.choice([-np.inf, -1e30, -500.0, 0.0, 500.0], (1, 2, 7, 7)).astype("float32")
-    got = fw.numpy(merged_bias(fw.tome.HOST, fw.tensor(bias), run_of(fw)))
+    got = fw.numpy(merge_position_bias(fw.tome.HOST, fw.tensor(bias), run_of(fw)))
     assert np.isfinite(got).all()
     assert got.dtype == np.float32
 
 
 def test_before_anything_has_merged_nothing_changes(fw, rng):
-    run = Run(ENTRY, None, width=7)
+    run = TokenState(ENTRY, None, width=7)
     bias = fw.tensor(rng.standard_normal((1, 3, 7, 7)))
-    assert merged_bias(fw.tome.HOST, bias, run) is bias
-    assert merged_table(fw.tome.HOST, bias, run) is bias
+    assert merge_position_bias(fw.tome.HOST, bias, run) is bias
+    assert merge_rotary_table(fw.tome.HOST, bias, run) is bias
 
 
 def test_a_bias_of_other_tokens_is_refused(fw, rng):
     bias = fw.tensor(rng.standard_normal((1, 3, 9, 9)))
     text = r"shape \(1, 3, 9, 9\) does not describe the 7 tokens that entered the first block"
     with pytest.raises(UnsupportedModelError, match=text):
-        merged_bias(fw.tome.HOST, bias, run_of(fw))
+        merge_position_bias(fw.tome.HOST, bias, run_of(fw))
 
 
 def attention(q, k, v, bias):
@@ -124,12 +126,12 @@ def test_merged_attention_is_nearest_with_the_mean_of_exponentials(fw, rng):
     y, x = np.divmod(np.arange(64), 8)
     errors = {"here": [], "mean": [], "destination": []}
     source = np.repeat(np.arange(32), 2)[None]
-    run = Run(
-        Entry(num_tokens=64, batch=1, device=None, number=1, every=False),
+    run = TokenState(
+        ForwardInfo(num_tokens=64, batch=1, device=None, number=1, keep_all=False),
         None,
         width=32,
         sizes=fw.tensor(np.full((1, 32), 2.0, dtype="float32")),
-        trail=Known(fw.tensor(source)),
+        history=Known(fw.tensor(source)),
     )
 
     def halve(a):
@@ -141,7 +143,9 @@ def test_merged_attention_is_nearest_with_the_mean_of_exponentials(fw, rng):
             a[1::2] = a[0::2] + 0.1 * rng.standard_normal((32, 16))
         bias = rng.standard_normal((15, 15))[y[:, None] - y + 7, x[:, None] - x + 7]
         forms = {
-            "here": fw.numpy(merged_bias(fw.tome.HOST, fw.tensor(bias[None, None]), run))[0, 0],
+            "here": fw.numpy(merge_position_bias(fw.tome.HOST, fw.tensor(bias[None, None]), run))[
+                0, 0
+            ],
             "mean": halve(halve(bias).T).T,
             "destination": bias[1::2, 1::2],
         }

@@ -124,19 +124,19 @@ def test_a_saved_activation_takes_nothing_along(model, images):
     model.blocks[1].register_forward_hook(lambda module, args, output: kept.append(output))
     with torch.no_grad():
         model(images)
-    assert hasattr(kept[1], "_tome_run")
+    assert hasattr(kept[1], "_tome_state")
     file = io.BytesIO()
     torch.save(kept[1], file)
     assert len(file.getvalue()) < 2 * kept[1].numel() * 4
     file.seek(0)
     assert torch.equal(torch.load(file, weights_only=True), kept[1])
-    assert not copy.deepcopy(kept[1])._tome_run
+    assert not copy.deepcopy(kept[1])._tome_state
 
 
 def test_no_key_is_kept_when_nothing_merges(model, images):
     tome.apply_patch(model)
     model(images)
-    assert not torch.is_tensor(tome.HOST.taps.get(False))
+    assert not torch.is_tensor(tome.HOST.captured_keys.get(False))
 
 
 def test_masked_autoencoders_attend_plainly_by_default(model):

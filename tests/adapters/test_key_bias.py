@@ -34,7 +34,7 @@ def operands(dtype, tokens=9, width=8):
 def test_equals_the_fused_kernel(scale):
     q, k, v, sizes = operands(torch.bfloat16)
     with torch.no_grad():
-        bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)
+        bias = tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)
         assert type(bias) is forms.KeyBias
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     assert type(found) is torch.Tensor
@@ -57,7 +57,7 @@ def test_few_scores_go_to_the_kernel(tokens, monkeypatch):
     monkeypatch.setattr(torch, "baddbmm", lambda *a, **k: used.append(1) or baddbmm(*a, **k))
     with torch.no_grad():
         x = q.transpose(1, 2).flatten(2)
-        bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, x), x)
+        bias = tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, x), x)
         assert type(bias) is (forms.KeyBias if tokens == 112 else torch.Tensor)
         F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         other = bias.as_subclass(forms.KeyBias)  # of narrow heads, which are more than they seem
@@ -70,7 +70,7 @@ def test_what_it_does_not_know_goes_to_the_kernel(given, monkeypatch):
     q, k, v, sizes = operands(torch.bfloat16)
     monkeypatch.setattr(torch, "baddbmm", None)
     with torch.no_grad():
-        bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)
+        bias = tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)
         if given == "causal":
             with contextlib.suppress(RuntimeError):  # what some versions of torch answer
                 F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=True)
@@ -96,7 +96,7 @@ def test_nothing_computed_with_it_stays_of_its_kind():
     """An eager attention adds it to scores; what comes of that must not steer later attentions."""
     q, k, v, sizes = operands(torch.bfloat16)
     with torch.no_grad():
-        bias = tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)
+        bias = tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)
         scores = q @ k.transpose(-2, -1) + bias
         for found in (
             scores,
@@ -115,12 +115,12 @@ def test_nothing_computed_with_it_stays_of_its_kind():
 def test_other_dtypes_keep_the_fused_kernel(dtype):
     q, *_, sizes = operands(dtype)
     with torch.no_grad():
-        assert type(tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)) is torch.Tensor
+        assert type(tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)) is torch.Tensor
 
 
 def test_with_gradients_the_fused_kernel_stays():
     q, *_, sizes = operands(torch.bfloat16)
-    assert type(tome.HOST.formed(tome.HOST.log_sizes(sizes, q), q)) is torch.Tensor
+    assert type(tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)) is torch.Tensor
 
 
 def test_in_a_model(monkeypatch):

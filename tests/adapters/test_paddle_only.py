@@ -81,7 +81,7 @@ def test_a_static_graph_computes_the_same(name, r):
     images = case.tensors(3)
     expected = case.fw.numpy(model(images))
     same(static(model), images, expected)
-    assert model.tome._config.traced_run is None
+    assert model.tome._config.traced_state is None
 
 
 def test_a_graph_that_may_break_runs_blocks_as_they_are():

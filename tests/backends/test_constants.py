@@ -13,7 +13,7 @@ import tomecore as tc
 from tomecore.backends import backend_of
 from tomecore.backends import paddle as paddle_backend
 from tomecore.backends import torch as torch_backend
-from tomecore.backends.constants import Shelf
+from tomecore.backends.constants import ConstantCache
 
 MODULES = {"torch": torch_backend, "paddle": paddle_backend}
 
@@ -120,7 +120,7 @@ def test_the_raw_stream_of_torch_is_there():
 
 
 def test_the_oldest_go_first():
-    shelf = Shelf(3 * 1000)
+    shelf = ConstantCache(3 * 1000)
     for key in "abcd":
         assert shelf.get(key) is None
         assert shelf.put(key, key.upper(), 488) == key.upper()
@@ -136,7 +136,7 @@ def test_the_oldest_go_first():
 
 def test_threads_share_a_shelf():
     """They are given one and the same array, and the count of bytes stays right."""
-    shelf, seen = Shelf(40 * 520), []
+    shelf, seen = ConstantCache(40 * 520), []
 
     def work(seed):
         for number in np.random.default_rng(seed).integers(0, 80, 3000).tolist():

@@ -21,8 +21,8 @@ class Used:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.each: list[bool] = []
         self.forbidden = False
-        self._asked = reduce.in_one_go
-        monkeypatch.setattr(reduce, "in_one_go", self)
+        self._asked = reduce.fused_merge
+        monkeypatch.setattr(reduce, "fused_merge", self)
 
     def __call__(self, *args):
         found = None if self.forbidden else self._asked(*args)

@@ -122,10 +122,10 @@ def test_threads_do_not_share_space(name, monkeypatch):
             return models[place](to_array(x)).numpy()
 
     expected = [run(place) for place in (0, 1)]
-    barrier, room, got = threading.Barrier(2, timeout=60), fused_module.room, {}
+    barrier, workspace, got = threading.Barrier(2, timeout=60), fused_module.workspace, {}
 
     def slow(*args):
-        space = room(*args)
+        space = workspace(*args)
 
         def products():
             barrier.wait()
@@ -133,7 +133,7 @@ def test_threads_do_not_share_space(name, monkeypatch):
 
         return space._replace(products=products)
 
-    monkeypatch.setattr(fused_module, "room", slow)
+    monkeypatch.setattr(fused_module, "workspace", slow)
     threads = [
         threading.Thread(target=lambda place=place: got.update({place: run(place)}))
         for place in (0, 1)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tomecore.backends.kernels.cpu import fused as fused_module
-from tomecore.backends.kernels.cpu.fused import Keys, worth
+from tomecore.backends.kernels.cpu.fused import Keys, pays_off
 from tomecore.backends.torch import MEMORY
 
 
@@ -148,13 +148,13 @@ def test_paddle_refuses():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_one_or_two_threads_are_always_worth_it(threads):
-    assert worth(1, threads)
-    assert worth(10**12, threads)
+    assert pays_off(1, threads)
+    assert pays_off(10**12, threads)
 
 
 def test_many_threads_are_worth_it_for_little_alone(monkeypatch):
-    assert worth(197 * 384, 16)
-    assert not worth(64 * 197 * 768, 16)
+    assert pays_off(197 * 384, 16)
+    assert not pays_off(64 * 197 * 768, 16)
     keys, x = some()
     monkeypatch.setattr(fused_module, "_ELEMENTS", x.numel() // 2)
     many = dataclasses.replace(MEMORY, threads=lambda: 16)

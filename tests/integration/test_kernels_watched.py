@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tomecore.adapters.engine.reduce as reduce
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
-from tomecore.adapters.engine.state import Entry, Run
+from tomecore.adapters.engine.state import ForwardInfo, TokenState
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_padding_is_left_to_the_calls():
     model = tomecore.adapters.torch.apply_patch(in_float32("torch-plain"), r=8)
     block, x, ones = model.blocks[0], torch.randn(2, 65, 32), torch.ones(2, 65)
     key = torch.randn(2, 4, 65, 8)
-    entry = Entry(num_tokens=65, batch=2, device=x.device, number=0, every=False)
+    entry = ForwardInfo(num_tokens=65, batch=2, device=x.device, number=0, keep_all=False)
     for valid in (None, ones):
-        run = Run(entry, None, 65, sizes=ones, valid=valid)
-        found = reduce.in_one_go(block._tome, block, x, [key], run, 8)
+        run = TokenState(entry, None, 65, sizes=ones, valid=valid)
+        found = reduce.fused_merge(block._tome, block, x, [key], run, 8)
         assert (found is None) == (valid is not None)

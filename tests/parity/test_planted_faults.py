@@ -331,9 +331,9 @@ def test_a_matching_that_does_not_follow_from_its_keys(
 ) -> None:
     def wrong(backend: Any, keys: Any, *arguments: Any) -> Any:
         keys = keys[..., :3] if backend.name == "torch" else keys
-        return bipartite.matched(backend, keys, *arguments)
+        return bipartite.match_bipartite(backend, keys, *arguments)
 
-    monkeypatch.setattr(reduce_module, "matched", wrong)
+    monkeypatch.setattr(reduce_module, "match_bipartite", wrong)
     text = message(*models)
     assert "They diverge at the merge decisions of layer 0" in text
     assert cause(text) == (
@@ -346,10 +346,10 @@ def test_sizes_that_are_miscounted(
     models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wrong(plan: Any, x: Any, sizes: Any, padded: bool) -> Any:
-        x, sizes = merging.merged_mean(plan, x, sizes, padded)
+        x, sizes = merging.weighted_mean(plan, x, sizes, padded)
         return x, sizes + (plan.backend.name == "paddle")
 
-    monkeypatch.setattr(reduce_module, "merged_mean", wrong)
+    monkeypatch.setattr(reduce_module, "weighted_mean", wrong)
     text = message(*models, r=[0, 8, 0, 0])
     assert "They diverge at the sizes of layer 1: 100.00% of them differ though" in text
     assert "Look next at tomecore's merging" in text

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-__all__ = ["Shelf"]
+__all__ = ["ConstantCache"]
 
 #: what an array takes beside its numbers, about
 _OBJECT = 512
 
 
-class Shelf:
+class ConstantCache:
     """Holds arrays by key, at most ``limit`` bytes of them; the oldest go first.
 
     Threads may share one, and must not write into what they share. On a GPU the key must name the stream: the

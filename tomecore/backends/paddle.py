@@ -33,7 +33,7 @@ from paddle import (
 )
 
 from tomecore.backends import Array, Backend, Fused, Keys, paddle_products
-from tomecore.backends.constants import Shelf
+from tomecore.backends.constants import ConstantCache
 from tomecore.backends.kernels.cpu.fused import match_and_merge
 from tomecore.backends.kernels.cpu.paddle import MEMORY
 from tomecore.backends.paddle_products import off_cpu
@@ -77,7 +77,7 @@ _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
 
 
 #: index constants of all devices
-CONSTANTS = Shelf(2**21)
+CONSTANTS = ConstantCache(2**21)
 
 
 def arange(

@@ -15,7 +15,7 @@ from array_api_compat.torch import *  # noqa: F403
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array, Backend, Fused, Keys
-from tomecore.backends.constants import Shelf
+from tomecore.backends.constants import ConstantCache
 from tomecore.backends.kernels.cpu.fused import match_and_merge
 from tomecore.backends.kernels.cpu.torch import memory
 from tomecore.backends.torch_products import products, reduced
@@ -96,7 +96,7 @@ zeros_like = torch.zeros_like
 
 
 #: index constants of all devices
-CONSTANTS = Shelf(2**21)
+CONSTANTS = ConstantCache(2**21)
 
 
 def arange(

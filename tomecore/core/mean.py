@@ -8,7 +8,7 @@ import numpy as np
 
 from tomecore.backends import Array
 
-__all__ = ["compute_dtype", "merged_mean"]
+__all__ = ["compute_dtype", "weighted_mean"]
 
 
 def compute_dtype(xp: Any, dtype: Any) -> Any:
@@ -21,7 +21,7 @@ def compute_dtype(xp: Any, dtype: Any) -> Any:
     return np.promote_types(dtype, np.float32) if isinstance(dtype, np.dtype) else xp.float32
 
 
-def merged_mean(
+def weighted_mean(
     plan: Any, x: Array, size: Array | None, padded: bool = True
 ) -> tuple[Array, Array]:
     """Compute :func:`tomecore.merge_weighted` without checks, in few operations.

@@ -6,11 +6,11 @@ from typing import Any
 
 from tomecore.backends import Array, backend_of
 from tomecore.core.checks import floating, integral, rank, real, same_batch
-from tomecore.core.mean import merged_mean
+from tomecore.core.mean import weighted_mean
 from tomecore.core.plan import MergePlan
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["compose", "merge_weighted", "merged_mean"]
+__all__ = ["compose", "merge_weighted", "weighted_mean"]
 
 
 def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tuple[Array, Array]:
@@ -55,7 +55,7 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
                 f"`{name}` must have {plan.num_tokens} tokens on axis 1, as this plan has; "
                 f"got shape {tuple(array.shape)}"
             )
-    return merged_mean(plan, x, size)
+    return weighted_mean(plan, x, size)
 
 
 def compose(source: Array | None, plan: MergePlan) -> Array:

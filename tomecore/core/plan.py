@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from tomecore.backends import Array, Backend, backend_of
 from tomecore.core.checks import integral, rank, same_batch
-from tomecore.core.mean import compute_dtype, merged_mean
+from tomecore.core.mean import compute_dtype, weighted_mean
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["MergePlan", "compute_dtype", "reduce_tokens", "take_rows"]
@@ -70,7 +70,7 @@ class MergePlan:
         self._set(backend, into, int(kept.shape[1]), None, kept, merged)
 
     @classmethod
-    def made(cls, backend: Backend, tokens: Array, into: Array, num_slots: int) -> MergePlan:
+    def unchecked(cls, backend: Backend, tokens: Array, into: Array, num_slots: int) -> MergePlan:
         """Build a plan without checks, from arrays that a matching computed.
 
         ``tokens`` (B, N) holds the kept tokens, followed by the merged ones.
@@ -210,7 +210,7 @@ def reduce_tokens(plan: MergePlan, x: Array, how: str) -> Array:
     """Merge as :meth:`MergePlan.merge` does, without checks; ``how`` is "mean", "sum" or "max"."""
     backend, xp, dtype = plan.backend, plan.backend.xp, x.dtype
     if how == "mean":
-        return merged_mean(plan, x, None)[0]
+        return weighted_mean(plan, x, None)[0]
     if how == "max":
         return _scatter(plan, backend.scatter_max, x)
     if not xp.isdtype(dtype, "real floating"):

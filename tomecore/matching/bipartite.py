@@ -8,7 +8,7 @@ from tomecore.core.plan import MergePlan
 from tomecore.errors import ArgumentValueError
 from tomecore.matching.similarity import identity_plan, unit_keys
 
-__all__ = ["bipartite_soft_matching", "matched"]
+__all__ = ["bipartite_soft_matching", "match_bipartite"]
 
 
 def bipartite_soft_matching(
@@ -64,10 +64,10 @@ def bipartite_soft_matching(
                 f"`valid` must be bool with {tokens} tokens on axis 1, as `keys` has; "
                 f"got {valid.dtype} of shape {tuple(valid.shape)}"
             )
-    return matched(backend, keys, r, protected, valid)
+    return match_bipartite(backend, keys, r, protected, valid)
 
 
-def matched(
+def match_bipartite(
     backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
 ) -> MergePlan:
     """Compute :func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
@@ -91,7 +91,7 @@ def matched(
         front = backend.batched_arange(order, 0, protected, 1)
         tokens = [front, xp.sort(stay, axis=1), *tokens[1:]]
     into = xp.astype(partner, order.dtype, copy=False) + (protected + stay.shape[1])
-    return MergePlan.made(backend, xp.concat(tokens, axis=1), into, count - r)
+    return MergePlan.unchecked(backend, xp.concat(tokens, axis=1), into, count - r)
 
 
 def _protected(protected: int | None, class_token: bool, distill_token: bool) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tomecore.backends import Array, Backend
 from tomecore.backends.conformance import add_trial
-from tomecore.core.mean import merged_mean
+from tomecore.core.mean import weighted_mean
 from tomecore.core.plan import MergePlan, reduce_tokens, take_rows
 from tomecore.matching.bipartite import bipartite_soft_matching
 from tomecore.matching.kth import kth_bipartite_soft_matching
@@ -48,7 +48,7 @@ def weighing(backend: Backend, keys: Array, x: Array, sizes: Array) -> tuple[Arr
     """The mean by sizes, with padding and without sizes."""
     plan = plan_of(backend, keys)
     padded = sizes * backend.xp.astype(sizes > 1, sizes.dtype)
-    means = [merged_mean(plan, x, given) for given in (None, sizes, padded)]
+    means = [weighted_mean(plan, x, given) for given in (None, sizes, padded)]
     return tuple(array for mean in means for array in mean)
 
 

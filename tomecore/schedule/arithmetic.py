@@ -15,7 +15,7 @@ from typing import Any
 
 from tomecore.core.checks import whole_number
 from tomecore.schedule.parse import R, parse_r
-from tomecore.schedule.rules import clamped, handle_of
+from tomecore.schedule.rules import clamp_schedule, handle_of
 
 __all__ = ["Arithmetic", "LayerArithmetic", "PlannedLayer", "arithmetic_of", "plan_table"]
 
@@ -72,7 +72,7 @@ class Arithmetic:
         """Return the tokens that each block merges, of ``wanted``, if ``num_tokens`` enter the first one."""
         if self.rows is not None:
             wanted = [*wanted[:-1], 0]
-        return clamped(wanted, num_tokens, self.protected)
+        return clamp_schedule(wanted, num_tokens, self.protected)
 
     def per_layer(self, num_tokens: int, r: R) -> list[int]:
         """Return the multiply-adds of each block; arguments as in :meth:`multiply_adds`."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
-from tomecore.schedule.rules import clamped
+from tomecore.schedule.rules import clamp_schedule
 
 __all__ = ["R", "Schedule", "as_data", "parse_r", "tokens_per_layer"]
 
@@ -138,7 +138,7 @@ def tokens_per_layer(num_layers: int, r: R, num_tokens: int, protected: int = 1)
     protected = whole_number(protected, "protected")
     wanted = parse_r(num_layers, r, num_tokens=tokens, protected=protected)
     after = []
-    for merged in clamped(wanted, tokens, protected):
+    for merged in clamp_schedule(wanted, tokens, protected):
         tokens -= merged
         after.append(tokens)
     return after

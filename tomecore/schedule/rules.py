@@ -16,7 +16,7 @@ from typing import Any
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, NotPatchedError
 
-__all__ = ["ForSpeedup", "ForTokens", "Ratio", "clamped", "for_speedup", "for_tokens"]
+__all__ = ["ForSpeedup", "ForTokens", "Ratio", "clamp_schedule", "for_speedup", "for_tokens"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Ratio:
     ratio: float
 
     def __post_init__(self) -> None:
-        ratio = a_number(self.ratio, "ratio")
+        ratio = real_number(self.ratio, "ratio")
         if not 0.5 <= ratio <= 1:
             raise ArgumentValueError(
                 "`ratio`, the share of tokens that a layer keeps, must be from 0.5 to 1, because a "
@@ -67,7 +67,7 @@ class ForTokens:
 
     def __call__(self, num_layers: int, num_tokens: int, protected: int) -> list[int]:
         last = self.last
-        most = sum(steepest(num_layers, num_tokens, protected))
+        most = sum(maximal_schedule(num_layers, num_tokens, protected))
         if not num_tokens - most <= last <= num_tokens:
             raise ArgumentValueError(
                 f"no schedule ends with {last} tokens: from {num_tokens} tokens, {protected} of them "
@@ -76,10 +76,10 @@ class ForTokens:
                 f"{num_tokens}."
             )
 
-        def enough(merged: list[int]) -> bool:
+        def satisfies(merged: list[int]) -> bool:
             return num_tokens - sum(merged) <= last
 
-        return fewest(num_layers, num_tokens, protected, enough)
+        return smallest_schedule(num_layers, num_tokens, protected, satisfies)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ForSpeedup:
                 f"protected tokens, but this model has {num_layers} layers and {protected} protected "
                 "tokens; call for_speedup with this model"
             )
-        most = arithmetic.limit(num_tokens, steepest(num_layers, num_tokens, protected))
+        most = arithmetic.limit(num_tokens, maximal_schedule(num_layers, num_tokens, protected))
         if most < self.speedup:
             largest = math.floor(100 * most) / 100
             raise ArgumentValueError(
@@ -113,10 +113,10 @@ class ForSpeedup:
             )
         before = arithmetic.unpatched.multiply_adds(num_tokens, 0)
 
-        def enough(merged: list[int]) -> bool:
+        def satisfies(merged: list[int]) -> bool:
             return bool(before >= self.speedup * arithmetic.multiply_adds(num_tokens, merged))
 
-        return fewest(num_layers, num_tokens, protected, enough)
+        return smallest_schedule(num_layers, num_tokens, protected, satisfies)
 
 
 def for_tokens(model: Any, last: int) -> ForTokens:
@@ -168,7 +168,7 @@ def for_speedup(model: Any, speedup: float) -> ForSpeedup:
         ArgumentValueError: ``speedup`` is below 1, or more than merging can reach; the latter is raised in
             the first forward pass, when the number of tokens is known.
     """
-    wanted = a_number(speedup, "speedup")
+    wanted = real_number(speedup, "speedup")
     if not 1 <= wanted < math.inf:
         raise ArgumentValueError(
             f"`speedup` must be a finite number of at least 1 (1 merges nothing); got {speedup!r}"
@@ -176,7 +176,7 @@ def for_speedup(model: Any, speedup: float) -> ForSpeedup:
     return ForSpeedup(wanted, handle_of(model).arithmetic)
 
 
-def clamped(wanted: list[int], num_tokens: int, protected: int) -> list[int]:
+def clamp_schedule(wanted: list[int], num_tokens: int, protected: int) -> list[int]:
     """Clamp what each layer merges to at most half of its unprotected tokens."""
     merged = []
     for r in wanted:
@@ -186,34 +186,34 @@ def clamped(wanted: list[int], num_tokens: int, protected: int) -> list[int]:
     return merged
 
 
-def steepest(num_layers: int, num_tokens: int, protected: int) -> list[int]:
+def maximal_schedule(num_layers: int, num_tokens: int, protected: int) -> list[int]:
     """Return the schedule in which every layer merges as many tokens as it can."""
-    return clamped([num_tokens] * num_layers, num_tokens, protected)
+    return clamp_schedule([num_tokens] * num_layers, num_tokens, protected)
 
 
-def even(total: int, num_layers: int) -> list[int]:
+def spread_evenly(total: int, num_layers: int) -> list[int]:
     """Spread ``total`` evenly over all layers, and the remainder over the first ones."""
     each, more = total // num_layers, total % num_layers
     return [each + 1] * more + [each] * (num_layers - more)
 
 
-def fewest(
-    num_layers: int, num_tokens: int, protected: int, enough: Callable[[list[int]], bool]
+def smallest_schedule(
+    num_layers: int, num_tokens: int, protected: int, satisfies: Callable[[list[int]], bool]
 ) -> list[int]:
-    """Return the even schedule that merges the fewest tokens and is ``enough``.
+    """Return the even schedule that merges the fewest tokens and is ``satisfies``.
 
     If one layer is to merge one token more, it leaves one token less or as many as before, and so do all
-    layers after it. So every total above one that is ``enough`` is enough too, and no number of tokens is
+    layers after it. So every total above one that is ``satisfies`` is enough too, and no number of tokens is
     skipped. The schedule in which every layer merges as much as it can must be enough.
     """
     low, high = 0, num_layers * max(0, (num_tokens - protected) // 2)
     while low < high:
         middle = (low + high) // 2
-        if enough(clamped(even(middle, num_layers), num_tokens, protected)):
+        if satisfies(clamp_schedule(spread_evenly(middle, num_layers), num_tokens, protected)):
             high = middle
         else:
             low = middle + 1
-    return clamped(even(low, num_layers), num_tokens, protected)
+    return clamp_schedule(spread_evenly(low, num_layers), num_tokens, protected)
 
 
 def handle_of(model: Any) -> Any:
@@ -226,7 +226,7 @@ def handle_of(model: Any) -> Any:
     return handle
 
 
-def a_number(value: Any, name: str) -> float:
+def real_number(value: Any, name: str) -> float:
     """Return ``value`` as a float; the caller's comparison with the allowed range must reject NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ArgumentTypeError(

@@ -229,7 +229,7 @@ class PlainBlocks(ForEachCase):
         assert len(alive) == 8
         del output
         assert [ref() for ref in alive] == [None] * 8
-        assert fw.tome.HOST.taps.get(False) is None
+        assert fw.tome.HOST.captured_keys.get(False) is None
 
     def test_an_exception_inside_a_forward_leaves_the_model_usable(self, case):
         fw, model = case.fw, case.patched(r=8)

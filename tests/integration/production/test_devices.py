@@ -92,11 +92,11 @@ FAULTS = {
 
 @pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_would_be_seen(vit, monkeypatch, fault, error):
-    merged_mean = reduce_module.merged_mean
+    weighted_mean = reduce_module.weighted_mean
 
     def faulty(plan, x, *rest):
         fault(x)
-        return merged_mean(plan, x, *rest)
+        return weighted_mean(plan, x, *rest)
 
     monkeypatch.setattr(reduce_module, "merged_mean", faulty)
     if error is None:

@@ -29,7 +29,7 @@ def test_a_static_graph_computes_the_same(case):
     model, images = case.patched(depth=2, r=8), case.tensors(3)
     expected = PADDLE.numpy(model(images))
     same(static(model), images, expected)
-    assert model.tome._config.traced_run is None
+    assert model.tome._config.traced_state is None
 
 
 @paddle_case

@@ -2,7 +2,7 @@
 
 Tokens come in pairs that are nearly alike and stand apart. Attention over the merged pairs should give
 what attention over all tokens gives, averaged over each pair. The mean of cos and sin, which is what
-``merged_table`` makes, must come nearer to that than keeping the position of one of the two, and than
+``merge_rotary_table`` makes, must come nearer to that than keeping the position of one of the two, and than
 the mean angle (the mean rotation made a rotation again).
 """
 
@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from tomecore.adapters.engine.positions import merged_table
+from tomecore.adapters.engine.positions import merge_rotary_table
 from tomecore.adapters.torch import HOST
 from vits.cases import case_named
 
@@ -85,7 +85,7 @@ def test_the_mean_of_cos_and_sin_is_the_nearest(name, patch, apart):
         got = attn(merged, rope=rows, attn_mask=bias)
         return float((got - expected).norm() / expected.norm())
 
-    mean = merged_table(HOST, table, run)
+    mean = merge_rotary_table(HOST, table, run)
     last = [int((source[0] == slot).nonzero()[-1]) - prefix for slot in range(prefix, n)]
     kept = error(table[..., last, :])
     angle, ours = error(renormalised(mean)), error(mean)

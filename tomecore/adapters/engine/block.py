@@ -14,9 +14,16 @@ from typing import Any
 
 from tomecore.adapters.engine.checks import check_children, check_halves, contract_of, where
 from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.progress import begin, check_symbolic, note, reach, resume, unreached
+from tomecore.adapters.engine.progress import (
+    begin,
+    check_symbolic,
+    check_unreached,
+    note,
+    reach,
+    resume,
+)
 from tomecore.adapters.engine.schedules import clamp, trims
-from tomecore.adapters.engine.state import Run
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.engine.swap import Swapped, own
 from tomecore.backends import Array
 from tomecore.core.plan import take_rows
@@ -53,7 +60,7 @@ class Merging(Swapped):
         else:
             output = with_own_forward(config, self, called, args, kwargs)
         if not config.passes.reached.get(tracing):
-            unreached(config, self, (*args, *kwargs.values()), tracing)
+            check_unreached(config, self, (*args, *kwargs.values()), tracing)
         if call is not None:
             call.inside = None
         return output
@@ -70,48 +77,48 @@ class Merging(Swapped):
             check_symbolic(config, x)
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         index, last = -1 if tracing else self._tome_index, self._tome_last
-        run = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
-        if run is None:  # nothing has merged: a block called by itself, with r = 0 everywhere
+        state = begin(config, x, tracing) if self._tome_first else resume(config, x, tracing, index)
+        if state is None:  # nothing has merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
-        if trims(config, run, last):
-            return trimmed(config, self, x, args, kwargs, run, tracing)
-        amount = clamp(config, run)
-        if amount == 0 and run.trail is None:
+        if trims(config, state, last):
+            return trimmed(config, self, x, args, kwargs, state, tracing)
+        r = clamp(config, state)
+        if r == 0 and state.history is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
-            return hand_on(config, y, run.after(run.width), tracing, last)
+            return attach_state(config, y, state.after(state.width), tracing, last)
         backend = host.backend()
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
-        given: dict[str, Any] = {}
+        block_kwargs: dict[str, Any] = {}
         if args or kwargs or spec.carry is not None:
-            given, run = arguments(config, self, args, kwargs, run, x)
-        if run.every and run.owners is not None:
-            x = take_rows(backend, x, run.owners)
-        bias = config.call_part("log of sizes", key_bias, config, run, x)
+            block_kwargs, state = arguments(config, self, args, kwargs, state, x)
+        if state.keep_all and state.representatives is not None:
+            x = take_rows(backend, x, state.representatives)
+        bias = config.call_part("log of sizes", key_bias, config, state, x)
         check_halves(config, self, biased=bias is not None)
         if not tracing:
-            check_children(config, self, x, run.width - amount)
-        x, keys = attend(config, self, x, bias, given, tracing)
-        if amount > 0:
-            x, run = config.call_part(
-                "all of the merge", config.reduce, config, self, x, keys, run, amount
+            check_children(config, self, x, state.width - r)
+        x, keys = attend(config, self, x, bias, block_kwargs, tracing)
+        if r > 0:
+            x, state = config.call_part(
+                "all of the merge", config.reduce, config, self, x, keys, state, r
             )
         keys = []  # frees a view of all queries, keys and values, which the MLP half does not need
         if spec.feed is not None:
             x = spec.feed(self, x)
-        run = run.after(run.width - amount)
-        if run.trail is not None and (run.every or (last and config.restore)):
-            source = config.call_part("following tokens", source_of, run)
+        state = state.after(state.width - r)
+        if state.history is not None and (state.keep_all or (last and config.restore)):
+            source = config.call_part("following tokens", source_of, state)
             x = config.call_part("restore", take_rows, backend, x, source)
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
-        x = hand_on(config, x, run, tracing, last)
+        x = attach_state(config, x, state, tracing, last)
         return (x,) if spec.returns_tuple else x
 
 
-def source_of(run: Run) -> Array | None:
+def source_of(state: TokenState) -> Array | None:
     """Return (B, N0) int, original token -> slot."""
-    return run.source
+    return state.source
 
 
 def with_own_forward(
@@ -122,7 +129,7 @@ def with_own_forward(
         return called(*args, **kwargs)
     except Exception as error:
         if not config.passes.reached.get(False):
-            unreached(config, block, (*args, *kwargs.values()), False, error)
+            check_unreached(config, block, (*args, *kwargs.values()), False, error)
         raise
 
 
@@ -132,26 +139,26 @@ def trimmed(
     x: Array,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    run: Run,
+    state: TokenState,
     tracing: bool,
 ) -> Any:
     """Run the last block with ``trim_last``: it computes only the prefix tokens, and merges nothing."""
     host, spec = config.host, config.spec
-    check_halves(config, block, biased=run.sizes is not None, trimmed=True)
+    check_halves(config, block, biased=state.sizes is not None, trimmed=True)
     xp = host.backend().xp
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
-    given: dict[str, Any] = {}
+    block_kwargs: dict[str, Any] = {}
     if args or kwargs or spec.carry is not None:
-        given, run = arguments(config, block, args, kwargs, run, x)
-    bias = key_bias(config, run, x)
-    x = spec.trim.attend(host, block, x, bias, given, config.protected)  # type: ignore[union-attr]
+        block_kwargs, state = arguments(config, block, args, kwargs, state, x)
+    bias = key_bias(config, state, x)
+    x = spec.trim.attend(host, block, x, bias, block_kwargs, config.protected)  # type: ignore[union-attr]
     x = x[0] if isinstance(x, tuple) else x  # the rest is the key, and nothing merges
     if spec.feed is not None:
         x = spec.feed(block, x)
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
-    x = hand_on(config, x, run.after(run.width), tracing, True)
+    x = attach_state(config, x, state.after(state.width), tracing, True)
     return (x,) if spec.returns_tuple else x
 
 
@@ -160,26 +167,26 @@ def attend(
     block: Any,
     x: Array,
     bias: Array | None,
-    given: dict[str, Any],
+    block_kwargs: dict[str, Any],
     tracing: bool,
 ) -> tuple[Array, list[Array]]:
     """Run the attention half; returns its output, and the keys that it computed."""
-    spec, taps = config.spec, config.host.taps
+    spec, captured_keys = config.spec, config.host.captured_keys
     if not spec.key:
-        x, key = spec.attend(config.host, block, x, bias, given)
+        x, key = spec.attend(config.host, block, x, bias, block_kwargs)
         return x, [key]
     watched = None if bias is None else watched_bias(config, block, bias, tracing)
-    tapped: list[tuple[Any, Array]] = []
-    taps.set(tapped, tracing)
+    captured: list[tuple[Any, Array]] = []
+    captured_keys.set(captured, tracing)
     try:
         if watched is None and (tracing or contract_of(config).called_otherwise(block) is None):
-            x = spec.attend(config.host, block, x, bias, given)
+            x = spec.attend(config.host, block, x, bias, block_kwargs)
         else:
-            x = attend_otherwise(config, block, x, watched or (bias, always), given)
+            x = attend_otherwise(config, block, x, watched or (bias, always), block_kwargs)
     finally:
-        taps.set(None, tracing)
-    check_keys(config, block, tapped)
-    return x, [key for _, key in tapped]
+        captured_keys.set(None, tracing)
+    check_keys(config, block, captured)
+    return x, [key for _, key in captured]
 
 
 def watched_bias(
@@ -211,7 +218,7 @@ def attend_otherwise(
     block: Any,
     x: Array,
     watched: tuple[Array | None, Callable[[], bool]],
-    given: dict[str, Any],
+    block_kwargs: dict[str, Any],
 ) -> Array:
     """Run the attention half with an attention whose forward was changed after ``apply_patch``.
 
@@ -222,7 +229,7 @@ def attend_otherwise(
     reason = "ignores the mask that holds the sizes of merged tokens"
     cause: Exception | None = None
     try:
-        x = config.spec.attend(config.host, block, x, bias, given)
+        x = config.spec.attend(config.host, block, x, bias, block_kwargs)
     except TypeError as error:
         reason, cause = f"cannot be called with the sizes of merged tokens ({error})", error
     if cause is None and used():
@@ -234,12 +241,12 @@ def attend_otherwise(
     ) from cause
 
 
-def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> None:
+def check_keys(config: Config, block: Any, captured: list[tuple[Any, Array]]) -> None:
     """Raise unless the attention called each module whose output is a key exactly once."""
     spec, contract = config.spec, contract_of(config)
     modules = contract.modules_at(block, contract.key) or []
-    same = len(tapped) == len(modules)
-    for index, (module, _) in enumerate(tapped):
+    same = len(captured) == len(modules)
+    for index, (module, _) in enumerate(captured):
         same = same and module is modules[index]
     if not same:
         raise UnsupportedModelError(
@@ -249,29 +256,33 @@ def check_keys(config: Config, block: Any, tapped: list[tuple[Any, Array]]) -> N
         )
 
 
-def key_bias(config: Config, run: Run, x: Array) -> Array | None:
+def key_bias(config: Config, state: TokenState, x: Array) -> Array | None:
     """Return (B, 1, 1, n), the log size that is added to the scores of each key; -inf for padding."""
-    if run.sizes is None or (run.valid is None and not config.prop_attn):
+    if state.sizes is None or (state.valid is None and not config.prop_attn):
         return None
-    if run.bias is not None and config.prop_attn and run.bias.dtype == x.dtype:
-        return config.host.formed(run.bias, x, config.prop_attn)
-    sizes = run.sizes
+    if state.bias is not None and config.prop_attn and state.bias.dtype == x.dtype:
+        return config.host.with_prop_attn_form(state.bias, x, config.prop_attn)
+    sizes = state.sizes
     if not config.prop_attn:
         xp = config.host.backend().xp
         sizes = xp.astype(sizes > 0, xp.float32)
     bias = config.host.log_sizes(sizes, x)
     # For a sample that is all padding the fused kernel returns zeros, and a softmax NaN.
-    return bias if run.valid is not None else config.host.formed(bias, x, config.prop_attn)
+    return (
+        bias
+        if state.valid is not None
+        else config.host.with_prop_attn_form(bias, x, config.prop_attn)
+    )
 
 
-def hand_on(config: Config, x: Array, run: Run, tracing: bool, last: bool) -> Array:
-    """Attach the run to ``x`` for the next block, and record it for ``model.tome``.
+def attach_state(config: Config, x: Array, state: TokenState, tracing: bool, last: bool) -> Array:
+    """Attach the state to ``x`` for the next block, and record it for ``model.tome``.
 
-    If the block returned a tuple (e.g. with attention maps), the run is attached to its first element.
+    If the block returned a tuple (e.g. with attention maps), the state is attached to its first element.
     """
-    note(config, run, tracing, last)
+    note(config, state, tracing, last)
     if not last:
-        config.host.write(config, x[0] if isinstance(x, tuple) else x, run, tracing)
+        config.host.write(config, x[0] if isinstance(x, tuple) else x, state, tracing)
     return x
 
 
@@ -280,28 +291,28 @@ def arguments(
     block: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    run: Run,
+    state: TokenState,
     x: Array,
-) -> tuple[dict[str, Any], Run]:
+) -> tuple[dict[str, Any], TokenState]:
     """Convert the block's arguments besides x to the merged tokens; raise if one is not supported."""
     spec = config.spec
     named = dict(zip(spec.arguments, args))  # noqa: B905 (Paddle's static graphs know no strict=)
     named.update(kwargs)
-    given = {}
+    block_kwargs = {}
     for name, value in named.items():
         if value is not None and value is not spec.accepts.get(name):
-            given[name] = value
-    mask = given.pop(spec.mask, None)
-    if mask is not None and run.trail is None:
+            block_kwargs[name] = value
+    mask = block_kwargs.pop(spec.mask, None)
+    if mask is not None and state.history is None:
         xp = config.host.backend().xp
         ones = xp.astype(xp.ones_like(x[:, :, 0]), xp.float32)
-        run = run.padded(ones * xp.astype(spec.real_tokens(mask), xp.float32))
-    if mask is not None and run.valid is None:
+        state = state.with_padding(ones * xp.astype(spec.real_tokens(mask), xp.float32))
+    if mask is not None and state.valid is None:
         unknown = [f"{spec.mask}=, which earlier blocks did not get"]
     else:
         unknown = [f"a positional {type(a).__name__}" for a in args[len(spec.arguments) :]]
         known = () if spec.carry is None else spec.arguments
-        unknown += [f"{name}=" for name in given if name not in known]
+        unknown += [f"{name}=" for name in block_kwargs if name not in known]
     if unknown:
         raise UnsupportedModelError(
             f"a patched block of {spec.family} was called with {', '.join(unknown)}, which describes all "
@@ -310,5 +321,5 @@ def arguments(
         )
     # Even before the first merge, so that unsupported arguments are refused at once.
     if spec.carry is not None:
-        given = spec.carry(config.host, block, given, run)
-    return given, run
+        block_kwargs = spec.carry(config.host, block, block_kwargs, state)
+    return block_kwargs, state

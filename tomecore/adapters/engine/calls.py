@@ -7,7 +7,7 @@ pass that stops before the last block, which restores all tokens, raises when th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
@@ -45,16 +45,16 @@ class Watched(Swapped):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if "_tome" not in self.__dict__:
             return own(Watched, self, "__call__")(*args, **kwargs)
-        return within(self._tome, super().__call__, args, kwargs, True)  # type: ignore[misc]
+        return run_call(self._tome, super().__call__, args, kwargs, True)  # type: ignore[misc]
 
     def _tome_within(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a public method of the class within a call; ``function`` is bound."""
         if "_tome" not in self.__dict__:
             return function(*args, **kwargs)
-        return within(self._tome, function, args, kwargs, False)
+        return run_call(self._tome, function, args, kwargs, False)
 
 
-def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, whole: bool) -> Any:
+def run_call(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, whole: bool) -> Any:
     """Run a method of the tower or the model; ``whole``: whether it is ``__call__``.
 
     Raises:
@@ -64,7 +64,7 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
     tracing = config.host.tracing()
     outer = config.passes.call.get(tracing)
     if tracing:
-        function = config.host.converted(function)
+        function = config.host.convert_for_graph(function)
     if outer is not None:
         begun = set(outer.open)
         output = function(*args, **kwargs)
@@ -88,11 +88,11 @@ def within(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, wh
         check_finished(config, call, tracing)
         check_output(config, output)
     except BaseException as error:
-        failed(config, call, error)
+        note_failure(config, call, error)
         raise
     finally:
         config.passes.call.set(None, tracing)
-    ended(config, call, whole)
+    note_end(config, call, whole)
     return output
 
 
@@ -109,7 +109,7 @@ def check_finished(config: Config, call: Call, tracing: bool, before: Collection
         False
     ):  # blocks were compiled, including the last one
         call.open.clear()
-    left = [run for entry, run in call.open.items() if entry not in before]
+    left = [state for info, state in call.open.items() if info not in before]
     if not (left and config.restore) and not config.passes.open.get(tracing):
         return
     after = f" after block {left[-1].blocks - 1} of 0 to {config.num_layers - 1}" if left else ""
@@ -120,24 +120,32 @@ def check_finished(config: Config, call: Call, tracing: bool, before: Collection
 def check_output(config: Config, output: Any) -> None:
     """Raise if the output holds an array that an inner block returned, with merged tokens."""
     host, axis = config.host, config.token_axis
-    several = output.values() if isinstance(output, dict) else output
-    for array in several if isinstance(output, list | tuple | dict) else (output,):
-        if not isinstance(array, host.array_class) or len(array.shape) != 3:  # type: ignore[attr-defined]
+    for array in arrays_in(output, host.array_class):
+        if len(array.shape) != 3:
             continue
-        run = host.read(config, array, False)
-        if run is None or not (run.unfinished and config.restore):
+        state = host.read(config, array, False)
+        if state is None or not (state.unfinished and config.restore):
             continue
-        if run.fits(array.shape[1 - axis], array.shape[axis], False):  # type: ignore[attr-defined]
-            after = f" after block {run.blocks - 1} in one of its outputs"
+        if state.fits(array.shape[1 - axis], array.shape[axis], False):
+            after = f" after block {state.blocks - 1} in one of its outputs"
             raise LostStateError(_STOPPED.format(family=config.spec.family, after=after))
 
 
-def failed(config: Config, call: Call, error: BaseException) -> None:
+def arrays_in(output: Any, array_class: type, depth: int = 3) -> Iterator[Any]:
+    """Yield the arrays in an output, and in lists, tuples and dictionaries in it, ``depth`` deep."""
+    if isinstance(output, array_class):
+        yield output
+    elif depth and isinstance(output, list | tuple | dict):
+        for inner in output.values() if isinstance(output, dict) else output:
+            yield from arrays_in(inner, array_class, depth - 1)
+
+
+def note_failure(config: Config, call: Call, error: BaseException) -> None:
     """Record for ``model.tome`` that a pass raised; raise LostStateError if merged tokens caused it."""
     if config.host.recomputing():  # checkpoints may end a recomputation by an exception
         return
-    run = call.run
-    blocks = 0 if run is None else run.blocks
+    state = call.state
+    blocks = 0 if state is None else state.blocks
     where = f"after {blocks} blocks" if call.inside is None else f"in block {call.inside}"
     problem = (
         f"the last forward pass raised {type(error).__name__} {where} (of {config.num_layers}), so there are "
@@ -153,11 +161,11 @@ def failed(config: Config, call: Call, error: BaseException) -> None:
         raise lost from error
 
 
-def ended(config: Config, call: Call, whole: bool) -> None:
+def note_end(config: Config, call: Call, whole: bool) -> None:
     """Record for ``model.tome`` that a call has returned."""
     outcome = config.passes.outcome.get(False)
-    if call.run is None:
+    if call.state is None:
         if whole and outcome is not TRACED and not config.host.recomputing():
             config.passes.outcome.set(UNREACHED, False)
-    elif outcome is not None and outcome.run is call.run:
+    elif outcome is not None and outcome.state is call.state:
         outcome.returned = True

@@ -60,7 +60,7 @@ def class_attention(
         block: the block.
         x: the tokens that enter it, (B, N, C).
         bias: what is added to the scores of each key, (B, 1, 1, N), or None.
-        given: the block's other arguments, as ``Spec.attend`` gets them.
+        block_kwargs: the block's other arguments, as ``Spec.attend`` gets them.
 
     Returns:
         (B, N), float32 or, for float64 tokens, float64; each row sums to 1.

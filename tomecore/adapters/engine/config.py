@@ -11,15 +11,15 @@ from tomecore.adapters.engine.host import Host, PropAttn
 from tomecore.adapters.engine.modules import Modules
 from tomecore.adapters.engine.passes import Passes
 from tomecore.adapters.engine.spec import Spec
-from tomecore.adapters.engine.state import Run, Step, Switch, chain
+from tomecore.adapters.engine.state import ScheduleNode, Switch, TokenState, link_schedule
 from tomecore.backends import Array
 from tomecore.core.plan import MergePlan
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction", "call_part"]
 
-#: (config, block, x (B, N, C), keys, run, amount) -> the tokens that are left, and the updated run
-Reduction = Callable[["Config", Any, Array, list[Array], Run, int], tuple[Array, Run]]
+#: (config, block, x (B, N, C), keys, state, r) -> the tokens that are left, and the updated state
+Reduction = Callable[["Config", Any, Array, list[Array], TokenState, int], tuple[Array, TokenState]]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
 Observer = Callable[[int, Array, MergePlan, Array, Array], None]
 
@@ -75,15 +75,15 @@ class Config:
         self.observers: tuple[Observer, ...] = ()
         #: function that calls the parts of merging by name, see ``Handle.timings``
         self.call_part: Callable[..., Any] = call_part
-        #: the program of a static graph that is being traced, and the run in it
-        self.traced_run: tuple[Any, Run] | None = None
+        #: the program of a static graph that is being traced, and the state in it
+        self.traced_state: tuple[Any, TokenState] | None = None
         self.contract: Contract | None = None
         self._r: R = 0
-        self.first_step: Step | None = chain([0] * len(blocks))
+        self.first_step: ScheduleNode | None = link_schedule([0] * len(blocks))
         #: the state of the last and the current passes
         self.passes = Passes()
         #: the schedule and the number of tokens last checked for clamping; schedules already warned about
-        self.clamping_seen: tuple[Step | None, int] = None, 0
+        self.clamping_seen: tuple[ScheduleNode | None, int] = None, 0
         self.clamping_warned: set[tuple[int, ...]] = set()
         #: modules that were put into blocks after the patch, and treat each token by itself
         self.tried: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -93,7 +93,7 @@ class Config:
         state = dict(vars(self))
         for name in ("clamping_seen", "clamping_warned", "tried"):
             del state[name]
-        state.update(traced_run=None, observers=(), call_part=call_part)
+        state.update(traced_state=None, observers=(), call_part=call_part)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Config:
         if callable(value):
             self.first_step, self._r = None, value
             return
-        self.first_step = chain(parse_r(self.num_layers, value))
+        self.first_step = link_schedule(parse_r(self.num_layers, value))
         listed = isinstance(value, Sequence) and not isinstance(value, tuple)
         self._r = list(value) if listed else value  # type: ignore[arg-type]
 
@@ -141,10 +141,10 @@ class Config:
         """Return the tokens to merge in each layer, before clamping."""
         return parse_r(self.num_layers, self._r, num_tokens=num_tokens, protected=self.protected)
 
-    def last_run(self) -> Run | None:
-        """Return the last run of this thread, finished or not; None if there is none."""
+    def last_state(self) -> TokenState | None:
+        """Return the last state of this thread, finished or not; None if there is none."""
         outcome = self.passes.outcome.get(False)
-        return None if outcome is None else outcome.run
+        return None if outcome is None else outcome.state
 
     def merges_nothing(self) -> bool:
         """Whether r is 0 in every layer."""

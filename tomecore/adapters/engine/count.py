@@ -127,7 +127,7 @@ def resolutions(host: Host, module: Any, first: Any) -> dict[str, int]:
 
 def _layer(config: Config, index: int, block: Any) -> LayerArithmetic:
     found = dict(weights(config.host, block))
-    amounts = {path: math.prod(parameter.shape) for path, parameter in found.items()}
+    unlink_schedule = {path: math.prod(parameter.shape) for path, parameter in found.items()}
     sides = Counter(side for p in found.values() if len(p.shape) == 2 for side in p.shape)
     if not sides:
         raise UnsupportedModelError(
@@ -137,10 +137,10 @@ def _layer(config: Config, index: int, block: Any) -> LayerArithmetic:
     ((width, _),) = sides.most_common(1)
     called = fed(config, index, block)
     behind = {path for path in found if any(below(path, one) for one in called)}
-    feed = sum(amounts[path] for path in behind)
+    feed = sum(unlink_schedule[path] for path in behind)
     attention = {path: p for path, p in found.items() if path not in behind}
     return LayerArithmetic(
-        sum(amounts.values()) - feed, feed, pairs(config, block, attention, width)
+        sum(unlink_schedule.values()) - feed, feed, pairs(config, block, attention, width)
     )
 
 

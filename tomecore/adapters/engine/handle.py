@@ -12,7 +12,7 @@ from tomecore.adapters.engine.config import Config, Observer
 from tomecore.adapters.engine.count import count
 from tomecore.adapters.engine.host import PropAttn, check_prop_attn
 from tomecore.adapters.engine.reduce import drop_tokens
-from tomecore.adapters.engine.state import Run
+from tomecore.adapters.engine.state import TokenState
 from tomecore.backends import Array, backend_of
 from tomecore.core.checks import rank, whole_number
 from tomecore.core.plan import take_rows
@@ -127,10 +127,10 @@ class Handle:
     @property
     def sizes(self) -> Array:
         """(B, n) float32: the number of original tokens in each token after the last block."""
-        run = self._run()
-        if run.sizes is not None:
-            return run.sizes
-        return self._config.host.ones((run.entry.batch, run.width), run.entry.device)
+        state = self._run()
+        if state.sizes is not None:
+            return state.sizes
+        return self._config.host.ones((state.info.batch, state.width), state.info.device)
 
     @property
     def source(self) -> Array:
@@ -154,7 +154,7 @@ class Handle:
             ArgumentTypeError: ``x`` comes from another library than the model's arrays.
             ArgumentValueError: the numbers of samples and tokens are not those of the last forward pass.
         """
-        source, run = self._source(), self._run()
+        source, state = self._source(), self._run()
         backend = self._config.host.backend()
         if backend_of(x) is not backend:
             raise ArgumentTypeError(
@@ -162,9 +162,9 @@ class Handle:
                 f"got {type(x).__module__}.{type(x).__qualname__}"
             )
         rank(x, "x", "(B, n, C)")
-        if tuple(x.shape[:2]) != (source.shape[0], run.width):
+        if tuple(x.shape[:2]) != (source.shape[0], state.width):
             raise ArgumentValueError(
-                f"`x` must have shape ({source.shape[0]}, {run.width}, C), the samples and slots of "
+                f"`x` must have shape ({source.shape[0]}, {state.width}, C), the samples and slots of "
                 f"the last forward pass; got {tuple(x.shape)}{self._trimmed(x)}"
             )
         return take_rows(backend, x, source)
@@ -183,11 +183,11 @@ class Handle:
         """
         config = self._config
         tracing = config.host.tracing()
-        every, user = config.dense.enter(tracing), config.dense_by_user.enter(tracing)
+        keep_all, user = config.dense.enter(tracing), config.dense_by_user.enter(tracing)
         try:
             yield
         finally:
-            config.dense.leave(every, tracing)
+            config.dense.leave(keep_all, tracing)
             config.dense_by_user.leave(user, tracing)
 
     def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
@@ -204,11 +204,11 @@ class Handle:
             ArgumentValueError: ``x`` does not have the shape of the last forward pass, or ``size`` does not
                 match its number of patches.
         """
-        run = self._run()
+        state = self._run()
         rank(x, "x", "(B, n, C)")
-        if x.shape[1] != run.num_tokens:
+        if x.shape[1] != state.num_tokens:
             x = self.unmerge(x)
-        patches = run.num_tokens - self.protected
+        patches = state.num_tokens - self.protected
         if size is None:
             side = math.isqrt(patches)
             size = (side, side)
@@ -316,28 +316,28 @@ class Handle:
         )
 
     def _source(self) -> Array:
-        run = self._run()
-        if run.source is not None:
-            return run.source
+        state = self._run()
+        if state.source is not None:
+            return state.source
         xp = self._config.host.backend().xp
-        zeros = 0 * self._config.host.ones((run.entry.batch, run.num_tokens), run.entry.device)
-        tokens = xp.arange(run.num_tokens, dtype=xp.int64, device=run.entry.device)
+        zeros = 0 * self._config.host.ones((state.info.batch, state.num_tokens), state.info.device)
+        tokens = xp.arange(state.num_tokens, dtype=xp.int64, device=state.info.device)
         return xp.astype(zeros, xp.int64) + tokens
 
-    def _run(self) -> Run:
+    def _run(self) -> TokenState:
         config = self._config
         outcome = config.passes.outcome.get(False)
         if outcome is None:
             raise NoForwardError(
                 "this model has had no forward pass in this thread since it was patched; run it first"
             )
-        run: Run | None = outcome.run
-        if run is None:
+        state: TokenState | None = outcome.state
+        if state is None:
             raise NoForwardError(outcome.problem)
-        if run.blocks < config.num_layers and not outcome.returned:
+        if state.blocks < config.num_layers and not outcome.returned:
             raise NoForwardError(
-                f"the last forward pass, of blocks called one by one, stopped after block {run.blocks - 1} "
-                f"(of 0 to {config.num_layers - 1}) with {run.width} of {run.num_tokens} tokens; run the "
+                f"the last forward pass, of blocks called one by one, stopped after block {state.blocks - 1} "
+                f"(of 0 to {config.num_layers - 1}) with {state.width} of {state.num_tokens} tokens; run the "
                 "remaining blocks to get results"
             )
-        return run
+        return state

@@ -12,7 +12,7 @@ from types import FrameType, NoneType
 from typing import Any, Literal
 
 from tomecore.adapters.engine.spec import Spec
-from tomecore.adapters.engine.state import Run, ThreadSlot
+from tomecore.adapters.engine.state import ThreadSlot, TokenState
 from tomecore.backends import Array, Backend
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
@@ -50,7 +50,7 @@ class Host(ABC):
         self.array_class = array_class
         self.wrappers = wrappers
         #: the list that the hook of :meth:`tap` fills while a block attends; None at other times
-        self.taps = ThreadSlot()
+        self.captured_keys = ThreadSlot()
         #: specs of users, tried before tomecore's own
         self.registered: list[Spec] = []
         #: spec for unknown blocks, used if a trial shows that they do what it says; None: refuse them
@@ -59,11 +59,11 @@ class Host(ABC):
         #: block to run it, and everything it calls, without tracing
         self.run_as_is: Callable[[bool], None] = as_is
 
-    def tapped(self, module: Any, output: Array, tracing: bool) -> None:
-        """Store the output for the hook of :meth:`tap`, if a block is attending and needs its keys."""
-        taps = self.taps.get(tracing)
-        if taps is not None:
-            taps.append((module, output))
+    def capture_key(self, module: Any, output: Array, tracing: bool) -> None:
+        """Store the output of a key module, if a block is attending and needs its keys."""
+        captured_keys = self.captured_keys.get(tracing)
+        if captured_keys is not None:
+            captured_keys.append((module, output))
 
     @abstractmethod
     def backend(self) -> Backend:
@@ -98,32 +98,32 @@ class Host(ABC):
         """Whether the module has a hook that belongs neither to tomecore nor to the library."""
 
     @abstractmethod
-    def tap(self, module: Any) -> Any:
-        """Register a hook that stores the module's output in ``taps``; returns a handle with ``remove()``."""
+    def register_key_hook(self, module: Any) -> Any:
+        """Store the module's output in ``captured_keys`` by a hook; returns a handle with ``remove()``."""
 
     @abstractmethod
     def watch_output(self, module: Any, note: functools.partial[None]) -> None:
         """Register a hook that calls ``note`` (an engine function with its config) with each output."""
 
     @abstractmethod
-    def listened(self, module: Any, config: Any) -> bool:
+    def is_listened_to(self, module: Any, config: Any) -> bool:
         """Whether the patch of ``config`` has registered :meth:`watch_output` on the module."""
 
     @abstractmethod
     def unhook(self, module: Any) -> None:
-        """Remove the hooks of :meth:`tap` and :meth:`watch_output` from the module."""
+        """Remove the hooks of :meth:`register_key_hook` and :meth:`watch_output` from the module."""
 
     @abstractmethod
     def tracing(self) -> bool:
         """Whether a graph is being traced, instead of values being computed."""
 
     @abstractmethod
-    def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
-        """Attach ``run`` to ``x``."""
+    def write(self, config: Any, x: Array, state: TokenState, tracing: bool) -> None:
+        """Attach ``state`` to ``x``."""
 
     @abstractmethod
-    def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
-        """Return the run that is attached to ``x`` for ``config``; None if there is none."""
+    def read(self, config: Any, x: Array, tracing: bool) -> TokenState | None:
+        """Return the state that is attached to ``x`` for ``config``; None if there is none."""
 
     @abstractmethod
     def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
@@ -157,7 +157,7 @@ class Host(ABC):
             frame = frame.f_back
         return False
 
-    def converted(self, function: Any) -> Any:
+    def convert_for_graph(self, function: Any) -> Any:
         """Return ``function`` in the form that tracing a graph needs."""
         return function
 
@@ -177,7 +177,7 @@ class Host(ABC):
     def log_sizes(self, sizes: Array, x: Array) -> Array:
         """Return the bias (B, 1, 1, n) of proportional attention for ``x``, in the dtype of ``x``."""
 
-    def formed(self, bias: Array, x: Array, prop_attn: PropAttn = True) -> Array:
+    def with_prop_attn_form(self, bias: Array, x: Array, prop_attn: PropAttn = True) -> Array:
         """Return the bias in the type that selects the form of attention: ``prop_attn``, or the fastest."""
         return bias
 
@@ -192,7 +192,7 @@ class Host(ABC):
         """Apply a linear layer; ``weight`` is in the framework's own layout."""
 
     @abstractmethod
-    def queries_apart(self, module: Any) -> tuple[Projection, Projection] | None:
+    def split_query_projection(self, module: Any) -> tuple[Projection, Projection] | None:
         """Split a layer that projects to queries, keys and values into the queries and the rest.
 
         Returns:
@@ -214,11 +214,11 @@ class Host(ABC):
         """Return the device of the module's parameters; None if it has none."""
 
     @abstractmethod
-    def numbers(self, x: Array) -> Any:
+    def to_numpy(self, x: Array) -> Any:
         """Convert ``x`` to a NumPy array, without gradients."""
 
     @abstractmethod
-    def seeded(self, number: int) -> AbstractContextManager[None]:
+    def seed_random(self, number: int) -> AbstractContextManager[None]:
         """Use this random seed within the context, and restore the random state afterwards."""
 
     def wraps(self, module: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.state import Run, Start, ThreadSlot, amounts
+from tomecore.adapters.engine.state import PassSettings, ThreadSlot, TokenState, unlink_schedule
 from tomecore.errors import LostStateError
 
 __all__ = ["TRACED", "UNREACHED", "Call", "Outcome", "Outstanding", "Passes"]
@@ -35,10 +35,10 @@ class Call:
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args = args
         self.kwargs = kwargs
-        #: the run after the block that ran last; None before the first block
-        self.run: Run | None = None
-        #: runs with merged tokens whose last block has not run yet, by the id of their entry
-        self.open: dict[int, Run] = {}
+        #: the state after the block that ran last; None before the first block
+        self.state: TokenState | None = None
+        #: states with merged tokens whose last block has not run yet, by the id of their info
+        self.open: dict[int, TokenState] = {}
         #: shapes of the outputs of the patch embedding in the latest pass
         self.shapes: tuple[tuple[int, ...], ...] | None = None
         #: index of the block that is running; still set after an error inside it
@@ -58,13 +58,15 @@ class Outcome:
     """The outcome of the last forward pass of a thread.
 
     Args:
-        run: the run after its last block; None if there are no results.
+        state: the state after its last block; None if there are no results.
         problem: the reason why there are no results, for a message; None if there are.
         returned: whether the call of the model has returned; False for blocks called by hand.
     """
 
-    def __init__(self, run: Run | None, problem: str | None = None, returned: bool = False) -> None:
-        self.run = run
+    def __init__(
+        self, state: TokenState | None, problem: str | None = None, returned: bool = False
+    ) -> None:
+        self.state = state
         self.problem = problem
         self.returned = returned
 
@@ -88,9 +90,9 @@ class Outstanding:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, ...], int] = {}
-        self._starts: dict[tuple[int, ...], Start] = {}
+        self._starts: dict[tuple[int, ...], PassSettings] = {}
 
-    def add(self, num_tokens: int, start: Start) -> None:
+    def add(self, num_tokens: int, start: PassSettings) -> None:
         """Record a pass of ``num_tokens`` tokens that began with ``start``."""
         key = _key(num_tokens, start)
         done = [k for k, count in self._counts.items() if count == 0]
@@ -100,7 +102,7 @@ class Outstanding:
         self._counts[key] = self._counts.get(key, 0) + 1
         self._starts[key] = start
 
-    def take(self, num_tokens: int, what: str) -> Start | None:
+    def take(self, num_tokens: int, what: str) -> PassSettings | None:
         """Return the start of the pass of ``num_tokens`` tokens that is recomputed now; None if unknown.
 
         Raises:
@@ -115,7 +117,7 @@ class Outstanding:
         self._counts[waiting[0]] = max(0, self._counts[waiting[0]] - 1)
         return self._starts[waiting[0]]
 
-    def discharge(self, num_tokens: int, start: Start) -> None:
+    def discharge(self, num_tokens: int, start: PassSettings) -> None:
         """Record that a pass is recomputed whose start is known from elsewhere."""
         key = _key(num_tokens, start)
         if self._counts.get(key, 0) > 0:
@@ -125,8 +127,8 @@ class Outstanding:
         return Outstanding, ()
 
 
-def _key(num_tokens: int, start: Start) -> tuple[int, ...]:
-    return num_tokens, int(start.every), *amounts(start.step)
+def _key(num_tokens: int, start: PassSettings) -> tuple[int, ...]:
+    return num_tokens, int(start.keep_all), *unlink_schedule(start.step)
 
 
 class Passes:
@@ -148,7 +150,7 @@ class Passes:
         #: passes in checkpointed regions that backward has not recomputed yet
         self.outstanding = Outstanding()
         #: number of tokens -> start of the last pass with as many
-        self.begun: dict[int, Start] = {}
+        self.begun: dict[int, PassSettings] = {}
 
     def __reduce__(self) -> tuple[type[Passes], tuple[()]]:
         return Passes, ()

@@ -13,10 +13,10 @@ from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.find import find_tower
 from tomecore.adapters.engine.handle import Handle
 from tomecore.adapters.engine.host import Host, PropAttn, check_prop_attn
-from tomecore.adapters.engine.prefix import embedded, patch_embedding
+from tomecore.adapters.engine.prefix import note_embedding, patch_embedding
 from tomecore.adapters.engine.reduce import merge_tokens
-from tomecore.adapters.engine.spec import Spec, attributes, matches
-from tomecore.adapters.engine.swap import original_class, swap, swapped_class, unswap
+from tomecore.adapters.engine.spec import Spec, attribute, attributes, matches
+from tomecore.adapters.engine.swap import make_swapped_class, original_class, swap, unswap
 from tomecore.adapters.engine.trim import why_not_trimmed
 from tomecore.core.checks import whole_number
 from tomecore.errors import (
@@ -137,13 +137,14 @@ def check_classes(config: Config, model: Any) -> None:
     """
     mixins = config.spec.mixins_of(config.tower)
     wanted: list[tuple[Any, tuple[type, ...]]] = [(block, (Merging,)) for block in config.blocks]
+    wanted += [(module, (Watched,)) for module in between(config, config.tower)]
     if config.tower is not model:
         wanted.append((config.tower, (Watched, *mixins)))
     wanted.append((model, (Root, *(mixins if config.tower is model else ()))))
     for module, added in wanted:
         original = original_class(module)
         try:
-            swapped_class(original, added)
+            make_swapped_class(original, added)
         except Exception as error:  # a metaclass may raise anything
             raise UnsupportedModelError(
                 f"{original.__qualname__} does not allow subclasses, which patching needs "
@@ -154,27 +155,37 @@ def check_classes(config: Config, model: Any) -> None:
 def install(config: Config, model: Any) -> None:
     """Swap the classes of the blocks, the tower and the model, and register tomecore's hooks."""
     host, spec, tower, blocks = config.host, config.spec, config.tower, config.blocks
-    tapped: set[int] = set()
+    captured: set[int] = set()
     for index, block in enumerate(blocks):
         place = vars(block)
         place.update(_tome=config, _tome_index=index)
         place.update(_tome_first=index == 0, _tome_last=index == len(blocks) - 1)
         swap(block, Merging)
         for module in attributes(block, spec.key) if spec.key else ():
-            if id(module) not in tapped:  # blocks may share a module
-                tapped.add(id(module))
-                host.tap(module)
+            if id(module) not in captured:  # blocks may share a module
+                captured.add(id(module))
+                host.register_key_hook(module)
                 config.modules.listening.append(weakref.ref(module))
     mixins = spec.mixins_of(tower)
     vars(tower).update(_tome=config, _tome_tower=True)
     vars(model).update(_tome=config, _tome_root=True)
+    for module in between(config, tower):
+        if module is not model:
+            vars(module).update(_tome=config)
+            swap(module, Watched)
     if tower is not model:
         swap(tower, Watched, *mixins)
     swap(model, Root, *(mixins if tower is model else ()))
     embedding = patch_embedding(config)
     if embedding is not None:
-        host.watch_output(embedding, functools.partial(embedded, config))
+        host.watch_output(embedding, functools.partial(note_embedding, config))
         config.modules.listening.append(weakref.ref(embedding))
+
+
+def between(config: Config, tower: Any) -> list[Any]:
+    """Return the modules between the tower and its list of blocks, which may be called by themselves."""
+    names = config.layers.split(".")[:-1]
+    return [attribute(tower, ".".join(names[: depth + 1])) for depth in range(len(names))]
 
 
 def check_protected(protected: Any) -> int | None:
@@ -217,7 +228,7 @@ def unpatch(host: Host, model: Any) -> Any:
     )
     config = None if holds else owner(host, model)
     if config is None:
-        raise not_patched(host, model)
+        raise not_patched_error(host, model)
     check_unchanged(config, model)
     modules = undo(config, model)
     for module in modules:  # outermost first, because its graph contains the others
@@ -305,7 +316,7 @@ def handle(host: Host, model: Any) -> Handle:
     """
     config = config_of(model)
     if config is None:
-        raise not_patched(host, model)
+        raise not_patched_error(host, model)
     return Handle(config, model)
 
 
@@ -337,7 +348,7 @@ def config_of(model: Any) -> Config | None:
     return vars(model).get("_tome") if isinstance(model, Root) else None
 
 
-def not_patched(host: Host, model: Any) -> NotPatchedError:
+def not_patched_error(host: Host, model: Any) -> NotPatchedError:
     found = f"this {type(model).__name__} is not patched"
     if isinstance(model, host.module_class):
         for path, module in host.named_modules(model):

@@ -9,20 +9,20 @@ from typing import Any
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.count import around
 from tomecore.adapters.engine.spec import attribute, reaches
-from tomecore.adapters.engine.state import Start, amounts
+from tomecore.adapters.engine.state import PassSettings, unlink_schedule
 from tomecore.adapters.engine.swap import original_class
 from tomecore.adapters.engine.trim import known
 from tomecore.backends import Array
 from tomecore.errors import ArgumentValueError, UnsupportedModelError
 
-__all__ = ["check_prefix", "embedded", "patch_embedding"]
+__all__ = ["check_prefix", "note_embedding", "patch_embedding"]
 
 
 #: prefixes of the names of methods that are not part of a forward pass
 _UNRELATED = ("__", "init", "_init", "load", "_load", "reset", "_reset", "set_", "no_weight_decay")
 
 
-def embedded(config: Config, output: Array) -> None:
+def note_embedding(config: Config, output: Array) -> None:
     """Record the output shape of the tower's patch embedding; its forward hook calls this."""
     if config.host.symbolic(output):
         return
@@ -38,7 +38,11 @@ def embedded(config: Config, output: Array) -> None:
 
 
 def check_prefix(
-    config: Config, shapes: tuple[tuple[int, ...], ...] | None, x: Array, tokens: int, start: Start
+    config: Config,
+    shapes: tuple[tuple[int, ...], ...] | None,
+    x: Array,
+    tokens: int,
+    start: PassSettings,
 ) -> None:
     """Raise if tokens in front of the patches are unknown, and would merge.
 
@@ -54,7 +58,7 @@ def check_prefix(
             front of the patches is unknown.
         ArgumentValueError: ``protected`` is larger than the number of tokens.
     """
-    if not any(amounts(start.step)):
+    if not any(unlink_schedule(start.step)):
         return
     if config.announced is not None and config.announced > tokens:
         raise ArgumentValueError(
@@ -114,7 +118,7 @@ def _replaced_embedding(config: Config) -> bool:
     """Whether the patch embedding is not the module that tomecore's hook is registered on."""
     found = patch_embedding(config)
     if found is not None:
-        return not config.host.listened(found, config)
+        return not config.host.is_listened_to(found, config)
     first, dot, _ = config.spec.patches.partition(".")
     modules = () if config.root is None else around(config.host, config.tower, config.root)
     return bool(dot) and any(reaches(module, first) for module in modules)

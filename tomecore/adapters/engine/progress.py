@@ -12,17 +12,17 @@ from tomecore.adapters.engine.passes import TRACED, UNREACHED, Outcome
 from tomecore.adapters.engine.prefix import check_prefix
 from tomecore.adapters.engine.recompute import remember, restart
 from tomecore.adapters.engine.schedules import start_of_pass, warn_of_clamping
-from tomecore.adapters.engine.state import Entry, Run
+from tomecore.adapters.engine.state import ForwardInfo, TokenState
 from tomecore.backends import Array
 from tomecore.errors import InnerHookWarning, LostStateError, UnsupportedModelError
 
-__all__ = ["begin", "check_symbolic", "note", "reach", "resume", "unreached"]
+__all__ = ["begin", "check_symbolic", "check_unreached", "note", "reach", "resume"]
 
 _numbers = itertools.count(1)
 
 
-def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None:
-    """Start a run at block ``index``, the first block that runs in this forward pass.
+def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> TokenState | None:
+    """Start a state at block ``index``, the first block that runs in this forward pass.
 
     Returns None for a block that was copied out of its model, if nothing merges.
     """
@@ -40,7 +40,7 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
         start, number = start_of_pass(config, tokens, tracing), next(_numbers)
         remember(config, x, tokens, start, call)
         warn_of_clamping(config, start.step, tokens)
-        if start.every and config.dense_by_user.on(False):
+        if start.keep_all and config.dense_by_user.on(False):
             warn_of_inner_hooks(config)
     shapes = config.passes.patches.get(tracing)
     config.passes.patches.set(None, tracing)
@@ -49,37 +49,37 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> Run | None
     if number >= 0:  # a recomputed pass was checked the first time
         check_prefix(config, shapes, x, tokens, start)
     config.passes.open.set(False, tracing)
-    entry = Entry(
+    info = ForwardInfo(
         num_tokens=tokens,
         batch=x.shape[1 - config.token_axis],
         device=None if tracing else config.host.backend().device(x),
         number=number,
-        every=start.every,
+        keep_all=start.keep_all,
     )
-    run = Run(entry, start.step, tokens)
-    return run if index == 0 else run.at(index)
+    state = TokenState(info, start.step, tokens)
+    return state if index == 0 else state.at(index)
 
 
-def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
-    """Return the run that ``x`` belongs to; None if there is none and nothing merges.
+def resume(config: Config, x: Array, tracing: bool, index: int) -> TokenState | None:
+    """Return the state that ``x`` belongs to; None if there is none and nothing merges.
 
     Raises:
         LostStateError: ``x`` has lost its run, or the block is called out of order.
     """
-    run = config.host.read(config, x, tracing)
+    state = config.host.read(config, x, tracing)
     axis = config.token_axis
-    if run is not None and run.fits(x.shape[1 - axis], x.shape[axis], tracing):
-        here = run if tracing else run.at(index)
-        if here is not None or (run.trail is None and config.merges_nothing()):
+    if state is not None and state.fits(x.shape[1 - axis], x.shape[axis], tracing):
+        here = state if tracing else state.at(index)
+        if here is not None or (state.history is None and config.merges_nothing()):
             return here
         raise LostStateError(
-            f"{config.layers}[{index}] of {config.spec.family} was called after block {run.blocks - 1}: "
+            f"{config.layers}[{index}] of {config.spec.family} was called after block {state.blocks - 1}: "
             "while tokens merge, blocks must run in the order of their list, each once. Set model.r = 0 for "
             "another order."
         )
-    if not tracing and run is None and may_begin(config, index):
+    if not tracing and state is None and may_begin(config, index):
         return begin(config, x, tracing, index)
-    nothing = (run is None or run.trail is None) and config.merges_nothing()
+    nothing = (state is None or state.history is None) and config.merges_nothing()
     if nothing and not config.trim_last:
         return None
     way_out = "apply_patch(model) again without trim_last" if nothing else "set model.r = 0"
@@ -92,12 +92,14 @@ def resume(config: Config, x: Array, tracing: bool, index: int) -> Run | None:
 
 
 def may_begin(config: Config, index: int) -> bool:
-    """Whether a run may start at block ``index``: the blocks before it were skipped, or merged nothing."""
+    """Whether a state may start at block ``index``: the blocks before it were skipped, or merged nothing."""
     call = config.passes.call.get(False)
     if call is None or config.host.recomputing():
         return False
-    run = call.run
-    return run is None or (run.trail is None and run.valid is None and run.blocks <= index)
+    state = call.state
+    return state is None or (
+        state.history is None and state.valid is None and state.blocks <= index
+    )
 
 
 def reach(config: Config, tracing: bool) -> None:
@@ -107,7 +109,7 @@ def reach(config: Config, tracing: bool) -> None:
         config.passes.reached.mark(True)
 
 
-def unreached(
+def check_unreached(
     config: Config,
     block: Any,
     args: tuple[Any, ...],
@@ -124,8 +126,8 @@ def unreached(
     if not tracing:
         for array in args:
             if isinstance(array, config.host.array_class):
-                run = config.host.read(config, array, tracing)
-                merged = merged or (run is not None and run.trail is not None)
+                state = config.host.read(config, array, tracing)
+                merged = merged or (state is not None and state.history is not None)
     may_merge = callable(config.r) or (
         any(config.schedule(None)) if tracing else config.schedule(None)[index] > 0
     )
@@ -138,10 +140,12 @@ def unreached(
         config.passes.outcome.set(UNREACHED, False)
 
 
-def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
-    """Record ``run`` for ``model.tome``; a recomputation does not count as a forward pass."""
+def note(config: Config, state: TokenState, tracing: bool, last: bool) -> None:
+    """Record ``state`` for ``model.tome``; a recomputation does not count as a forward pass."""
     if tracing:
-        unfinished = run.trail is not None and not run.every and config.restore and not last
+        unfinished = (
+            state.history is not None and not state.keep_all and config.restore and not last
+        )
         config.passes.outcome.mark(TRACED)
         config.passes.open.set(unfinished, True)
         config.passes.open.mark(unfinished)
@@ -150,18 +154,18 @@ def note(config: Config, run: Run, tracing: bool, last: bool) -> None:
         return
     call = config.passes.call.get(False)
     if call is not None:
-        call.run = run
-        if not run.unfinished or run.entry.number < 0:
-            call.open.pop(id(run.entry), None)
+        call.state = state
+        if not state.unfinished or state.info.number < 0:
+            call.open.pop(id(state.info), None)
         else:
-            call.open[id(run.entry)] = run
+            call.open[id(state.info)] = state
         config.passes.open.set(False, False)
     outcome = config.passes.outcome.get(False)
-    newest = None if outcome is None else outcome.run
-    if newest is not None and newest.entry is run.entry and run.blocks >= newest.blocks:
-        outcome.run = run
-    elif run.progress >= ((0, 0) if newest is None else newest.progress):
-        config.passes.outcome.set(Outcome(run), False)
+    newest = None if outcome is None else outcome.state
+    if newest is not None and newest.info is state.info and state.blocks >= newest.blocks:
+        outcome.state = state
+    elif state.progress >= ((0, 0) if newest is None else newest.progress):
+        config.passes.outcome.set(Outcome(state), False)
 
 
 def check_symbolic(config: Config, x: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.passes import Call, Outstanding
 from tomecore.adapters.engine.schedules import start_of_pass
-from tomecore.adapters.engine.state import Start
+from tomecore.adapters.engine.state import PassSettings
 from tomecore.backends import Array
 from tomecore.errors import LostStateError
 
@@ -19,7 +19,7 @@ __all__ = ["remember", "restart"]
 _MOST_LENGTHS = 64
 
 
-def remember(config: Config, x: Array, tokens: int, start: Start, call: Call | None) -> None:
+def remember(config: Config, x: Array, tokens: int, start: PassSettings, call: Call | None) -> None:
     """Record how a forward pass in a checkpointed region begins, for its recomputation.
 
     It is recorded on the tensor that enters the first block. If the region may begin before that, it is
@@ -38,14 +38,14 @@ def remember(config: Config, x: Array, tokens: int, start: Start, call: Call | N
         host.keep(config, array, "_tome_passes", noted)
 
 
-def restart(config: Config, x: Array, tokens: int, call: Call | None) -> Start:
+def restart(config: Config, x: Array, tokens: int, call: Call | None) -> PassSettings:
     """Return how the forward pass began that is recomputed now, as recorded on its tensors.
 
     Raises:
         LostStateError: it is unknown, or passes with several different starts are possible.
     """
     host, passes = config.host, config.passes
-    start: Start | None = None
+    start: PassSettings | None = None
     for array in (x, *(() if call is None else call.arrays(host.array_class))):
         noted = host.kept(config, array, "_tome_passes")
         if noted is None:

@@ -5,68 +5,68 @@ from __future__ import annotations
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.state import Run, Trail
+from tomecore.adapters.engine.state import MergeHistory, TokenState
 from tomecore.backends import Array, Fused, Keys
-from tomecore.core.merging import merged_mean
+from tomecore.core.merging import weighted_mean
 from tomecore.core.plan import MergePlan, compute_dtype
-from tomecore.matching.bipartite import matched
+from tomecore.matching.bipartite import match_bipartite
 
 __all__ = ["drop_tokens", "matching_key", "merge_tokens"]
 
 
 def merge_tokens(
-    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
-) -> tuple[Array, Run]:
-    """Match by the keys, merge ``amount`` tokens of ``x`` (B, N, C), and record where they go."""
+    config: Config, block: Any, x: Array, keys: list[Array], state: TokenState, r: int
+) -> tuple[Array, TokenState]:
+    """Match by the keys, merge ``r`` tokens of ``x`` (B, N, C), and record where they go."""
     backend = config.host.backend()
     part = config.call_part
-    found = part("match and merge in one go", in_one_go, config, block, x, keys, run, amount)
+    found = part("match and merge in one go", fused_merge, config, block, x, keys, state, r)
     if found is not None:
         x, sizes, bias = found.x, found.sizes, found.bias
-        plan = MergePlan.made(backend, found.tokens, found.into, run.width - amount)
-        trail = Trail(plan, run.trail, found.source)
+        plan = MergePlan.unchecked(backend, found.tokens, found.into, state.width - r)
+        history = MergeHistory(plan, state.history, found.source)
     else:
         key = part("keys: sum over heads", matching_key, config, block, keys)
-        valid = None if run.valid is None else run.sizes > 0  # type: ignore[operator]
-        plan = part("matching", matched, backend, key, amount, config.protected, valid)
-        x, sizes = part("merging", merged_mean, plan, x, run.sizes, valid is not None)
-        bias, trail = None, Trail(plan, run.trail)
-    owners = None
-    if run.every:
-        owners = plan.kept
-        if run.owners is not None:
-            owners = backend.xp.take_along_axis(run.owners, plan.kept, axis=1)
+        valid = None if state.valid is None else state.sizes > 0  # type: ignore[operator]
+        plan = part("matching", match_bipartite, backend, key, r, config.protected, valid)
+        x, sizes = part("merging", weighted_mean, plan, x, state.sizes, valid is not None)
+        bias, history = None, MergeHistory(plan, state.history)
+    representatives = None
+    if state.keep_all:
+        representatives = plan.kept
+        if state.representatives is not None:
+            representatives = backend.xp.take_along_axis(state.representatives, plan.kept, axis=1)
     if config.observers:
         key = matching_key(config, block, keys)
         for observer in config.observers:
-            observer(len(run.tokens), key, plan, sizes, x)
-    return x, run.merged(sizes, trail, owners, bias)
+            observer(len(state.tokens), key, plan, sizes, x)
+    return x, state.merged(sizes, history, representatives, bias)
 
 
 def drop_tokens(
-    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
-) -> tuple[Array, Run]:
-    """Drop the last ``amount`` tokens of ``x`` (B, N, C) by a slice, for the free-drop baseline."""
-    return x[:, : run.width - amount], run
+    config: Config, block: Any, x: Array, keys: list[Array], state: TokenState, r: int
+) -> tuple[Array, TokenState]:
+    """Drop the last ``r`` tokens of ``x`` (B, N, C) by a slice, for the free-drop baseline."""
+    return x[:, : state.width - r], state
 
 
-def in_one_go(
-    config: Config, block: Any, x: Array, keys: list[Array], run: Run, amount: int
+def fused_merge(
+    config: Config, block: Any, x: Array, keys: list[Array], state: TokenState, r: int
 ) -> Fused | None:
     """Match and merge by the backend's fused kernels; returns None if it has none for these arrays.
 
     Kernels are not used in training: a checkpoint runs a block first without gradients, and then again with
     gradients, which kernels do not support. Both times the same tokens must merge, even near ties.
     """
-    if len(keys) != 1 or run.valid is not None or block.training:
+    if len(keys) != 1 or state.valid is not None or block.training:
         return None
     backend, spec, key = config.host.backend(), config.spec, keys[0]
     if len(key.shape) == 4:
         axis, heads = spec.key_heads, key.shape[spec.key_heads]
     else:
         axis, heads = None, 1 if spec.heads is None else spec.heads(block)
-    source = None if run.trail is None else run.trail.source
-    return backend.fused(Keys(key, axis, heads), x, run.sizes, source, amount, config.protected)
+    source = None if state.history is None else state.history.source
+    return backend.fused(Keys(key, axis, heads), x, state.sizes, source, r, config.protected)
 
 
 def matching_key(config: Config, block: Any, keys: list[Array]) -> Array:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import warnings
 
 from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.state import Run, Start, Step, amounts, chain
+from tomecore.adapters.engine.state import (
+    PassSettings,
+    ScheduleNode,
+    TokenState,
+    link_schedule,
+    unlink_schedule,
+)
 from tomecore.errors import ClampWarning, UnsupportedModelError
-from tomecore.schedule.rules import clamped
+from tomecore.schedule.rules import clamp_schedule
 
 __all__ = ["clamp", "start_of_pass", "trims", "warn_of_clamping"]
 
@@ -15,23 +21,25 @@ __all__ = ["clamp", "start_of_pass", "trims", "warn_of_clamping"]
 _MOST_WARNINGS = 8
 
 
-def start_of_pass(config: Config, num_tokens: int, tracing: bool) -> Start:
+def start_of_pass(config: Config, num_tokens: int, tracing: bool) -> PassSettings:
     """Return how a forward pass of ``num_tokens`` tokens begins, under the current settings."""
     step = (
-        config.first_step if config.first_step is not None else chain(config.schedule(num_tokens))
+        config.first_step
+        if config.first_step is not None
+        else link_schedule(config.schedule(num_tokens))
     )
     recorded = config.recording.on(tracing) or bool(config.spec.dense(config.tower))
-    every = recorded or config.dense.on(tracing)
+    keep_all = recorded or config.dense.on(tracing)
     if recorded and not config.restore and not config.dense_by_user.on(tracing):
         refuse_recording(config, step)
-    if config.trim_last and not every:
-        every = config.spec.trim.watched(config.tower)  # type: ignore[union-attr]
-    return Start(step, every=every)
+    if config.trim_last and not keep_all:
+        keep_all = config.spec.trim.watched(config.tower)  # type: ignore[union-attr]
+    return PassSettings(step, keep_all=keep_all)
 
 
-def refuse_recording(config: Config, step: Step | None) -> None:
+def refuse_recording(config: Config, step: ScheduleNode | None) -> None:
     """Raise if hidden states, which hold all tokens, are recorded with ``restore=False``."""
-    if any(amounts(step)):
+    if any(unlink_schedule(step)):
         raise UnsupportedModelError(
             "restore=False has no effect while hidden states are recorded (output_hidden_states=True, which "
             "LLaVA and other models around a vision tower set): every layer then returns all tokens. Use "
@@ -39,27 +47,27 @@ def refuse_recording(config: Config, step: Step | None) -> None:
         )
 
 
-def trims(config: Config, run: Run, last: bool) -> bool:
+def trims(config: Config, state: TokenState, last: bool) -> bool:
     """Whether the block computes only the prefix tokens; ``last``: whether it is the last of the list."""
-    return config.trim_last and last and not run.every
+    return config.trim_last and last and not state.keep_all
 
 
-def clamp(config: Config, run: Run) -> int:
+def clamp(config: Config, state: TokenState) -> int:
     """Return the number of tokens that the next block merges: at most half of its unprotected tokens."""
-    if run.step is None:
+    if state.step is None:
         return 0
-    return max(0, min(run.step.r, (run.width - config.protected) // 2))
+    return max(0, min(state.step.r, (state.width - config.protected) // 2))
 
 
-def warn_of_clamping(config: Config, step: Step | None, num_tokens: int) -> None:
+def warn_of_clamping(config: Config, step: ScheduleNode | None, num_tokens: int) -> None:
     """Warn, once for each schedule, if it exceeds what the layers can merge."""
     if step is config.clamping_seen[0] and num_tokens == config.clamping_seen[1]:
         return
     config.clamping_seen = step, num_tokens
-    asked = amounts(step)
+    asked = unlink_schedule(step)
     if config.trim_last:
         asked[-1] = 0  # nothing merges there
-    merged = clamped(asked, num_tokens, config.protected)
+    merged = clamp_schedule(asked, num_tokens, config.protected)
     layers = [i for i, (a, m) in enumerate(zip(asked, merged, strict=True)) if m < a]
     if (
         not layers

@@ -65,7 +65,7 @@ class Anatomy:
         qkv: ``(host, attention, y, given, rows) -> (q, k, v, scale)``: queries (B, rows, H, D) of the first
             ``rows`` tokens of y (B, N, C), or of all where ``rows`` is None, and keys and values (B, N, H, D)
             of all. They are normed and rotated as the attention does it; its scores are q k^T times
-            ``scale``, plus the bias. ``given`` is as in ``Spec.attend``.
+            ``scale``, plus the bias. ``block_kwargs`` is as in ``Spec.attend``.
         classes: names of the classes of attention that this is true of -> the children and parameters they
             may have.
     """
@@ -150,8 +150,8 @@ class Spec:
             any. A child that is missing here is refused.
         attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip
             connection, or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to
-            be added to the attention scores, or None; ``given`` the block's other arguments that are not
-            None, by name, already those of the merged tokens.
+            be added to the attention scores, or None; ``block_kwargs`` the block's other arguments, by
+            name, that are not None, already those of the merged tokens.
         feed: ``(block, x) -> x``, the other half with its skip connection. None where nothing lies
             between the halves (parallel blocks): ``attend`` is the whole block, and tokens merge
             behind it.
@@ -168,7 +168,7 @@ class Spec:
         mask: the argument that tells the blocks which tokens are padding; "" where none does.
         real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
             mask that says something else. It is called once in each forward pass that merges; from then on
-            padding is what has size 0, and ``given`` is without the mask.
+            padding is what has size 0, and ``block_kwargs`` is without the mask.
         returns_tuple: whether the block's forward returns ``(x,)``, to which it may add what it is
             asked for only with r = 0; the tower hands the first on.
         carry: ``(host, block, given, run) -> given`` of the merged tokens, in
@@ -333,12 +333,12 @@ def defines_forward(cls: type) -> type:
     A base class may wrap the forward of each subclass anew, also of one that has none of its own
     (transformers does, for checkpointing): a wrapper of what would be inherited is no other forward.
     """
-    owners = [c for c in cls.__mro__ if "forward" in vars(c)]
-    for owner, inherited in itertools.pairwise(owners):
+    representatives = [c for c in cls.__mro__ if "forward" in vars(c)]
+    for owner, inherited in itertools.pairwise(representatives):
         wrapped = getattr(vars(owner)["forward"], "__wrapped__", None)
         if wrapped is None or wrapped is not vars(inherited)["forward"]:
             return owner
-    return owners[-1] if owners else cls
+    return representatives[-1] if representatives else cls
 
 
 def has_own_forward(module: Any) -> bool:

@@ -1,8 +1,8 @@
 """Define the state that passes from block to block in one forward pass.
 
-A :class:`Run` is attached to the activation that a block returns, and the next block reads it. So threads,
-checkpointed recomputation and concurrent forward passes each find their own. The framework decides how it is
-attached (``Host.write`` and ``Host.read``). A Run is immutable.
+A :class:`TokenState` is attached to the activation that a block returns, and the next block reads it. So
+threads, checkpointed recomputation and concurrent forward passes each find their own. The framework decides
+how it is attached (``Host.write`` and ``Host.read``). It is immutable.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from tomecore.backends import Array
 from tomecore.core.plan import MergePlan
 
 __all__ = [
-    "Entry",
-    "Rider",
-    "Run",
-    "Start",
-    "Step",
+    "Attachment",
+    "ForwardInfo",
+    "MergeHistory",
+    "PassSettings",
+    "ScheduleNode",
     "Switch",
     "ThreadSlot",
-    "Trail",
-    "amounts",
-    "chain",
-    "ridden",
+    "TokenState",
+    "attached_value",
+    "link_schedule",
+    "unlink_schedule",
 ]
 
 
-class Step:
+class ScheduleNode:
     """One layer of a schedule: merge ``r`` tokens here, and continue with ``next``.
 
     The layers are linked instead of indexed, so that a compiled block depends on its own r and not on its
     number; that is ``index``, which only eager mode reads.
     """
 
-    def __init__(self, r: int, next: Step | None, index: int) -> None:
+    def __init__(self, r: int, next: ScheduleNode | None, index: int) -> None:
         self.r = r
         self.next = next
         self.index = index
 
 
-def amounts(step: Step | None) -> list[int]:
-    """Return r of each layer from ``step`` on; the inverse of :func:`chain`."""
+def unlink_schedule(step: ScheduleNode | None) -> list[int]:
+    """Return r of each layer from ``step`` on; the inverse of :func:`link_schedule`."""
     found = []
     while step is not None:
         found.append(step.r)
@@ -50,43 +50,45 @@ def amounts(step: Step | None) -> list[int]:
     return found
 
 
-def chain(listed: list[int]) -> Step | None:
+def link_schedule(listed: list[int]) -> ScheduleNode | None:
     """Link r of each layer into a chain of steps."""
     step = None
     for index in reversed(range(len(listed))):
-        step = Step(listed[index], step, index)
+        step = ScheduleNode(listed[index], step, index)
     return step
 
 
-class Count:
+class TokenCounts:
     """The token count after a block, linked by ``before`` to the counts after the earlier blocks.
 
-    It is linked for the same reason as :class:`Step`. ``blocks`` is the number of blocks that have run.
+    It is linked for the same reason as :class:`ScheduleNode`. ``blocks`` counts the blocks that have run.
     """
 
-    def __init__(self, tokens: int, before: Count | None) -> None:
+    def __init__(self, tokens: int, before: TokenCounts | None) -> None:
         self.tokens = tokens
         self.before = before
         self.blocks: int = 1 if before is None else before.blocks + 1
 
 
-class Start:
-    """How a run begins; attached to the input of the first block for a recomputation.
+class PassSettings:
+    """How a state begins; attached to the input of the first block for a recomputation.
 
     Args:
         step: the schedule, from the first block on.
-        every: whether each block returns all tokens, for readers of intermediate layers.
+        keep_all: whether each block returns all tokens, for readers of intermediate layers.
     """
 
-    def __init__(self, step: Step | None, every: bool) -> None:
+    def __init__(self, step: ScheduleNode | None, keep_all: bool) -> None:
         self.step = step
-        self.every = every
+        self.keep_all = keep_all
 
-    def same(self, other: Start) -> bool:
-        return self.every == other.every and amounts(self.step) == amounts(other.step)
+    def same(self, other: PassSettings) -> bool:
+        return self.keep_all == other.keep_all and unlink_schedule(self.step) == unlink_schedule(
+            other.step
+        )
 
 
-class Entry:
+class ForwardInfo:
     """The input of the first block in one forward pass.
 
     All blocks of the pass share this object. It holds the values that a compiled block must not depend on.
@@ -96,26 +98,28 @@ class Entry:
         batch: B, to build sizes that are read before anything has merged.
         device: device of the activations, for the same purpose.
         number: number of the forward pass, counting up; -1 for a recomputation in backward.
-        every: whether each block returns all N0 tokens, for readers of intermediate layers.
+        keep_all: whether each block returns all N0 tokens, for readers of intermediate layers.
     """
 
     def __init__(
-        self, *, num_tokens: int, batch: Any, device: Any, number: int, every: bool
+        self, *, num_tokens: int, batch: Any, device: Any, number: int, keep_all: bool
     ) -> None:
         self.num_tokens = num_tokens
         self.batch = batch
         self.device = device
         self.number = number
-        self.every = every
+        self.keep_all = keep_all
 
 
-class Trail:
-    """The merges of a run, last first: where its tokens went.
+class MergeHistory:
+    """The merges of a pass, last first: where its tokens went.
 
     They are composed on demand, which ``restore=False`` does not need, unless the composition is ``known``.
     """
 
-    def __init__(self, plan: MergePlan, before: Trail | None, known: Array | None = None) -> None:
+    def __init__(
+        self, plan: MergePlan, before: MergeHistory | None, known: Array | None = None
+    ) -> None:
         self.plan: MergePlan | None = plan if known is None else None
         self.before = before if known is None else None
         self.known = known
@@ -123,72 +127,72 @@ class Trail:
     def source(self) -> Array:
         """Return (B, N0) int, original token -> slot."""
         if self.known is None:
-            self.known = followed(self.plan, self.before)  # type: ignore[arg-type]
+            self.known = compose_history(self.plan, self.before)  # type: ignore[arg-type]
             self.plan = self.before = None
         return self.known
 
 
-def followed(plan: MergePlan, before: Trail | None) -> Array:
+def compose_history(plan: MergePlan, before: MergeHistory | None) -> Array:
     """Return (B, N0) int, original token -> slot of ``plan``."""
     if before is None:
         return plan.slots
     source = before.known
     if source is None:
-        source = followed(before.plan, before.before)  # type: ignore[arg-type]
+        source = compose_history(before.plan, before.before)  # type: ignore[arg-type]
     return plan.backend.xp.take_along_axis(plan.slots, source, axis=1)
 
 
-class Run:
+class TokenState:
     """The state of one forward pass between two blocks. It is immutable.
 
     Args:
-        entry: the input of the first block.
+        info: the input of the first block.
         step: the schedule from the next block on; None after the last block.
         width: n, the number of tokens left.
         count: token counts after the blocks so far.
         sizes: (B, n) float32; None until something has merged, so that no values need to be read.
-        trail: where the original tokens went; None until something has merged.
-        owners: (B, n) int, slot -> one original token in it; only if ``every``.
+        history: where the original tokens went; None until something has merged.
+        representatives: (B, n) int, slot -> one original token in it; only if ``keep_all``.
         valid: (B, N0) float32, 1 for tokens and 0 for padding; None without padding.
         bias: (B, 1, 1, n), log sizes in the dtype of the activations, if the fused kernels computed them.
     """
 
     def __init__(
         self,
-        entry: Entry,
-        step: Step | None,
+        info: ForwardInfo,
+        step: ScheduleNode | None,
         width: int,
-        count: Count | None = None,
+        count: TokenCounts | None = None,
         sizes: Array | None = None,
-        trail: Trail | None = None,
-        owners: Array | None = None,
+        history: MergeHistory | None = None,
+        representatives: Array | None = None,
         valid: Array | None = None,
         bias: Array | None = None,
     ) -> None:
-        self.entry = entry
+        self.info = info
         self.step = step
         self.width = width
         self.count = count
         self.sizes = sizes
-        self.trail = trail
-        self.owners = owners
+        self.history = history
+        self.representatives = representatives
         self.valid = valid
         self.bias = bias
 
     @property
     def num_tokens(self) -> int:
         """N0, the number of tokens that entered the first block."""
-        return self.entry.num_tokens
+        return self.info.num_tokens
 
     @property
     def source(self) -> Array | None:
         """(B, N0) int, original token -> slot; None until something has merged."""
-        return None if self.trail is None else self.trail.source()
+        return None if self.history is None else self.history.source()
 
     @property
-    def every(self) -> bool:
+    def keep_all(self) -> bool:
         """Whether each block returns all N0 tokens."""
-        return self.entry.every
+        return self.info.keep_all
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -208,85 +212,89 @@ class Run:
     @property
     def unfinished(self) -> bool:
         """Whether tokens are merged, and a later block must restore them."""
-        return self.trail is not None and not self.every and self.step is not None
+        return self.history is not None and not self.keep_all and self.step is not None
 
     @property
     def progress(self) -> tuple[int, int]:
         """Key for comparison: later passes, and later blocks of a pass, compare greater."""
-        return self.entry.number, self.blocks
+        return self.info.number, self.blocks
 
-    def at(self, index: int) -> Run | None:
-        """Return the run before block ``index``, skipping blocks in between; None if that block has run."""
+    def at(self, index: int) -> TokenState | None:
+        """Return the state before block ``index``, skipping blocks in between; None if that block has run."""
         step, count = self.step, self.count
         while step is not None and step.index < index:
-            step, count = step.next, Count(self.width, count)
+            step, count = step.next, TokenCounts(self.width, count)
         if step is None or step.index != index:
             return None
         if step is self.step:
             return self
-        return Run(
-            self.entry,
+        return TokenState(
+            self.info,
             step,
             self.width,
             count,
             sizes=self.sizes,
-            trail=self.trail,
-            owners=self.owners,
+            history=self.history,
+            representatives=self.representatives,
             valid=self.valid,
             bias=self.bias,
         )
 
     def fits(self, samples: Any, tokens: Any, tracing: bool) -> bool:
-        """Whether these are all samples and tokens of the run, not only a part of them."""
-        expected = self.num_tokens if self.every else self.width
+        """Whether these are all samples and tokens of the state, not only a part of them."""
+        expected = self.num_tokens if self.keep_all else self.width
         # While a graph is traced, the batch size may be a symbol.
-        return bool(tokens == expected and (tracing or samples == self.entry.batch))
+        return bool(tokens == expected and (tracing or samples == self.info.batch))
 
-    def padded(self, valid: Array) -> Run:
-        """Return the run with padding, as tokens of size 0."""
-        return Run(
-            self.entry,
+    def with_padding(self, valid: Array) -> TokenState:
+        """Return the state with padding, as tokens of size 0."""
+        return TokenState(
+            self.info,
             self.step,
             self.width,
             self.count,
             sizes=valid,
-            trail=self.trail,
-            owners=self.owners,
+            history=self.history,
+            representatives=self.representatives,
             valid=valid,
         )
 
     def merged(
-        self, sizes: Array, trail: Trail, owners: Array | None, bias: Array | None = None
-    ) -> Run:
-        """Return the run after the merge of a block, before the end of the block."""
-        return Run(
-            self.entry,
+        self,
+        sizes: Array,
+        history: MergeHistory,
+        representatives: Array | None,
+        bias: Array | None = None,
+    ) -> TokenState:
+        """Return the state after the merge of a block, before the end of the block."""
+        return TokenState(
+            self.info,
             self.step,
             self.width,
             self.count,
             sizes=sizes,
-            trail=trail,
-            owners=owners,
+            history=history,
+            representatives=representatives,
             valid=self.valid,
             bias=bias,
         )
 
-    def after(self, tokens: int) -> Run:
-        """Return the run one block later, with ``tokens`` tokens left."""
-        return Run(
-            self.entry,
+    def after(self, tokens: int) -> TokenState:
+        """Return the state one block later, with ``tokens`` tokens left."""
+        return TokenState(
+            self.info,
             None if self.step is None else self.step.next,
             tokens,
-            Count(tokens, self.count),
+            TokenCounts(tokens, self.count),
             sizes=self.sizes,
-            trail=self.trail,
-            owners=self.owners,
+            history=self.history,
+            representatives=self.representatives,
             valid=self.valid,
             bias=self.bias,
         )
 
 
-class Rider:
+class Attachment:
     """The payload attached to a tensor: a value, and the config of the model that attached it.
 
     Pickled and copied tensors lose it: it becomes an empty set, which loaders of weights-only files accept.
@@ -300,9 +308,9 @@ class Rider:
         return set, ()
 
 
-def ridden(rider: Any, config: Any) -> Any:
+def attached_value(rider: Any, config: Any) -> Any:
     """Return the value of ``rider`` if it belongs to ``config``; else None."""
-    return rider.value if isinstance(rider, Rider) and rider.config is config else None
+    return rider.value if isinstance(rider, Attachment) and rider.config is config else None
 
 
 class ThreadSlot:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["Swapped", "original_class", "own", "swap", "swapped_class", "unswap"]
+__all__ = ["Swapped", "make_swapped_class", "original_class", "own", "swap", "unswap"]
 
 
 #: modules in which the frameworks define the base classes of all modules
@@ -55,12 +55,12 @@ class Swapped:
 
 def rebuild(original: type, mixins: tuple[type, ...]) -> Any:
     """Create an empty instance of the swapped class, for unpickling."""
-    cls: Any = swapped_class(original, mixins)
+    cls: Any = make_swapped_class(original, mixins)
     return cls.__new__(cls)
 
 
 @functools.cache
-def swapped_class(original: type, mixins: tuple[type, ...]) -> type:
+def make_swapped_class(original: type, mixins: tuple[type, ...]) -> type:
     """Return a class that inherits from ``mixins`` and ``original``, under the original's name."""
     cls = type(
         original.__name__,
@@ -124,7 +124,7 @@ def original_class(obj: Any) -> type:
 
 
 def swap(obj: Any, *mixins: type) -> None:
-    obj.__class__ = swapped_class(original_class(obj), mixins)
+    obj.__class__ = make_swapped_class(original_class(obj), mixins)
 
 
 def unswap(obj: Any) -> None:

@@ -65,22 +65,22 @@ class Trial:
     def array(self, values: np.ndarray) -> Array:
         return self.host.backend().xp.asarray(values, device=self.host.device(self.block))
 
-    def attended(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
+    def attend(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
         """Run the attention half on ``x`` (B, N, C), with proportional attention if ``sizes`` (B, N)."""
         host, tokens, bias = self.host, self.array(x), None
         if sizes is not None:
             log = host.log_sizes(self.array(sizes), tokens)
-            bias = host.formed(log, tokens)
-        with host.seeded(1):
-            out: np.ndarray = host.numbers(self.spec.attend(host, self.block, tokens, bias, {}))
+            bias = host.with_prop_attn_form(log, tokens)
+        with host.seed_random(1):
+            out: np.ndarray = host.to_numpy(self.spec.attend(host, self.block, tokens, bias, {}))
         return out
 
-    def fed(self, y: np.ndarray) -> np.ndarray:
+    def feed(self, y: np.ndarray) -> np.ndarray:
         """Run the MLP half on ``y`` (B, N, C)."""
         if self.spec.feed is None:
             return y
-        with self.host.seeded(1):
-            out: np.ndarray = self.host.numbers(self.spec.feed(self.block, self.array(y)))
+        with self.host.seed_random(1):
+            out: np.ndarray = self.host.to_numpy(self.spec.feed(self.block, self.array(y)))
         return out
 
 
@@ -112,7 +112,7 @@ def why_not(
         block = host.double(copy.deepcopy(block))
         for _, module in host.named_modules(block):
             unswap(module)
-        with host.seeded(0):
+        with host.seed_random(0):
             draw = np.random.default_rng(0)
             for behind in (*few, *many):
                 trial = Trial(host, spec, block, front, front + behind, draw)
@@ -145,31 +145,33 @@ def _is_random(trial: Trial, x: np.ndarray) -> bool:
     """Whether the block draws random numbers, so that only trials with equal shapes can be compared."""
     found = []
     for seed in (1, 2):
-        with trial.host.seeded(seed):
-            found.append(trial.host.numbers(trial.block(trial.array(x))))
+        with trial.host.seed_random(seed):
+            found.append(trial.host.to_numpy(trial.block(trial.array(x))))
     return not np.array_equal(*found)
 
 
 def _halves_reason(trial: Trial, x: np.ndarray) -> str | None:
     """Check that the two halves in sequence reproduce the block, and that the spec's key gives the keys."""
     host, spec, block = trial.host, trial.spec, trial.block
-    taps: list[tuple[Any, Array]] = []
-    handles = [host.tap(module) for module in attributes(block, spec.key)]
+    captured_keys: list[tuple[Any, Array]] = []
+    handles = [host.register_key_hook(module) for module in attributes(block, spec.key)]
     try:
-        with host.seeded(1):
-            whole = host.numbers(block(trial.array(x)))
-        host.taps.set(taps, False)
-        with host.seeded(1):
+        with host.seed_random(1):
+            whole = host.to_numpy(block(trial.array(x)))
+        host.captured_keys.set(captured_keys, False)
+        with host.seed_random(1):
             y = spec.attend(host, block, trial.array(x), None, {})
-            host.taps.set(None, False)
-            halves = host.numbers(y if spec.feed is None else spec.feed(block, y))
+            host.captured_keys.set(None, False)
+            halves = host.to_numpy(y if spec.feed is None else spec.feed(block, y))
     finally:
-        host.taps.set(None, False)
+        host.captured_keys.set(None, False)
         for handle in handles:
             handle.remove()
     if not _close(halves, whole):
         return HALVES
-    if len(taps) != len(handles) or any(key.shape[-2] != trial.count for _, key in taps):
+    if len(captured_keys) != len(handles) or any(
+        key.shape[-2] != trial.count for _, key in captured_keys
+    ):
         return f"{spec.key} does not give the keys, (B, H, N, D), once in each forward"
     return None
 
@@ -181,11 +183,11 @@ def _changed_reason(trial: Trial, x: np.ndarray) -> str | None:
     """
     other = x.copy()
     other[1] = trial.draw.standard_normal(other[1].shape)
-    if not _close(trial.attended(other)[0], trial.attended(x)[0]):
+    if not _close(trial.attend(other)[0], trial.attend(x)[0]):
         return SAMPLES
     changed = trial.draw.permutation(trial.count) < trial.count // 2
     other[0, changed] = trial.draw.standard_normal((int(changed.sum()), x.shape[2]))
-    if not _close(trial.fed(other)[0, ~changed], trial.fed(x)[0, ~changed]):
+    if not _close(trial.feed(other)[0, ~changed], trial.feed(x)[0, ~changed]):
         return MIXES
     return None
 
@@ -195,7 +197,7 @@ def _order_reason(trial: Trial, x: np.ndarray) -> str | None:
     order = np.arange(trial.count)
     trial.draw.shuffle(order[trial.prefix :])
     sizes = trial.draw.integers(1, 5, x.shape[:2]).astype("float32")
-    got, want = trial.attended(x[:, order], sizes[:, order]), trial.attended(x, sizes)[:, order]
+    got, want = trial.attend(x[:, order], sizes[:, order]), trial.attend(x, sizes)[:, order]
     return None if _close(got, want) else ORDER
 
 
@@ -206,7 +208,7 @@ def _bias_reason(trial: Trial, x: np.ndarray) -> str | None:
     for size, tokens in ((2, np.append(rest, [place, place])), (0, rest)):
         sizes = np.ones((2, trial.count), "float32")
         sizes[:, place] = size
-        got, want = trial.attended(x, sizes), trial.attended(x[:, tokens])
+        got, want = trial.attend(x, sizes), trial.attend(x[:, tokens])
         if not _close(got[:, rest], want[:, : len(rest)]):
             return BIAS
     return None
@@ -216,7 +218,7 @@ def _feed_reason(trial: Trial, x: np.ndarray) -> str | None:
     """Check that the MLP half computes the same for a token next to the prefix only as among all tokens."""
     front, behind = x[:, : trial.prefix], x[:, trial.prefix :]
     single = np.concatenate([np.repeat(front, behind.shape[1], axis=0), _rows(behind)], axis=1)
-    whole, apart = trial.fed(x), trial.fed(single)
+    whole, apart = trial.feed(x), trial.feed(single)
     if not _close(apart[:, trial.prefix :], _rows(whole[:, trial.prefix :])):
         return MIXES
     same = np.repeat(whole[:, : trial.prefix], behind.shape[1], axis=0)
@@ -276,7 +278,7 @@ def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
     device = host.backend().device(x)
     try:
         one, two = (
-            host.numbers(
+            host.to_numpy(
                 xp.astype(call(xp.astype(xp.asarray(a, device=device), x.dtype)), xp.float64)
             )
             for a in (values, others)

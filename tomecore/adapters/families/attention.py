@@ -26,10 +26,10 @@ __all__ = [
 
 
 def fused_qkv(
-    host: Any, attn: Any, y: Array, given: Any = None, rows: int | None = None
+    host: Any, attn: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
 ) -> tuple[Array, Array, Array, float]:
     """The anatomy of an attention with one projection ``qkv``, ``num_heads`` and ``scale``."""
-    apart = None if rows is None else host.queries_apart(attn.qkv)
+    apart = None if rows is None else host.split_query_projection(attn.qkv)
     if apart is None:
         q, k, v = split_heads(attn.qkv(y), attn.num_heads)
         return (q if rows is None else q[:, :rows]), k, v, attn.scale
@@ -46,7 +46,7 @@ def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
 def project_rows(
     host: Any, y: Array, apart: Any, heads: int, rows: int | None
 ) -> tuple[Array, Array, Array]:
-    """Queries of the first ``rows`` tokens and keys and values of all, of what ``queries_apart`` gives."""
+    """Queries of the first ``rows`` tokens, keys and values of all, of a split projection ``apart``."""
     (q_weight, q_bias), (kv_weight, kv_bias) = apart
     q = host.linear(y[:, :rows], q_weight, q_bias)
     width = q.shape[2] // heads

@@ -26,7 +26,7 @@ _DROP_PATHS = ("dinov2.layers.drop_path.DropPath", *IDENTITY)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))

@@ -22,7 +22,7 @@ _PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
 
 
 def qkv(
-    host: Any, module: Any, y: Array, given: Any = None, rows: int | None = None
+    host: Any, module: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
 ) -> tuple[Array, Array, Array, float]:
     """The anatomy of such a module."""
     heads, width = module.num_heads, module.head_dim

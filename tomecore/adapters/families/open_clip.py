@@ -41,7 +41,12 @@ _MLPS = ("torch.nn.modules.container.Sequential",)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
     return (x if rows is None else x[:, :rows]) + block.ls_1(y), key
@@ -51,13 +56,20 @@ def feed(block: Any, x: Array) -> Array:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def attend_custom(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_custom(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     y = block.attn(block.ln_1(x), attn_mask=bias)
     return x + block.ls_1(block.ln_attn(y))
 
 
 def attend_openai(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
     return (x if rows is None else x[:, :rows]) + y, key

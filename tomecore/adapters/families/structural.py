@@ -20,7 +20,7 @@ __all__ = ["FRAMEWORK", "PRE_NORM", "SPECS"]
 FRAMEWORK = "torch"
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
     return x + scaled(block, block.attn(block.norm1(x), attn_mask=bias), ("ls1", "drop_path1"))
 
 

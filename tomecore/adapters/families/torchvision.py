@@ -26,7 +26,12 @@ FRAMEWORK = "torch"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> tuple[Array, Array]:
     y, key = attention(host, block.self_attention, block.ln_1(x), bias, rows)
     return block.dropout(y) + (x if rows is None else x[:, :rows]), key

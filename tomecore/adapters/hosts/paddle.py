@@ -24,10 +24,10 @@ from tomecore.adapters.engine import (
     schedules,
 )
 from tomecore.adapters.engine.host import Host, Projection
-from tomecore.adapters.engine.state import Run
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.hosts.paddle_attention import FORMS, form_of, with_products
 from tomecore.adapters.hosts.paddle_programs import drop_others, drop_own, noted, watch_exports
-from tomecore.adapters.hosts.paddle_state import ridden_on, ride
+from tomecore.adapters.hosts.paddle_state import attach, attached_to
 from tomecore.backends import Array, Backend
 from tomecore.backends.paddle import BACKEND
 
@@ -39,8 +39,8 @@ _WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorPa
 class PaddleHost(Host):
     """The operations of Paddle that the patch needs.
 
-    A run is an attribute of the activation, and of the copies that recomputation creates. In a static
-    graph values have no attributes, but only one thread traces, so there the run is kept in the config.
+    A state is an attribute of the activation, and of the copies that recomputation creates. In a static
+    graph values have no attributes, but only one thread traces, so there the state is kept in the config.
 
     SOT (``to_static`` with ``full_graph=False``, the default) simulates Python frame by frame, and does not
     support all of it; its values have no attributes either. So patched blocks run without SOT, which
@@ -94,10 +94,10 @@ class PaddleHost(Host):
         hooks = (*module._forward_post_hooks.values(), *module._forward_pre_hooks.values())
         return any(not _is_ours(hook) for hook in hooks)
 
-    def tap(self, module: nn.Layer) -> Any:
-        return module.register_forward_post_hook(_tap)
+    def register_key_hook(self, module: nn.Layer) -> Any:
+        return module.register_forward_post_hook(_key_hook)
 
-    def listened(self, module: nn.Layer, config: Any) -> bool:
+    def is_listened_to(self, module: nn.Layer, config: Any) -> bool:
         hooks = module._forward_post_hooks.values()
         return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
 
@@ -123,28 +123,30 @@ class PaddleHost(Host):
             frame = frame.f_back  # type: ignore[assignment]
         return False
 
-    def write(self, config: Any, x: Array, run: Run, tracing: bool) -> None:
+    def write(self, config: Any, x: Array, state: TokenState, tracing: bool) -> None:
         if tracing:
             noted(config.tower)
-            config.traced_run = paddle.static.default_main_program(), run
+            config.traced_state = paddle.static.default_main_program(), state
         else:
-            ride(x, "_tome_run", config, run)
+            attach(x, "_tome_state", config, state)
 
-    def read(self, config: Any, x: Array, tracing: bool) -> Run | None:
+    def read(self, config: Any, x: Array, tracing: bool) -> TokenState | None:
         if tracing:
-            parked, config.traced_run = config.traced_run, None
+            parked, config.traced_state = config.traced_state, None
             here = parked is not None and parked[0] is paddle.static.default_main_program()
             return parked[1] if here else None  # values of one program are invalid in another
-        run = ridden_on(x, "_tome_run", config)
-        if run is not None and not paddle.is_grad_enabled():
-            ride(x, "_tome_run", config, run)  # again: without gradients, this wraps detach too
-        return run
+        state = attached_to(x, "_tome_state", config)
+        if state is not None and not paddle.is_grad_enabled():
+            attach(
+                x, "_tome_state", config, state
+            )  # again: without gradients, this wraps detach too
+        return state
 
     def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
-        ride(x, name, config, value)
+        attach(x, name, config, value)
 
     def kept(self, config: Any, x: Array, name: str) -> Any:
-        return ridden_on(x, name, config)
+        return attached_to(x, name, config)
 
     def log_sizes(self, sizes: Array, x: Array) -> Array:
         wide = paddle.float64 if x.dtype == paddle.float64 else paddle.float32
@@ -185,11 +187,11 @@ class PaddleHost(Host):
     def device(self, module: nn.Layer) -> Any:
         return next((parameter.place for parameter in module.parameters()), None)
 
-    def numbers(self, x: Array) -> Any:
+    def to_numpy(self, x: Array) -> Any:
         return x.detach().numpy()
 
     @contextmanager
-    def seeded(self, number: int) -> Iterator[None]:
+    def seed_random(self, number: int) -> Iterator[None]:
         states = paddle.get_rng_state(), paddle.get_cuda_rng_state()
         paddle.seed(number)
         try:
@@ -198,7 +200,7 @@ class PaddleHost(Host):
             paddle.set_rng_state(states[0])
             paddle.set_cuda_rng_state(states[1])
 
-    def queries_apart(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
+    def split_query_projection(self, module: nn.Layer) -> tuple[Projection, Projection] | None:
         if type(module) is not nn.Linear or "forward" in vars(module) or hooks_of(module):
             return None
         weight, bias, third = module.weight, module.bias, module.weight.shape[1] // 3
@@ -238,7 +240,7 @@ class _Noting:
 
 
 def _is_ours(hook: Any) -> bool:
-    return hook is _tap or isinstance(hook, _Noting)
+    return hook is _key_hook or isinstance(hook, _Noting)
 
 
 def hooks_of(module: nn.Layer) -> list[Any]:
@@ -251,8 +253,8 @@ def looks_only(hook: Any) -> bool:
     return getattr(hook, "__module__", None) == "paddle.hapi.model_summary"
 
 
-def _tap(module: nn.Layer, inputs: Any, output: Array) -> Array:
-    HOST.tapped(module, output, HOST.tracing())
+def _key_hook(module: nn.Layer, inputs: Any, output: Array) -> Array:
+    HOST.capture_key(module, output, HOST.tracing())
     return output
 
 

@@ -13,20 +13,20 @@ from typing import Any
 
 import paddle
 
-from tomecore.adapters.engine.state import Rider, ridden
+from tomecore.adapters.engine.state import Attachment, attached_value
 from tomecore.backends import Array
 
-__all__ = ["ridden_on", "ride"]
+__all__ = ["attach", "attached_to"]
 
 
-def ridden_on(x: Array, name: str, config: Any) -> Any:
+def attached_to(x: Array, name: str, config: Any) -> Any:
     """Return the value attached to ``x`` under ``name`` for ``config``; None if there is none."""
-    return ridden(vars(x).get(name), config)
+    return attached_value(vars(x).get(name), config)
 
 
-def ride(x: Array, name: str, config: Any, value: Any) -> None:
+def attach(x: Array, name: str, config: Any, value: Any) -> None:
     """Attach ``value`` to ``x`` under ``name``, and to the copies that a reentrant recomputation creates."""
-    setattr(x, name, Rider(config, value))
+    setattr(x, name, Attachment(config, value))
     _carry(x, "_new_shared_tensor")
     if not paddle.is_grad_enabled() and not x.stop_gradient:
         # Only inside a reentrant recomputation, which keeps x alive: elsewhere x may be a temporary.
@@ -50,7 +50,7 @@ def _copy(ref: weakref.ref[Any], name: str) -> Array:
             f"keep it in a variable: `y = block(x); y.{name}()`"
         )
     copy = getattr(type(x), name)(x)
-    for attribute in ("_tome_run", "_tome_passes"):
+    for attribute in ("_tome_state", "_tome_passes"):
         if attribute in vars(x):
             setattr(copy, attribute, vars(x)[attribute])
     return copy

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tomecore.adapters.engine.host import Host, Projection, PropAttn
-from tomecore.adapters.engine.state import Rider, Run, ridden
+from tomecore.adapters.engine.state import Attachment, TokenState, attached_value
 from tomecore.adapters.hosts.torch_attention import KeyBias, KeyColumn, by_products, rides, watched
 from tomecore.backends import Array, Backend
 from tomecore.backends.torch import BACKEND, tracing
@@ -30,7 +30,7 @@ _WRAPPERS = {
 class TorchHost(Host):
     """The operations of PyTorch that the patch needs.
 
-    A run is an attribute of the activation, and in eager mode of its storage too: reentrant checkpointing
+    A state is an attribute of the activation, and in eager mode of its storage too: reentrant checkpointing
     passes a detached tensor to a block, which is a new object on the same storage. Both are freed with the
     activation.
     """
@@ -72,10 +72,10 @@ class TorchHost(Host):
         )
         return any(not _is_passive(hook) for hook in hooks)
 
-    def tap(self, module: nn.Module) -> Any:
-        return module.register_forward_hook(_tap)
+    def register_key_hook(self, module: nn.Module) -> Any:
+        return module.register_forward_hook(_key_hook)
 
-    def listened(self, module: nn.Module, config: Any) -> bool:
+    def is_listened_to(self, module: nn.Module, config: Any) -> bool:
         hooks = module._forward_hooks.values()
         return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
 
@@ -95,25 +95,25 @@ class TorchHost(Host):
         # pass of its own there.
         return torch._C._current_graph_task_id() != -1 and self.in_checkpoint("backward")
 
-    def write(self, config: Any, x: torch.Tensor, run: Run, tracing: bool) -> None:
-        x._tome_run = Rider(config, run)  # type: ignore[attr-defined]
+    def write(self, config: Any, x: torch.Tensor, state: TokenState, tracing: bool) -> None:
+        x._tome_state = Attachment(config, state)  # type: ignore[attr-defined]
         storage = None if tracing else _storage(x)
         if storage is not None:
-            storage._tome_run = Rider(config, run)
+            storage._tome_state = Attachment(config, state)
 
-    def read(self, config: Any, x: torch.Tensor, tracing: bool) -> Run | None:
-        run: Run | None = ridden(getattr(x, "_tome_run", None), config)
-        if run is None and not tracing:
-            run = ridden(getattr(_storage(x), "_tome_run", None), config)
-        return run
+    def read(self, config: Any, x: torch.Tensor, tracing: bool) -> TokenState | None:
+        state: TokenState | None = attached_value(getattr(x, "_tome_state", None), config)
+        if state is None and not tracing:
+            state = attached_value(getattr(_storage(x), "_tome_state", None), config)
+        return state
 
     def keep(self, config: Any, x: torch.Tensor, name: str, value: Any) -> None:
         storage = _storage(x)
         if storage is not None:
-            setattr(storage, name, Rider(config, value))
+            setattr(storage, name, Attachment(config, value))
 
     def kept(self, config: Any, x: torch.Tensor, name: str) -> Any:
-        return ridden(getattr(_storage(x), name, None), config)
+        return attached_value(getattr(_storage(x), name, None), config)
 
     def symbolic(self, x: Any) -> bool:
         return isinstance(x, torch.fx.Proxy)
@@ -125,7 +125,9 @@ class TorchHost(Host):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
 
-    def formed(self, bias: Array, x: torch.Tensor, prop_attn: PropAttn = True) -> Array:
+    def with_prop_attn_form(
+        self, bias: Array, x: torch.Tensor, prop_attn: PropAttn = True
+    ) -> Array:
         if prop_attn == "column":
             return bias.as_subclass(KeyColumn) if rides() else bias
         return bias.as_subclass(KeyBias) if by_products(x) else bias
@@ -148,16 +150,16 @@ class TorchHost(Host):
     def device(self, module: nn.Module) -> Any:
         return next((parameter.device for parameter in module.parameters()), None)
 
-    def numbers(self, x: torch.Tensor) -> Any:
+    def to_numpy(self, x: torch.Tensor) -> Any:
         return x.detach().cpu().numpy()
 
     @contextmanager
-    def seeded(self, number: int) -> Iterator[None]:
+    def seed_random(self, number: int) -> Iterator[None]:
         with torch.random.fork_rng():
             torch.manual_seed(number)
             yield
 
-    def queries_apart(self, module: nn.Module) -> tuple[Projection, Projection] | None:
+    def split_query_projection(self, module: nn.Module) -> tuple[Projection, Projection] | None:
         if type(module) is not nn.Linear or "forward" in module.__dict__ or self.hooked(module):
             return None
         if type(module.weight) not in (torch.Tensor, nn.Parameter):
@@ -199,7 +201,7 @@ class _Noting:
 
 
 def _is_ours(hook: Any) -> bool:
-    return hook is _tap or isinstance(hook, _Noting)
+    return hook is _key_hook or isinstance(hook, _Noting)
 
 
 def _is_passive(hook: Any) -> bool:
@@ -208,8 +210,8 @@ def _is_passive(hook: Any) -> bool:
     return _is_ours(hook) or where.startswith(_PASSIVE)
 
 
-def _tap(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-    HOST.tapped(module, output, tracing())
+def _key_hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    HOST.capture_key(module, output, tracing())
 
 
 def _storage(x: torch.Tensor) -> Any:

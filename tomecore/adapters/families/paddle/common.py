@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.positions import merged_bias
+from tomecore.adapters.engine.positions import merge_position_bias
 from tomecore.adapters.engine.spec import Kwargs
 from tomecore.adapters.engine.swap import Swapped
 from tomecore.adapters.families.attention import attend_heads, separate_qkv
@@ -84,15 +84,15 @@ def feed_gamma(block: Any, x: Array) -> Array:
     return x + block.drop_path(y)
 
 
-def position_bias(attn: Any, given: Kwargs) -> Array | None:
+def position_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None: a table of the block, a shared one, or both.
 
     The block's table is BEiT's: an index of pairs of positions, the class token among them.
     """
-    if _MERGED in given:
-        merged: Array = given[_MERGED]
+    if _MERGED in block_kwargs:
+        merged: Array = block_kwargs[_MERGED]
         return merged
-    shared = given.get("rel_pos_bias")
+    shared = block_kwargs.get("rel_pos_bias")
     if shared is not None and len(shared.shape) == 3:
         shared = shared.unsqueeze(0)
     table = getattr(attn, "relative_position_bias_table", None)
@@ -104,9 +104,9 @@ def position_bias(attn: Any, given: Kwargs) -> Array | None:
     return own if shared is None else own + shared
 
 
-def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
-    bias = position_bias(block.attn, given)
-    return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
+def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+    bias = position_bias(block.attn, block_kwargs)
+    return {} if bias is None else {_MERGED: merge_position_bias(host, bias, state)}
 
 
 class HiddenStates(Swapped):

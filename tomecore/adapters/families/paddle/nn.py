@@ -32,7 +32,7 @@ _CLIP = ".paddlenlp.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.self_attn
     y = block.norm1(x) if block.normalize_before else x

@@ -30,14 +30,14 @@ _MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
     scale = attn.scale
     if attn.use_fused_attn:  # that branch of the library leaves attn.scale out
         scale = q.shape[3] ** -0.5
-    bias = add_biases(position_bias(attn, given), bias)
+    bias = add_biases(position_bias(attn, block_kwargs), bias)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
     y = attn.proj_drop(attn.proj(y))
     if block.gamma_1 is not None:

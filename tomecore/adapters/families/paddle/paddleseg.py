@@ -37,7 +37,7 @@ _DROP_PATHS = (
 
 
 def attend_cae(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     y = block.norm1(x)
@@ -47,7 +47,7 @@ def attend_cae(
         projected = xp.concat([attn.q_bias, xp.zeros_like(attn.v_bias), attn.v_bias])
     qkv = host.linear(y, attn.qkv.weight, projected)
     q, k, v = split_heads(qkv, attn.num_heads)
-    bias = add_biases(position_bias(attn, given), bias)
+    bias = add_biases(position_bias(attn, block_kwargs), bias)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, attn.scale)
     y = attn.proj_drop(attn.proj(y))
     if block.gamma_1 is not None:

@@ -35,7 +35,7 @@ _SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
@@ -44,7 +44,7 @@ def attend_dino(
 
 
 def attend_dinov2(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))

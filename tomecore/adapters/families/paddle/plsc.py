@@ -49,10 +49,15 @@ _DROP_PATHS = (
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> tuple[Array, Array]:
     attn = block.attn
-    q, k, v, scale = fused_qkv(host, attn, block.norm1(x), given, rows)
+    q, k, v, scale = fused_qkv(host, attn, block.norm1(x), block_kwargs, rows)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
     x = x if rows is None else x[:, :rows]
     return x + block.drop_path(attn.proj_drop(attn.proj(y))), k

@@ -26,7 +26,7 @@ _CLIP = ".ppdiffusers.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.self_attn
     y, k = attend_projected(host, attn, block.layer_norm1(x), bias, attn.scale)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.positions import merged_bias
+from tomecore.adapters.engine.positions import merge_position_bias
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, attend_heads, split_heads
 from tomecore.adapters.families.readers import ForwardIntermediates
@@ -37,28 +37,28 @@ _MERGED = "merged bias"
 
 
 def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(beit_qkv(host, attn, block.norm1(x)), attn.num_heads)
-    y = attend_and_project(host, attn, (q, k, v), add_biases(beit_bias(attn, given), bias))
+    y = attend_and_project(host, attn, (q, k, v), add_biases(beit_bias(attn, block_kwargs), bias))
     if block.gamma_1 is not None:
         y = block.gamma_1 * y
     return x + block.drop_path1(y), k
 
 
-def carry_beit(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
-    bias = beit_bias(block.attn, given)
+def carry_beit(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+    bias = beit_bias(block.attn, block_kwargs)
     if bias is None:
         return {}
-    return {_MERGED: merged_bias(host, bias if len(bias.shape) == 4 else bias[None], run)}
+    return {_MERGED: merge_position_bias(host, bias if len(bias.shape) == 4 else bias[None], state)}
 
 
-def beit_bias(attn: Any, given: Kwargs) -> Array | None:
+def beit_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a shared one alone may lack the first axis."""
-    if _MERGED in given:
-        return given[_MERGED]
-    bias = given.get("shared_rel_pos_bias")
+    if _MERGED in block_kwargs:
+        return block_kwargs[_MERGED]
+    bias = block_kwargs.get("shared_rel_pos_bias")
     if attn.relative_position_bias_table is None:
         return bias
     own = attn._get_rel_pos_bias()
@@ -76,43 +76,43 @@ def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
 
 
 def attend_rel_pos(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
-    y, k = rel_pos_attention(host, block, block.norm1(x), bias, given)
+    y, k = rel_pos_attention(host, block, block.norm1(x), bias, block_kwargs)
     return x + block.drop_path1(block.ls1(y)), k
 
 
 def attend_rel_pos_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
-    y, k = rel_pos_attention(host, block, x, bias, given)
+    y, k = rel_pos_attention(host, block, x, bias, block_kwargs)
     return x + block.drop_path1(block.norm1(y)), k
 
 
 def rel_pos_attention(
-    host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, y: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(y), attn.num_heads)
     # transposed as timm has them, so that strides and last bits agree
     q = attn.q_norm(q.transpose(1, 2)).transpose(1, 2)
     k = attn.k_norm(k.transpose(1, 2)).transpose(1, 2)
-    bias = add_biases(rel_pos_bias(attn, given), bias)
+    bias = add_biases(rel_pos_bias(attn, block_kwargs), bias)
     return attend_and_project(host, attn, (q, k, v), bias), k
 
 
-def carry_rel_pos(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
-    bias = rel_pos_bias(block.attn, given)
-    return {} if bias is None else {_MERGED: merged_bias(host, bias, run)}
+def carry_rel_pos(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+    bias = rel_pos_bias(block.attn, block_kwargs)
+    return {} if bias is None else {_MERGED: merge_position_bias(host, bias, state)}
 
 
-def rel_pos_bias(attn: Any, given: Kwargs) -> Array | None:
+def rel_pos_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
     """(B or 1, H, N, N) of the tokens there are, or None; a table of its own hides a shared one."""
-    if _MERGED in given:
-        return given[_MERGED]
+    if _MERGED in block_kwargs:
+        return block_kwargs[_MERGED]
     if attn.rel_pos is not None:
         return attn.rel_pos.get_bias()
-    return given.get("shared_rel_pos")
+    return block_kwargs.get("shared_rel_pos")
 
 
 def attend_and_project(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tomecore.adapters.engine.positions import merged_table
+from tomecore.adapters.engine.positions import merge_rotary_table
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
@@ -37,25 +37,31 @@ _ATTENTIONS = ("timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttent
 _NAFLEX = {"timm.models.naflexvit.NaFlexVit": "blocks"}
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
-    y = block.attn(block.norm1(x), rope=given.get("rope"), attn_mask=bias)
+def attend(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
+    y = block.attn(block.norm1(x), rope=block_kwargs.get("rope"), attn_mask=bias)
     gamma = getattr(block, "gamma_1", None)
     return x + block.drop_path1(y if gamma is None else gamma * y)
 
 
-def attend_post_norm(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
-    y = block.attn(x, rope=given.get("rope"), attn_mask=bias)
+def attend_post_norm(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
+    y = block.attn(x, rope=block_kwargs.get("rope"), attn_mask=bias)
     return x + block.drop_path1(block.norm1(y))
 
 
-def carry(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
-    if "rope" in given:
-        return {**given, "rope": merged_table(host, given["rope"], run)}
-    return given
+def carry(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+    if "rope" in block_kwargs:
+        return {**block_kwargs, "rope": merge_rotary_table(host, block_kwargs["rope"], state)}
+    return block_kwargs
 
 
-def attend_gemma(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
-    y = block.attn(block.norm1(x), given["rope_cos"], given["rope_sin"], attn_mask=bias)
+def attend_gemma(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
+    y = block.attn(
+        block.norm1(x), block_kwargs["rope_cos"], block_kwargs["rope_sin"], attn_mask=bias
+    )
     return x + block.drop_path(block.norm2(y))
 
 
@@ -63,13 +69,13 @@ def feed_gemma(block: Any, x: Array) -> Array:
     return x + block.drop_path(block.norm4(block.mlp(block.norm3(x))))
 
 
-def carry_gemma(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
+def carry_gemma(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
     """Gemma's tables are (B, N, D), without an axis of heads."""
     tables = {
-        name: merged_table(host, given[name][:, None], run)[:, 0]
+        name: merge_rotary_table(host, block_kwargs[name][:, None], state)[:, 0]
         for name in ("rope_cos", "rope_sin")
     }
-    return {**given, **tables}
+    return {**block_kwargs, **tables}
 
 
 def lays_out(tower: Any) -> str | None:

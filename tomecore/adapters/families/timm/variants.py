@@ -33,11 +33,15 @@ _LIST = ("torch.nn.modules.container.ModuleList",)
 _DROPOUTS = ("torch.nn.modules.dropout.Dropout",)
 
 
-def attend_post_norm(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_post_norm(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     return x + block.drop_path1(block.norm1(block.attn(x, attn_mask=bias)))
 
 
-def attend_branches(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_branches(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     if bias is None:
         return x + total([branch(x) for branch in block.attns])
     outputs = []
@@ -75,7 +79,9 @@ def unknown_branch(block: Any) -> str | None:
     return None
 
 
-def attend_parallel(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_parallel(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     """The whole block, by its own forward."""
     forward: Any = original_class(block).forward  # type: ignore[attr-defined]
     return forward(block, x, attn_mask=bias)

@@ -33,7 +33,12 @@ FRAMEWORK = "torch"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> Array:
     y = block.norm1(x)
     if rows is None:
@@ -44,10 +49,10 @@ def attend(
 
 
 def qkv(
-    host: Any, attn: Any, y: Array, given: Any, rows: int | None
+    host: Any, attn: Any, y: Array, block_kwargs: Any, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
     """The anatomy of timm's attention: queries and keys have norms, per head."""
-    q, k, v, scale = fused_qkv(host, attn, y, given, rows)
+    q, k, v, scale = fused_qkv(host, attn, y, block_kwargs, rows)
     return normed(host, attn.q_norm, q), normed(host, attn.k_norm, k), v, scale
 
 

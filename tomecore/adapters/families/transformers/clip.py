@@ -86,13 +86,18 @@ def _nth(models: Mapping[str, tuple[str, ...]], n: int) -> tuple[str, ...]:
 
 
 def attend_clip(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> Array:
     attention, y = block.self_attn, block.layer_norm1(x)
     if rows is None:
-        y, _ = attention(hidden_states=y, **with_bias(attention, bias, given))
+        y, _ = attention(hidden_states=y, **with_bias(attention, bias, block_kwargs))
     else:
-        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, block_kwargs, rows)
     return x + y
 
 

@@ -84,10 +84,10 @@ READERS = {
 }
 
 
-def with_bias(attention: Any, bias: Array | None, given: Kwargs) -> dict[str, Any]:
+def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[str, Any]:
     """What ``attention`` is called with, so that ``bias`` is added to its scores."""
     if bias is None:
-        return given
+        return block_kwargs
     kernel = attention.config._attn_implementation
     if kernel not in _WITH_BIAS:
         raise UnsupportedModelError(
@@ -95,21 +95,21 @@ def with_bias(attention: Any, bias: Array | None, given: Kwargs) -> dict[str, An
             "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
             "prop_attn=False where there is no padding."
         )
-    mask = given.get("attention_mask")
-    return {**given, "attention_mask": bias if mask is None else mask + bias}
+    mask = block_kwargs.get("attention_mask")
+    return {**block_kwargs, "attention_mask": bias if mask is None else mask + bias}
 
 
-def no_mask(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
+def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
     """``Spec.carry`` of layers whose only argument about tokens is a mask by the user.
 
     While torch.export traces, the library makes a mask even where it was given none: one row for each
     query, expanded over the keys. Such a mask says nothing about keys, and is left out.
     """
-    mask = given.get("attention_mask")
+    mask = block_kwargs.get("attention_mask")
     if mask is None:
-        return given
+        return block_kwargs
     if mask.stride(-1) == 0:
-        return {name: value for name, value in given.items() if name != "attention_mask"}
+        return {name: value for name, value in block_kwargs.items() if name != "attention_mask"}
     raise UnsupportedModelError(
         "a layer was called with attention_mask=, which describes all tokens while merging leaves "
         "fewer. Call the model without it, or set model.r = 0 (without trim_last) for such calls. "
@@ -140,17 +140,17 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
 
 
 def attend_rows(
-    host: Any, attention: Any, y: Array, bias: Array | None, given: Kwargs, rows: int
+    host: Any, attention: Any, y: Array, bias: Array | None, block_kwargs: Kwargs, rows: int
 ) -> Array:
     """The output of ``attention`` for the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
-    q, k, v, scale = qkv(host, attention, y, given, rows)
+    q, k, v, scale = qkv(host, attention, y, block_kwargs, rows)
     dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
     out = attend_heads(host, (q, k, v), bias, dropout, scale)
     return either(attention, "o_proj", "out_proj")(out)
 
 
 def qkv(
-    host: Any, attention: Any, y: Array, given: Kwargs, rows: int | None
+    host: Any, attention: Any, y: Array, block_kwargs: Kwargs, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
     """The anatomy of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
 
@@ -158,7 +158,7 @@ def qkv(
     """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
-    tables = given.get("position_embeddings")
+    tables = block_kwargs.get("position_embeddings")
     if tables is not None:
         k = rotated(attention, k, tables)
         q = rotated(attention, q, tables) if rows is None else q

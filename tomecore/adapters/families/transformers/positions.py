@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.adapters.engine.positions import merged_bias, merged_table
+from tomecore.adapters.engine.positions import merge_position_bias, merge_rotary_table
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
@@ -33,22 +33,22 @@ __all__ = ["FRAMEWORK", "SPECS"]
 FRAMEWORK = "torch"
 
 
-def carry_tables(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
+def carry_tables(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
     """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
-    given = no_mask(host, block, given, run)
-    cos, sin = given["position_embeddings"]
-    tables = (merged_table(host, cos, run), merged_table(host, sin, run))
-    return {**given, "position_embeddings": tables}
+    block_kwargs = no_mask(host, block, block_kwargs, state)
+    cos, sin = block_kwargs["position_embeddings"]
+    tables = (merge_rotary_table(host, cos, state), merge_rotary_table(host, sin, state))
+    return {**block_kwargs, "position_embeddings": tables}
 
 
 def heads_of_dinov3(block: Any) -> int:
     return int(block.attention.num_heads)
 
 
-def attend_beit(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_beit(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
     attention = block.attention
-    given = with_positions(block, given, x.shape[1])
-    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
+    block_kwargs = with_positions(block, block_kwargs, x.shape[1])
+    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, block_kwargs))
     return block.drop_path(block.lambda_1 * block.dropout(y)) + x
 
 
@@ -57,17 +57,17 @@ def feed_beit(block: Any, x: Array) -> Array:
     return block.drop_path(block.lambda_2 * y) + x
 
 
-def with_positions(block: Any, given: Kwargs, num_tokens: int) -> dict[str, Any]:
-    """``given`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it was not there."""
-    if "resolution" not in given:
-        return given
+def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[str, Any]:
+    """``block_kwargs`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it lacks it."""
+    if "resolution" not in block_kwargs:
+        return block_kwargs
     known = ("resolution", "interpolate_pos_encoding")
-    rest = {name: value for name, value in given.items() if name not in known}
+    rest = {name: value for name, value in block_kwargs.items() if name not in known}
     if block.relative_position_bias is not None:
-        height, width = given["resolution"]
+        height, width = block_kwargs["resolution"]
         bias = block.relative_position_bias(
             (height // block.patch_size, width // block.patch_size),
-            given.get("interpolate_pos_encoding", False),
+            block_kwargs.get("interpolate_pos_encoding", False),
             dim_size=num_tokens,
         )
         mask = rest.get("attention_mask")
@@ -75,16 +75,18 @@ def with_positions(block: Any, given: Kwargs, num_tokens: int) -> dict[str, Any]
     return rest
 
 
-def carry_bias(host: Any, block: Any, given: Kwargs, run: Any) -> dict[str, Any]:
+def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
     """The bias of all tokens, shared or the layer's own, as that of the merged ones."""
-    mask = given.get("attention_mask")
+    mask = block_kwargs.get("attention_mask")
     shared = block.attention.config.use_shared_relative_position_bias
     if mask is not None and (not shared or mask.shape[0] != 1):  # a user's, for each sample
-        no_mask(host, block, given, run)
-    given = with_positions(block, given, run.num_tokens)
-    if "attention_mask" in given:
-        given["attention_mask"] = merged_bias(host, given["attention_mask"], run)
-    return given
+        no_mask(host, block, block_kwargs, state)
+    block_kwargs = with_positions(block, block_kwargs, state.num_tokens)
+    if "attention_mask" in block_kwargs:
+        block_kwargs["attention_mask"] = merge_position_bias(
+            host, block_kwargs["attention_mask"], state
+        )
+    return block_kwargs
 
 
 ANATOMY = anatomy_of(attend_dino, "attention", "norm1", of("dinov3_vit", "DINOv3ViTAttention"))

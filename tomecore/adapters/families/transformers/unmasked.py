@@ -62,10 +62,12 @@ def check_not_recorded() -> None:
         )
 
 
-def attend_two_deep(host: Any, block: Any, y: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_two_deep(
+    host: Any, block: Any, y: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
     if bias is None:
-        return block.attention(y, **given)
+        return block.attention(y, **block_kwargs)
     inner = block.attention.attention
     check_not_recorded()
     qkv = separate_qkv((inner.query, inner.key, inner.value), y, inner.attention_head_size)
@@ -73,16 +75,18 @@ def attend_two_deep(host: Any, block: Any, y: Array, bias: Array | None, given: 
     return block.attention.output(attend_heads(host, qkv, bias, dropout, inner.scaling), y)
 
 
-def attend_two(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
-    return attend_two_deep(host, block, block.layernorm_before(x), bias, given) + x
+def attend_two(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
+    return attend_two_deep(host, block, block.layernorm_before(x), bias, block_kwargs) + x
 
 
 def feed_two(block: Any, x: Array) -> Array:
     return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
-def attend_old_dino(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
-    y = attend_two_deep(host, block, block.norm1(x), bias, given)
+def attend_old_dino(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
+    y = attend_two_deep(host, block, block.norm1(x), bias, block_kwargs)
     return block.drop_path(block.layer_scale1(y)) + x
 
 
@@ -91,7 +95,7 @@ def heads_two(block: Any) -> int:
 
 
 def attend_blip(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> tuple[Array, Array]:
     attention = block.self_attn
     check_not_recorded()
@@ -106,9 +110,11 @@ def attend_blip(
     return attention.projection(y) + x, k
 
 
-def attend_internvl(host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs) -> Array:
+def attend_internvl(
+    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
+) -> Array:
     attention = block.attention
-    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, given))
+    y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, block_kwargs))
     return block.lambda_1 * y + x
 
 

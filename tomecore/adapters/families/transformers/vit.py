@@ -51,13 +51,18 @@ def _each(models: dict[str, str], ending: str) -> tuple[str, ...]:
 
 
 def attend_vit(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> Array:
     attention, y = block.attention, block.layernorm_before(x)
     if rows is None:
-        y, _ = attention(y, **with_bias(attention, bias, given))
+        y, _ = attention(y, **with_bias(attention, bias, block_kwargs))
     else:
-        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, block_kwargs, rows)
     return block.dropout(y) + x
 
 
@@ -82,13 +87,18 @@ def not_vit_mae(tower: Any) -> bool:
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, given: Kwargs, rows: int | None = None
+    host: Any,
+    block: Any,
+    x: Array,
+    bias: Array | None,
+    block_kwargs: Kwargs,
+    rows: int | None = None,
 ) -> Array:
     attention, y = block.attention, block.norm1(x)
     if rows is None:
-        y, _ = attention(y, **with_bias(attention, bias, given))
+        y, _ = attention(y, **with_bias(attention, bias, block_kwargs))
     else:
-        x, y = x[:, :rows], attend_rows(host, attention, y, bias, given, rows)
+        x, y = x[:, :rows], attend_rows(host, attention, y, bias, block_kwargs, rows)
     return block.drop_path(block.layer_scale1(y)) + x
 
 

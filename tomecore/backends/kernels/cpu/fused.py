@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tomecore.backends.constants import Shelf
+from tomecore.backends.constants import ConstantCache
 
-__all__ = ["Fused", "Keys", "Memory", "match_and_merge", "unavailable", "worth"]
+__all__ = ["ArrayMemory", "Fused", "Keys", "match_and_merge", "pays_off", "unavailable"]
 
 Array = Any
 
@@ -66,7 +66,7 @@ class Fused(NamedTuple):
     bias: Array
 
 
-class Space(NamedTuple):
+class Workspace(NamedTuple):
     """Room for the units of keys, and their products; of one thread, which uses it again.
 
     Args:
@@ -81,7 +81,7 @@ class Space(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
+class ArrayMemory:
     """How a library gives memory away, and says how an array lies in it.
 
     Args:
@@ -89,24 +89,24 @@ class Memory:
             gradient is wanted and no graph made; else None.
         strides: an array -> its strides, counted in elements.
         empty: ``(like, shape, dtype)``, where dtype is "float32", "int64" or None for that of ``like``.
-        space: ``(x, B, s, t, D)`` -> room for units, on the device of ``x``; see :class:`Space`.
+        space: ``(x, B, s, t, D)`` -> room for units, on the device of ``x``; see :class:`Workspace`.
         threads: how many the library's calls run on.
     """
 
     elements: Callable[..., list[str] | None]
     strides: Callable[[Array], Sequence[int]]
     empty: Callable[[Array, tuple[int, ...], str | None], Array]
-    space: Callable[[Array, int, int, int, int], Space]
+    space: Callable[[Array, int, int, int, int], Workspace]
     threads: Callable[[], int]
 
 
-def worth(elements: int, threads: int) -> bool:
+def pays_off(elements: int, threads: int) -> bool:
     """Whether kernels on one thread beat a library's calls on several, by elements of x."""
     return elements * (1 - _PASSES / threads) < _ELEMENTS
 
 
 def match_and_merge(
-    memory: Memory,
+    memory: ArrayMemory,
     keys: Keys,
     x: Array,
     size: Array | None,
@@ -130,7 +130,7 @@ def match_and_merge(
     if elements is None or unavailable() is not None:
         return None
     batch, count, width = x.shape
-    if not worth(batch * count * width, memory.threads()) or not fits(keys, batch, count):
+    if not pays_off(batch * count * width, memory.threads()) or not fits(keys, batch, count):
         return None
     of_keys, of_tokens = kernels(elements[1]), kernels(elements[0])
     if of_keys is None or of_tokens is None:
@@ -147,7 +147,7 @@ def match_and_merge(
     else:
         head, by_token, by_head = keys.array.shape[3], by_key[3 - keys.axis], by_key[keys.axis]
     evens = (count - protected - protected % 2 + 1) // 2
-    space = room(memory, x, batch, evens, count - protected - evens, head)
+    space = workspace(memory, x, batch, evens, count - protected - evens, head)
     done = of_keys[0](
         keys.array.data_ptr(), batch, count, keys.heads, head, by_key[0], by_token, by_head, protected,
         space.even.data_ptr(), space.odd.data_ptr(),
@@ -184,13 +184,15 @@ def fits(keys: Keys, batch: int, count: int) -> bool:
     return bool(shape[0] == batch and shape[3 - keys.axis] == count)
 
 
-def room(memory: Memory, x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
+def workspace(
+    memory: ArrayMemory, x: Array, batch: int, evens: int, odds: int, width: int
+) -> Workspace:
     """Space, kept for the next merge of the same shapes in this thread if it is small."""
     floats = batch * (evens * odds + (evens + odds) * width)
     if floats > _KEPT_FLOATS:
         return memory.space(x, batch, evens, odds, width)
     shapes = (memory, batch, evens, odds, width)
-    space: Space | None = _kept.spaces.get(shapes)
+    space: Workspace | None = _kept.spaces.get(shapes)
     if space is None:
         made = memory.space(x, batch, evens, odds, width)
         space = _kept.spaces.put(shapes, made, 4 * floats)
@@ -201,7 +203,7 @@ class Kept(threading.local):
     """The spaces of each thread."""
 
     def __init__(self) -> None:
-        self.spaces = Shelf(_KEPT_BYTES)
+        self.spaces = ConstantCache(_KEPT_BYTES)
 
 
 _kept = Kept()

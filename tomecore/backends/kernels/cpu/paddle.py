@@ -9,7 +9,7 @@ import paddle
 from paddle import float32, int64, matmul
 
 from tomecore.backends import Array
-from tomecore.backends.kernels.cpu.fused import Memory, Space
+from tomecore.backends.kernels.cpu.fused import ArrayMemory, Workspace
 
 __all__ = ["MEMORY"]
 
@@ -29,9 +29,9 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
     return paddle.empty(shape, dtype=int64 if dtype == "int64" else float32, device="cpu")
 
 
-def _space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
+def _space(x: Array, batch: int, evens: int, odds: int, width: int) -> Workspace:
     even, odd = _empty(x, (batch, evens, width), None), _empty(x, (batch, odds, width), None)
-    return Space(even, odd, functools.partial(matmul, even, odd, transpose_y=True))
+    return Workspace(even, odd, functools.partial(matmul, even, odd, transpose_y=True))
 
 
 def _strides(x: Array) -> Sequence[int]:
@@ -44,4 +44,4 @@ def _threads() -> int:
     return 1
 
 
-MEMORY = Memory(_elements, _strides, _empty, _space, _threads)
+MEMORY = ArrayMemory(_elements, _strides, _empty, _space, _threads)

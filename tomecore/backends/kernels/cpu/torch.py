@@ -12,7 +12,7 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array
-from tomecore.backends.kernels.cpu.fused import Memory, Space
+from tomecore.backends.kernels.cpu.fused import ArrayMemory, Workspace
 
 __all__ = ["memory"]
 
@@ -43,16 +43,18 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
     return like.new_empty(shape) if dtype is None else like.new_empty(shape, dtype=_DTYPES[dtype])
 
 
-def memory(products: Callable[[Array, Array], Array], reduced: Callable[[str], bool]) -> Memory:
+def memory(
+    products: Callable[[Array, Array], Array], reduced: Callable[[str], bool]
+) -> ArrayMemory:
     """Of a CPU; the two functions are those of the backend."""
 
-    def space(x: Array, batch: int, evens: int, odds: int, width: int) -> Space:
+    def space(x: Array, batch: int, evens: int, odds: int, width: int) -> Workspace:
         """Products into an array of ours, which autocast leaves in float32, unless settings reduce that."""
         with torch.inference_mode(False):  # or it could not be used again outside
             even = torch.empty((batch, evens, width), dtype=torch.float32, device=x.device)
             odd = torch.empty((batch, odds, width), dtype=torch.float32, device=x.device)
             out = torch.empty((batch, evens, odds), dtype=torch.float32, device=x.device)
         into_out = functools.partial(torch.bmm, even, odd.transpose(1, 2), out=out)
-        return Space(even, odd, lambda: products(even, odd) if reduced("cpu") else into_out())
+        return Workspace(even, odd, lambda: products(even, odd) if reduced("cpu") else into_out())
 
-    return Memory(_elements, torch.Tensor.stride, _empty, space, torch.get_num_threads)
+    return ArrayMemory(_elements, torch.Tensor.stride, _empty, space, torch.get_num_threads)
