@@ -152,11 +152,11 @@ def start(folder: Path) -> list[dict[str, Any]]:
             "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
             "PADDLE_MASTER": f"127.0.0.1:{ports[-1]}",
         }
-        log = open(folder / f"log{rank}", "w")  # noqa: SIM115
         command = [sys.executable, "-m", "paddle_production.distributed", str(folder)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        )
+        with (folder / f"log{rank}").open("w") as log:  # the process keeps its own handle of it
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
     try:
         codes = [process.wait(timeout=120) for process in processes]
     finally:

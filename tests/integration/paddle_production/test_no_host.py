@@ -112,6 +112,7 @@ def test_no_value_is_read(case, settings):
             assert np.array_equal(parameter.grad.numpy(), expected[name]), name
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_no_value_is_read_in_a_whole_model():
     """tomecore's own class reads none around the blocks either, and every layer may be asked for."""
     model, images = OWN_PLAIN.patched(r=(6, -1)), OWN_PLAIN.tensors()

@@ -147,6 +147,7 @@ def test_no_check_is_an_assert():
     assert found == []
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_both_tokens_of_a_distilled_model_are_kept():
     """The overridden ``forward_features`` knew the class token only: 65 tokens met 66 positions."""
     model, images = DISTILLED.model(), DISTILLED.tensors()
@@ -181,6 +182,7 @@ class Faceless(clas.VisionTransformer):
         return self.head(self.forward_features(x).mean(axis=1))
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_a_model_without_a_class_token():
     """AttributeError, with the class of the model swapped already."""
     sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "num_heads": 4, "depth": 3}

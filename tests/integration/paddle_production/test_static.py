@@ -98,6 +98,7 @@ def predictor(path):
     return paddle.inference.create_predictor(config)
 
 
+@pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("r", [8, [0, 8, 40]], ids=str)
 @pytest.mark.parametrize("case", [CLAS, DISTILLED, PPIM], ids=lambda case: case.name)
 def test_saved_loaded_and_served(case, r, tmp_path):
