@@ -13,7 +13,7 @@ import numpy as np
 
 from tomecore import digits, loading
 from tomecore.loading import adapter_of
-from tomecore.running import evaluating, to_numpy, to_tensor
+from tomecore.frameworks import evaluating, to_numpy, to_tensor
 
 
 def features(model, images: np.ndarray) -> np.ndarray:

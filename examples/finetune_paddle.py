@@ -18,7 +18,7 @@ import paddle.nn.functional as F
 
 import tomecore.adapters.paddle as tome
 from tomecore import digits, loading, schedule
-from tomecore.running import predict
+from tomecore.frameworks import predict
 
 TOKENS = 197  # 14 x 14 patches and the class token
 
