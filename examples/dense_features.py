@@ -12,8 +12,8 @@ import argparse
 import numpy as np
 
 from tomecore import digits, loading
-from tomecore.loading import adapter_of
 from tomecore.frameworks import evaluating, to_numpy, to_tensor
+from tomecore.loading import adapter_of
 
 
 def features(model, images: np.ndarray) -> np.ndarray:
