@@ -4,8 +4,8 @@
     draw(models["torch"], Path("merged.png"))
 
 The tools do the work: ``tomecore.benchmark`` times the model unpatched, merging and dropping tokens in turn,
-and ``tomecore.parity`` compares the two frameworks decision by decision; what they answer is also what the
-accuracy is taken of, on images never used in training. ``cli/demo.py`` shows the result.
+and ``tomecore.parity`` compares the two frameworks decision by decision. The accuracy comes from the outputs
+of the same comparison, on images never used in training. ``cli/demo.py`` shows the result.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tomecore.visualization import follow_images
 
 __all__ = ["SCHEDULES", "DemoResult", "DemoRow", "draw", "run", "steps"]
 
-#: what the demo shows: unpatched, then these
+#: the schedules that the demo shows after the unpatched model
 SCHEDULES: tuple[R, ...] = (8, 16, (16, -1))
 #: layers that are drawn
 _LAYERS = (3, 6, 9, 12)
@@ -39,16 +39,16 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One framework at one r.
+    """The numbers of one framework at one r.
 
     Args:
         framework: "torch" or "paddle".
         r: tokens merged per layer; None for the unpatched model.
         tokens: tokens left after the last layer.
-        accuracy: share of held-out digits named right.
+        accuracy: share of held-out digits that are classified correctly.
         images_per_second: median of the interleaved rounds.
         speedup: over the unpatched model in the same round, median.
-        limit: what the arithmetic allows.
+        limit: speedup that the arithmetic allows.
         limit_share: speedup over limit.
         merge_tax: extra time over dropping the tokens instead; 0.03 is 3 %.
     """
@@ -75,7 +75,7 @@ class DemoResult:
     machine: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return everything as plain data, for JSON."""
         return {
             "rows": [asdict(row) for row in self.rows],
             "parity": [{"r": as_data(r), **report.as_dict()} for r, report in self.parity],
@@ -86,12 +86,12 @@ class DemoResult:
 
     @property
     def identical_predictions(self) -> float:
-        """Share over all images and schedules."""
+        """Share of equal predictions, over all images and schedules."""
         return statistics.fmean(report.identical_predictions for _, report in self.parity)
 
     @property
     def identical_decisions(self) -> float:
-        """Share of images whose every merge is the same, over all schedules."""
+        """Share of images whose merges are all the same, over all schedules."""
         return statistics.fmean(report.identical_decisions for _, report in self.parity)
 
 
@@ -104,15 +104,15 @@ def run(
     limit_images: int | None = None,
     progress: Progress = lambda step: None,
 ) -> tuple[DemoResult, dict[str, Any]]:
-    """Measure everything; returns the result and the patched models by framework.
+    """Measure everything; return the result and the patched models by framework.
 
     Args:
         frameworks: any of "torch" and "paddle", installed.
         schedules: values of r to show.
         batch: images per forward pass when timing.
         rounds: interleaved timing rounds.
-        limit_images: use only the first so many held-out images; None: all.
-        progress: called with a line before each step; :func:`steps` says how many there are.
+        limit_images: number of held-out images to use, from the first on; None: all.
+        progress: called with a line of text before each step; :func:`steps` returns how many there are.
     """
     images, labels = (part[:limit_images] for part in digits.load("test"))
     models: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def run(
 
 
 def steps(frameworks: Sequence[str], schedules: Sequence[R] = SCHEDULES) -> int:
-    """How often :func:`run` calls ``progress``."""
+    """Return how often :func:`run` calls ``progress``."""
     return len(frameworks) * (1 + len(schedules)) + len(schedules)
 
 
@@ -156,7 +156,7 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _rows(accuracy: Sequence[float], timed: Sequence[benchmark.Measurement]) -> Iterator[DemoRow]:
-    """The rows of one framework: the unpatched model, then each r that was timed."""
+    """Yield the rows of one framework: the unpatched model, then each r that was timed."""
     speed = statistics.median(cell.images_per_second["unpatched"] for cell in timed)
     yield DemoRow(timed[0].framework, None, timed[0].tokens, accuracy[0], speed)
     for share, cell in zip(accuracy[1:], timed, strict=True):
@@ -174,13 +174,13 @@ def _rows(accuracy: Sequence[float], timed: Sequence[benchmark.Measurement]) -> 
 
 
 def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
-    """Draw ``count`` held-out digits, a column each, and below them what merging made of them.
+    """Draw ``count`` held-out digits, a column each, and below them their merged groups after some layers.
 
     Args:
         model: a patched model.
-        path: where to; the ending decides the format.
+        path: the file to write; its ending decides the format.
         r: the schedule to draw.
-        count: digits to show, one of each kind as far as there are kinds.
+        count: number of digits to draw: 0, 1, 2 and so on, one of each, at most 10.
     """
     from PIL import Image
 

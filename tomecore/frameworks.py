@@ -1,9 +1,9 @@
-"""PyTorch and Paddle in one vocabulary, for the tools: modules, tensors, devices, processes.
+"""PyTorch and Paddle with the same methods, for the tools: modules, tensors, devices, processes.
 
     predict(model, images)               # NumPy in, NumPy out, in any framework
     runtime_of(model).forget_gradients(model)
 
-What the engine needs of a framework is more, and lies in ``adapters/hosts``.
+The engine needs more of a framework; that is in ``adapters/hosts``.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ __all__ = [
 
 
 class Torch:
-    """What tools ask of PyTorch. It is imported when a method needs it, and not before."""
+    """The parts of PyTorch that the tools need. It is imported only when a method needs it."""
 
     name = "torch"
     #: the command that installs it
     install = 'pip install "tomecore[torch]"'
-    #: how its plain ViTs keep their weights, as ``tomecore.models.convert`` names layouts
+    #: the layout of its plain ViTs' weights, by its name in ``tomecore.models.convert``
     layout = "timm"
-    #: what it calls a GPU, and examples of all its devices
+    #: its name for a GPU, and examples of its devices
     gpu, devices = "cuda", "cpu, cuda, cuda:1 ..."
-    #: the command that starts several processes, and the variables by which it tells each how many there
-    #: are, which one it is, and which one on its machine
+    #: the command that starts several processes, and the variables it sets in each: how many there are,
+    #: which one this is, and which one on its machine
     launcher = "torchrun"
     variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
-    #: the function of :attr:`cuda` after which its ``max_memory_allocated`` counts anew
+    #: the function of :attr:`cuda` that resets its ``max_memory_allocated``
     reset_peak = "reset_peak_memory_stats"
 
     @property
@@ -64,7 +64,7 @@ class Torch:
         return self.library.cuda
 
     def named_modules(self, model: Any) -> Any:
-        """The model under "", and all modules in it by their paths."""
+        """Return the model under "", and all modules in it by their paths."""
         return model.named_modules()
 
     def after_forward(self, module: Any, hook: Callable[[Any, Any, Any], Any]) -> Any:
@@ -72,11 +72,11 @@ class Torch:
         return module.register_forward_hook(hook)
 
     def no_grad(self) -> Any:
-        """A context without gradients."""
+        """Return a context without gradients."""
         return self.library.no_grad()
 
     def fastest(self) -> Any:
-        """A context without gradients that costs least, for timing."""
+        """Return the context without gradients that costs least, for timing."""
         return self.library.inference_mode()
 
     def forget_gradients(self, model: Any) -> None:
@@ -84,43 +84,43 @@ class Torch:
         model.zero_grad(set_to_none=True)
 
     def device_of(self, tensor: Any) -> Any:
-        """Where a tensor lies."""
+        """Return the device of a tensor."""
         return tensor.device
 
     def tensor(self, array: np.ndarray, device: Any, dtype: Any) -> Any:
-        """``array`` on a device and in a dtype, each by its name or as a tensor has it."""
+        """Return ``array`` as a tensor; device and dtype are names, or taken from another tensor."""
         dtype = getattr(self.library, dtype) if isinstance(dtype, str) else dtype
         return self.library.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
 
     def to_float32(self, tensor: Any) -> Any:
-        """``tensor`` in float32, with its gradient."""
+        """Return ``tensor`` in float32, with its gradient."""
         return tensor.float()
 
     def load_state(self, model: Any, weights: Mapping[str, np.ndarray]) -> None:
-        """Load every weight of ``model``, each in the dtype that the model has it in."""
+        """Load every weight of ``model``, each in the dtype that it has in the model."""
         model.load_state_dict({n: self.library.from_numpy(np.array(v)) for n, v in weights.items()})
 
     def move(self, model: Any, device: str, dtype: str | None = None) -> Any:
-        """The model, in place, on a device, which becomes the current one; and in a dtype, by name."""
+        """Move the model to a device, which becomes the current one, and a dtype; in place; return it."""
         if device.startswith("cuda:"):
             self.cuda.set_device(device)
         return model.to(device=device, dtype=dtype and getattr(self.library, dtype))
 
     def set_threads(self, count: int) -> None:
-        """Compute with so many threads on a CPU, whatever the environment said at the import."""
+        """Set the number of threads on a CPU, whatever the environment said at the import."""
         self.library.set_num_threads(count)
 
     @contextlib.contextmanager
     def gathering(self) -> Iterator[Callable[[Any], list[Any]]]:
-        """``gather(value)``, by which every process gets the values of all, by rank.
+        """Yield ``gather(value)``, which returns the values of all processes, by rank.
 
-        A process group that is there is used and left as it is; one that this sets up is taken down.
+        An existing process group is used and kept; one that is set up here is destroyed.
         """
         distributed = importlib.import_module("torch.distributed")
         ours = not distributed.is_initialized()
         if ours:
             distributed.init_process_group("gloo")
-        # On the CPU, whatever the models run on.
+        # Gather on the CPU, wherever the models run.
         on_cpu = distributed.get_backend() == "gloo"
         group = None if on_cpu else distributed.new_group(backend="gloo")
 
@@ -137,7 +137,7 @@ class Torch:
 
 
 class Paddle:
-    """What tools ask of Paddle, under the names of :class:`Torch`, which says what they mean."""
+    """The parts of Paddle that the tools need, with the names of :class:`Torch`, which explains them."""
 
     name = "paddle"
     install = 'pip install "tomecore[paddle-cpu]"'
@@ -207,24 +207,24 @@ class Paddle:
         yield gather
 
 
-#: A type checker sees to it that both have whatever a tool asks for.
+#: A type checker ensures that both have all that the tools use.
 Runtime = Torch | Paddle
 
-#: by name
+#: name -> framework
 RUNTIMES: dict[str, Runtime] = {"torch": Torch(), "paddle": Paddle()}
 
-#: framework -> what to install where it is missing
+#: framework -> the command that installs it
 FRAMEWORKS = {name: runtime.install for name, runtime in RUNTIMES.items()}
 
 
 def require(framework: str) -> None:
-    """Raise, naming the command that installs it, if a framework is missing."""
+    """Raise if a framework is missing, with the command that installs it."""
     if importlib.util.find_spec(framework) is None:
         raise TomeError(f"{framework} is not installed; install it with: {FRAMEWORKS[framework]}")
 
 
 def framework_of(model: Any) -> str:
-    """ "torch" or "paddle", by the classes the model derives from."""
+    """Return "torch" or "paddle", by the classes that the model derives from."""
     for cls in type(model).__mro__:
         if cls.__module__.partition(".")[0] in FRAMEWORKS and cls.__name__ in {"Module", "Layer"}:
             return cls.__module__.partition(".")[0]
@@ -235,23 +235,23 @@ def framework_of(model: Any) -> str:
 
 
 def runtime_of(model: Any) -> Runtime:
-    """The framework of a model, as what can be asked of it."""
+    """Return the :class:`Torch` or :class:`Paddle` of a model."""
     return RUNTIMES[framework_of(model)]
 
 
 def named_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """The model under "", and all modules in it by their paths."""
+    """Return the model under "", and all modules in it by their paths."""
     return iter(runtime_of(model).named_modules(model))
 
 
 def to_tensor(model: Any, array: np.ndarray) -> Any:
-    """``array`` as the model's framework, on its device and in the dtype of its weights."""
+    """Return ``array`` as a tensor of the model's framework, with the device and dtype of its weights."""
     runtime, parameter = runtime_of(model), next(iter(model.parameters()))
     return runtime.tensor(array, runtime.device_of(parameter), parameter.dtype)
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """Any array as NumPy; what NumPy has no type for (bfloat16) as float32."""
+    """Return any array as NumPy; bfloat16, for which NumPy has no type, becomes float32."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "detach"):
@@ -263,7 +263,7 @@ def to_numpy(array: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients, put back afterwards."""
+    """Put a model into evaluation mode, without gradients; restore its modes afterwards."""
     runtime = runtime_of(model)
     modes = [(module, module.training) for _, module in runtime.named_modules(model)]
     model.eval()
@@ -276,11 +276,11 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def logits_of(output: Any) -> Any:
-    """The tensor in what a model returns: the tensor itself, ``.logits``, or the first of a tuple.
+    """Return the tensor in a model's output: the output itself, its ``.logits``, or the first of a tuple.
 
     Raises:
-        ArgumentTypeError: none of these is a tensor; a model of transformers without a head for
-            classes returns such an object.
+        ArgumentTypeError: none of these is a tensor, as for a model of transformers without a head for
+            classes.
     """
     found = getattr(output, "logits", output)
     if isinstance(found, tuple | list) and found:
@@ -295,7 +295,7 @@ def logits_of(output: Any) -> Any:
 
 
 def predict(model: Any, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """Outputs (n, classes) of ``model`` for images (n, C, H, W); which, see :func:`logits_of`."""
+    """Return the outputs (n, classes) of ``model`` for images (n, C, H, W), by :func:`logits_of`."""
     with evaluating(model):
         parts = [
             to_numpy(logits_of(model(to_tensor(model, images[at : at + batch]))))

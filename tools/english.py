@@ -27,6 +27,14 @@ FILES = (
     "tomecore/adapters/*.py",
     "tomecore/adapters/hosts/*.py",
     "tomecore/adapters/engine/*.py",
+    "tomecore/benchmark/*.py",
+    "tomecore/evaluation/*.py",
+    "tomecore/parity/*.py",
+    "tomecore/visualization/*.py",
+    "tomecore/loading/*.py",
+    "tomecore/cli/*.py",
+    "tomecore/demo.py",
+    "tomecore/frameworks.py",
 )
 #: files among these that are not clean yet
 LATER = ("tomecore/adapters/engine/spec.py", "tomecore/adapters/engine/trim.py")

@@ -100,7 +100,9 @@ def test_to_static_and_compile() -> None:
         is None
     )
     found = benchmark.place_of(small("torch"), "cpu", "float32")
-    with pytest.raises(ArgumentValueError, match="'to_static' is paddle's; the model is torch's"):
+    with pytest.raises(
+        ArgumentValueError, match="'to_static' is for paddle; the model is in torch"
+    ):
         found.compiled(small("torch"), "to_static", (2, 3, 32, 32))
     with pytest.raises(ArgumentValueError, match="CUDA graphs need a GPU"):
         found.compiled(small("torch"), "cudagraphs", (2, 3, 32, 32))

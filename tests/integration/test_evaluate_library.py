@@ -100,7 +100,7 @@ def test_a_record_of_another_run_is_refused(data: Any, tmp_path: Path) -> None:
         (small(), -images, [0, 1, 2, 0], [2], {}, "data:"),
         (small(), images, [0, 1, 2, 0], [2], {"batch": 3}, "batch: 2 there, 3 here"),
         (small(), images, [0, 1, 2, 0], [2], {"name": "b"}, "name: 'a' there, 'b' here"),
-        (other, images, [0, 1, 2, 0], [2], {}, "weights: .*drawn anew each time"),
+        (other, images, [0, 1, 2, 0], [2], {}, "weights: .*random each time"),
     ):
         options = {"batch": 2, "name": "a", **changed}
         with pytest.raises(ArgumentValueError, match=rf"of another run \({what}"):

@@ -171,7 +171,7 @@ def test_other_weights_are_noticed() -> None:
     )
     assert [type(error) for error in found] == [TomeError] * 2
     assert "weights is" in str(found[0])
-    assert "drawn by each process for itself" in str(found[0])
+    assert "are random in each process" in str(found[0])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_several_sequences_of_one_image_are_refused(images: np.ndarray) -> None:
     adapter = importlib.import_module("tomecore.adapters.torch")
     adapter.remove_patch(model.vit)
     adapter.apply_patch(model, r=2)
-    with pytest.raises(UnsupportedModelError, match="makes 10 sequences of tokens of 5 images"):
+    with pytest.raises(UnsupportedModelError, match="builds 10 sequences of tokens from 5 images"):
         sources_by_layer(model, images)
 
 
@@ -130,7 +130,11 @@ def test_squares_by_their_number(patches: int, size: tuple[int, int], grid: Grid
 @pytest.mark.parametrize(
     ("patches", "size", "why"),
     [
-        (197, (224, 224), "197 patches of an image of 224 x 224 pixels.*no grid of square patches"),
+        (
+            197,
+            (224, 224),
+            "197 patches from an image of 224 x 224 pixels.*no grid of square patches",
+        ),
         (9, (224, 224), "squares of 57 or 58 or .* pixels would give as many"),
     ],
 )

@@ -1,14 +1,14 @@
-"""How fast a model is when it merges, beside what it could be.
+"""Measure how fast a model is when it merges, and compare that with its limits.
 
     cell = measure(load("timm:vit_small_patch16_224"), r=16)
     cell.speedup, cell.limit, cell.drop_speedup
-    profile(load("timm:vit_small_patch16_224"), r=16).parts       # where the rest of the time went
+    profile(load("timm:vit_small_patch16_224"), r=16).parts       # where the rest of the time goes
 
 Two limits frame every measurement. The arithmetic limit (``schedule/arithmetic.py``) counts the
 multiplications of the model's own layers. The free-drop limit is measured: the same model in the same run
-drops r tokens by a slice, without matching, merging or bias; it is what the machine can really give. The
+drops r tokens by a slice, without matching, merging or bias. It is the most that the machine can reach. The
 merge tax is the time of merging over the time of free-drop. All forms are timed in turn, because machines
-drift. ``tomecore bench`` is this on the command line.
+drift. ``tomecore bench`` does the same on the command line.
 """
 
 from tomecore.benchmark._forms import free_drop

@@ -1,4 +1,4 @@
-"""What the numbers of a benchmark depend on."""
+"""The environment that the numbers of a benchmark depend on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["machine"]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on: processor, cores, threads, versions, and whether kernels were compiled."""
+    """Return what the numbers depend on: processor, cores, threads, versions, and compiled kernels."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""One cell of a benchmark: a model at one r and batch, beside itself unpatched and its two limits."""
+"""One cell of a benchmark: a model at one r and batch size, beside the unpatched model and both limits."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ __all__ = ["Measurement", "measure"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured in one interleaved run.
+    """The numbers of one interleaved run.
 
     Args:
-        model: its name.
+        model: name of the model.
         framework: "torch" or "paddle".
         r: the schedule.
         batch: images per forward pass.
         image: (height, width) in pixels.
-        tokens: that enter the first block.
-        tokens_left: after the last block has merged.
-        dtype: of weights and images.
-        device: where it ran.
+        tokens: tokens that enter the first block.
+        tokens_left: tokens left after the last block.
+        dtype: dtype of weights and images.
+        device: the device it ran on.
         mode: eager, compile, cudagraphs or to_static.
         train: whether forward and backward were timed, or forward only.
-        images_per_second: of each form, by the median round.
+        images_per_second: speed of each form, in the median round.
         speedup: merging over unpatched, the median of the rounds.
-        speedup_quartiles: first and third quartile of it.
-        limit: what the arithmetic allows; in training it is the same ratio.
+        speedup_quartiles: first and third quartile of ``speedup``.
+        limit: speedup that the arithmetic allows; in training it is the same ratio.
         limit_share: speedup over limit.
-        drop_speedup: of dropping the tokens instead of merging them: what the machine can give.
+        drop_speedup: speedup of dropping the tokens instead of merging them: what the machine can reach.
         drop_share: time of dropping over time of merging.
-        drop_share_quartiles: first and third quartile of it.
-        merge_share: of a merging forward pass, spent on matching and merging; None where a clock
-            cannot tell (GPUs, compiled models, training).
-        peak_bytes: memory that one call takes beyond weights and images, by form; None if not known.
-        rounds: how many.
-        trim_last: whether the last block computed the prefix tokens only.
-        prop_attn: whether attention counted sizes, or in which form.
-        ahead: speed over that of each further form, the median of the rounds.
+        drop_share_quartiles: first and third quartile of ``drop_share``.
+        merge_share: share of a merging forward pass that matching and merging take; None if a clock
+            cannot measure it (GPUs, compiled models, training).
+        peak_bytes: memory that one call takes beyond weights and images, by form; None if unknown.
+        rounds: number of rounds.
+        trim_last: whether the last block computes only the prefix tokens.
+        prop_attn: whether attention counts sizes, or in which form.
+        ahead: speed of merging over that of each further form, the median of the rounds.
     """
 
     model: str
@@ -82,7 +82,7 @@ class Measurement:
     ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return everything as plain data, for JSON."""
         return {**asdict(self), "r": as_data(self.r)}
 
 
@@ -104,21 +104,22 @@ def measure(
     """Time a model unpatched, merging and dropping tokens, in turn.
 
     Args:
-        loaded: the model; copies of it are patched.
-        r: any form of r.
+        loaded: the model; only copies of it are patched.
+        r: the schedule, in any form.
         batch: images per forward pass.
         dtype: "float32", "bfloat16" or "float16".
         device: as the framework spells it.
         mode: "eager", "compile" (torch), "cudagraphs" (torch on a GPU) or "to_static" (Paddle).
         train: forward and backward instead of forward only.
         rounds: interleaved timing rounds, after a warm-up.
-        repeat: calls in a row for one look at the clock; more where a call is short.
-        trim_last: patch with ``trim_last=True``; the forms that merge and drop, and the limit.
-        prop_attn: of the forms that merge, as for ``apply_patch``.
-        others: further forms to time, by name: each makes a callable model of a copy of the unpatched.
+        repeat: calls in a row between two readings of the clock; more if a call is short.
+        trim_last: patch with ``trim_last=True``, and compute the limit for it.
+        prop_attn: how sizes enter attention, as for ``apply_patch``.
+        others: further forms to time, by name: each function turns a copy of the unpatched model into a
+            callable model.
 
     Raises:
-        ArgumentValueError: a device, dtype or mode that is not there.
+        ArgumentValueError: the device, dtype or mode is not available.
         UnsupportedModelError: the model cannot be patched.
     """
     place = place_of(loaded.model, device, dtype)
@@ -198,7 +199,7 @@ def _call(
 
 
 def _merge_share(model: Any, call: Callable[[], Any], rounds: int) -> float:
-    """The median share of a forward pass from keys to merged tokens, by a clock on the host."""
+    """Return the median share of a forward pass from keys to merged tokens, by a clock on the host."""
     shares = []
     with handle_of(model).timings() as seconds:
         for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Where a forward pass that is timed runs: on a device, in a dtype, compiled or not."""
+"""The place where a timed forward pass runs: on a device, in a dtype, compiled or not."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tomecore.frameworks import RUNTIMES, framework_of
 
 __all__ = ["Place", "peak_bytes", "place_of"]
 
-#: how a forward pass runs, beside eager -> the framework that has it
+#: mode of a forward pass, besides eager -> the framework that has it
 _MODES = {"compile": "torch", "cudagraphs": "torch", "to_static": "paddle"}
 
 
 class Place:
-    """A device of a framework, to compute on in one dtype.
+    """A device of a framework, and a dtype to compute in.
 
     Args:
         framework: "torch" or "paddle".
@@ -35,35 +35,35 @@ class Place:
         self.on_gpu = not device.startswith("cpu")
 
     def put(self, model: Any) -> Any:
-        """The model on this device, in this dtype."""
+        """Move the model to this device and dtype, and return it."""
         return self.runtime.move(model, self.device, self.dtype)
 
     def images(self, batch: int, shape: tuple[int, int, int]) -> Any:
-        """Random images (batch, C, H, W) there."""
+        """Return random images (batch, C, H, W) on this device."""
         values = np.random.default_rng(0).standard_normal((batch, *shape)).astype(np.float32)
         return self.runtime.tensor(values, self.device, self.dtype)
 
     def wait(self) -> None:
-        """Until the device has done what was asked."""
+        """Wait until the device has finished its work."""
         if self.on_gpu:
             self.runtime.cuda.synchronize()
 
     def no_grad(self) -> contextlib.AbstractContextManager[Any]:
-        """A context without gradients, in the form that costs the framework least."""
+        """Return a context without gradients, in the form that costs the framework least."""
         return self.runtime.fastest()
 
     def compiled(self, model: Any, mode: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
-        """The model as a call, compiled unless ``mode`` is "eager".
+        """Return the model as a function, compiled unless ``mode`` is "eager".
 
         Raises:
-            ArgumentValueError: a mode that the framework or the device does not have.
+            ArgumentValueError: the framework or the device does not have this mode.
         """
         if mode == "eager":
             return lambda x: model(x)
         library = self.runtime.library
         if _MODES[mode] != self.runtime.name:
             raise ArgumentValueError(
-                f"mode {mode!r} is {_MODES[mode]}'s; the model is {self.runtime.name}'s"
+                f"mode {mode!r} is for {_MODES[mode]}; the model is in {self.runtime.name}"
             )
         if mode == "cudagraphs" and not self.on_gpu:
             raise ArgumentValueError("CUDA graphs need a GPU; give --device cuda")
@@ -78,10 +78,10 @@ class Place:
 
 
 def place_of(model: Any, device: str, dtype: str) -> Place:
-    """The place of a model of any framework.
+    """Return the place for a model of any framework.
 
     Raises:
-        ArgumentValueError: a device that is not there, or a dtype that it cannot compute in.
+        ArgumentValueError: the device is not available, or it cannot compute in this dtype.
     """
     place = Place(framework_of(model), device, dtype)
     runtime = place.runtime
@@ -95,17 +95,17 @@ def place_of(model: Any, device: str, dtype: str) -> Place:
 
 
 def peak_bytes(place: Place, call: Callable[[], Any]) -> int | None:
-    """Memory one call takes at most, beyond what was in use before it; None where that is not known."""
+    """Return the most memory that one call takes, beyond what was in use before it; None if unknown."""
     if place.on_gpu:
         return _peak_on_gpu(place, call)
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, and counts again
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back to the system and counts again
         before = _status(status, "VmRSS")
-        reset.write_text("5")  # Linux: the high-water mark begins anew
+        reset.write_text("5")  # Linux: reset the high-water mark
         call()
         return max(0, _status(status, "VmHWM") - before)
-    except (OSError, AttributeError, StopIteration):  # not Linux, or not its usual library
+    except (OSError, AttributeError, StopIteration):  # not Linux, or not its usual C library
         return None
 
 

@@ -1,4 +1,4 @@
-"""Images per second against r: the model unpatched, merging, and what the arithmetic would allow."""
+"""Plot images per second against r: the model unpatched, merging, and at the limit of the arithmetic."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _NAMES = {
 
 
 def draw(cells: Sequence[Measurement], path: Path, *, title: str | None = None) -> None:
-    """Draw cells of one model into one picture, a panel for each batch size; needs matplotlib.
+    """Draw cells of one model into one plot, with a panel for each batch size; needs matplotlib.
 
     Args:
         cells: the same model at several r; an r that is not an int is drawn at its mean per layer.
-        path: where to; the ending decides the format.
-        title: above the picture; None: the model's name and how it ran.
+        path: the file to write; its ending decides the format.
+        title: title above the plot; None: the model's name and how it ran.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +48,7 @@ def _panel(axis: Any, cells: list[Measurement], batch: int) -> None:
     axis.plot(r, [base, *(base * cell.limit for cell in cells)], "k--", linewidth=1, label="limit")
     for name, label in _NAMES.items():
         if all(name in cell.images_per_second for cell in cells):
-            # Through the ratio within each run, because the machine drifts between runs.
+            # Use the ratio within each run, because the machine drifts between runs.
             speed = [
                 base * cell.images_per_second[name] / cell.images_per_second["unpatched"]
                 for cell in cells

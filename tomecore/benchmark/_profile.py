@@ -1,4 +1,4 @@
-"""Where the time between merging and free-drop goes, part by part."""
+"""Split the time between merging and free-drop into parts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Profile:
     """Seconds of one forward pass.
 
     Args:
-        merging: the patched model.
-        dropping: the same model that drops tokens instead.
-        parts: what merging spends, by name. "everything else" is what is left of the difference: calls,
-            memory moved twice, noise; it can be negative, because merged tokens lie together in memory and
+        merging: time of the patched model.
+        dropping: time of the same model when it drops tokens instead.
+        parts: time of each part of merging, by name. "everything else" is the rest of the difference: calls,
+            memory moved twice, noise. It can be negative, because merged tokens lie together in memory and
             dropped ones do not.
     """
 
@@ -52,8 +52,8 @@ def profile(
 ) -> Profile:
     """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
 
-    The parts are read from a clock around tomecore's own functions in passes of their own, waiting for the
-    device before and after each, and the cost of a biased attention is the difference to a model with
+    The parts come from separate passes, with a clock around tomecore's own functions that waits for the
+    device before and after each. The cost of biased attention is the difference from a model with
     ``prop_attn=False``.
     """
     place = place_of(loaded.model, device, dtype)
@@ -81,7 +81,7 @@ def profile(
 
 
 def _clocked(place: Place, model: Any, x: Any) -> dict[str, float]:
-    """Seconds by part of one pass."""
+    """Return the seconds of one pass, by part."""
     with model.tome.timings(place.wait) as seconds:
         model(x)
     return {part: seconds[part] for part in _PARTS}

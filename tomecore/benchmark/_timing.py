@@ -1,4 +1,4 @@
-"""Time calls in turn: machines drift, and only what was measured side by side can be compared."""
+"""Time calls in turn: machines drift, so only times measured side by side can be compared."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def interleave(
     wait: Callable[[], None] = _no_wait,
     repeat: int = 1,
 ) -> Iterator[dict[str, float]]:
-    """Time the calls in turn, ``rounds`` times after one warm-up; seconds per call by name, per round.
+    """Time the calls in turn, ``rounds`` times after one warm-up; yield seconds per call by name.
 
-    Each round begins with another call, so that none always runs behind the same one.
+    Each round begins with a different call, so that no call always follows the same one.
 
     Args:
-        calls: what to time, by name.
-        rounds: how often.
-        wait: called before a clock is read; on a GPU it waits for the device.
-        repeat: calls in a row between two looks at the clock.
+        calls: functions to time, by name.
+        rounds: number of rounds.
+        wait: called before the clock is read; on a GPU it waits for the device.
+        repeat: calls in a row between two readings of the clock.
     """
     for call in calls.values():
         call()
@@ -49,12 +49,12 @@ def interleave(
 
 
 def median_ratio(rounds: list[dict[str, float]], over: str, under: str) -> float:
-    """Median of ``over / under`` within each round, so that slow rounds cancel."""
+    """Return the median of ``over / under`` within each round, so that slow rounds cancel."""
     return statistics.median(seconds[over] / seconds[under] for seconds in rounds)
 
 
 def quartiles(rounds: list[dict[str, float]], over: str, under: str) -> tuple[float, float]:
-    """First and third quartile of ``over / under`` within each round."""
+    """Return the first and third quartile of ``over / under`` within each round."""
     ratios = [seconds[over] / seconds[under] for seconds in rounds]
     if len(ratios) < 2:
         return ratios[0], ratios[0]

@@ -1,6 +1,6 @@
-"""``tomecore`` on the command line. What it shows is computed elsewhere; needs ``tomecore[cli]``.
+"""``tomecore`` on the command line. Commands only show results; needs ``tomecore[cli]``.
 
-One file per command; each adds itself to the app with ``@app.command()`` when imported here.
+Each command has a file, which adds itself to the app with ``@app.command()`` when it is imported here.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def options(
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
 ) -> None:
-    """On one line, without the place in the source."""
+    """Print a warning on one line, without its place in the source."""
     errors.print(
         f"[yellow]warning:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True
     )
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors of tomecore are shown as one line, not as a traceback."""
+    """Run a command; show errors of tomecore on one line, without a traceback."""
     warnings.filterwarnings("ignore", message="No ccache found")
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""What ``tomecore bench`` prints."""
+"""The tables that ``tomecore bench`` prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["parts_of", "table_of"]
 
 
 def table_of(cells: list[Measurement], latency: bool) -> Table:
-    """One row for each cell; ``latency``: milliseconds per image instead of images per second."""
+    """Return one row for each cell; ``latency``: milliseconds per image instead of images per second."""
     first = cells[0]
     how = "forward and backward" if first.train else "forward"
     how += ", the last block trimmed" if first.trim_last else ""
@@ -61,7 +61,7 @@ def table_of(cells: list[Measurement], latency: bool) -> Table:
 
 
 def parts_of(cell: Measurement, split: Profile) -> Table:
-    """Where the time of merging over free-drop went."""
+    """Return a table of the parts of the time of merging over free-drop."""
     table = plain_table(
         title=f"batch {cell.batch}, r={cell.r}: {split.merging * 1e3:.2f} ms merging, "
         f"{split.dropping * 1e3:.2f} ms dropping; the difference:"

@@ -1,4 +1,4 @@
-"""The held-out digits, as what several commands take in the place of images."""
+"""The held-out digits, which several commands accept in place of images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 __all__ = ["DIGITS", "held_out"]
 
-#: the word for them
+#: the word for them on the command line
 DIGITS = "digits"
 
 
 def held_out(loaded: Loaded, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 1, 56, 56) float32 and their labels (n,) int64; of more than ``limit`` some, spread evenly.
+    """Return (n, 1, 56, 56) float32 and their labels (n,) int64; at most ``limit``, spread evenly.
 
     Raises:
-        ArgumentValueError: the model takes other images.
+        ArgumentValueError: the model takes images of another shape.
     """
     from tomecore import evaluation
     from tomecore.models import digits

@@ -9,19 +9,19 @@ from typer.core import TyperCommand
 
 __all__ = ["OPTIONS", "SeveralR", "one_each"]
 
-#: what an r begins with that is more than a word: a path that begins like this needs a ./
+#: how each further r begins; a path that begins like this needs a ./
 _LIKE_R = re.compile(r"\s*(\d+\s*$|[(\[])")
 
 
-#: the launchers torchrun and paddle.distributed.launch refuse --r, as short for an option of their own
+#: the launchers torchrun and paddle.distributed.launch refuse --r: it is short for options of their own
 OPTIONS = ("--r", "--schedule")
 
 
 def one_each(arguments: list[str], options: tuple[str, ...] = OPTIONS) -> list[str]:
     """Repeat the option before each of its values.
 
-    Values go on as long as they look like an r: digits, or something that opens with a bracket. What
-    comes after ``--`` is left alone.
+    The values of an option continue as long as they look like an r: digits, or text that opens with a
+    bracket. Arguments after ``--`` are not changed.
     """
     found: list[str] = []
     current, takes_next = "", False

@@ -1,4 +1,4 @@
-"""What the commands share: the app, where they print, their common options, checks of file names."""
+"""Parts that the commands share: the app, its consoles, common options, checks of file names."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-#: columns where no terminal and no COLUMNS says how many: room for every table
+#: columns if neither a terminal nor COLUMNS sets them: room for every table
 _COLUMNS = 120
 
 
 class _Screen(Console):
-    """A console whose width is that of now, not of the moment of its making."""
+    """A console that reads its width each time it prints, not when it is created."""
 
     @property  # type: ignore[misc]  # nothing sets it
     def size(self) -> ConsoleDimensions:
-        """COLUMNS, else the width of the terminal; of a file or a pipe :data:`_COLUMNS`."""
+        """COLUMNS, else the width of the terminal; :data:`_COLUMNS` for a file or a pipe."""
         columns = os.environ.get("COLUMNS", "")
         if columns.isdecimal() and int(columns):
             return ConsoleDimensions(int(columns), 25)
@@ -65,19 +65,20 @@ class _Screen(Console):
 console = _Screen()
 errors = _Screen(stderr=True)
 
-#: unreadable images that are named
+#: unreadable images that are listed at most
 _NAMED = 10
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
-#: how a model is named
+#: the forms of a model's name
 MODELS = (
     "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, paddleclas:NAME, ppim:NAME, "
     "paddle:SIZE, digits:torch, digits:paddle, or module:function."
 )
 ModelName = Annotated[str, typer.Option("--model", "-m", help=MODELS)]
 Pretrained = Annotated[
-    bool, typer.Option("--pretrained", help="With the weights its library offers (downloads them).")
+    bool,
+    typer.Option("--pretrained", help="Use the weights that its library offers (downloads them)."),
 ]
 Weights = Annotated[
     Path | None,
@@ -90,7 +91,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write all numbers to 
 
 
 def progress_bar() -> Progress:
-    """Steps done, of how many, and which one runs; on stderr, gone when done."""
+    """Return a bar of the steps done and the running one, on stderr; it disappears at the end."""
     return Progress(
         SpinnerColumn(),
         BarColumn(),
@@ -102,7 +103,7 @@ def progress_bar() -> Progress:
 
 
 def plain_table(**kwargs: Any) -> Table:
-    """A table as all commands print it."""
+    """Return a table in the style of all commands."""
     return Table(
         title_justify="left",
         caption_justify="left",
@@ -126,7 +127,7 @@ def check_file(path: Path | None, option: str, endings: tuple[str, ...] = ()) ->
 
 
 def write_numbers(path: Path | None, numbers: Any) -> None:
-    """What ``--json`` asks for: plain data as a file, in a folder that is made; None writes nothing."""
+    """Write plain data as a JSON file, and create its folder; None writes nothing."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,17 +136,17 @@ def write_numbers(path: Path | None, numbers: Any) -> None:
 
 
 def print_path(what: str, path: Path) -> None:
-    """Say where a file lies that was written; the path is not broken into lines."""
+    """Print the path of a file that was written; the path is not broken into lines."""
     console.print(f"{what}: [bold]{escape(str(path))}[/bold]", highlight=False, soft_wrap=True)
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Print an error on one line of stderr."""
     errors.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def print_unreadable(reasons: Sequence[str], kept: int, hint: str = "") -> None:
-    """Say on stderr which images could not be read beside the ``kept`` ones; ``hint``: where all are."""
+    """Print which images could not be read besides the ``kept`` ones; ``hint``: where all are listed."""
     total = len(reasons) + kept
     errors.print(f"[red]{len(reasons)} of {total} images could not be read:[/red]", highlight=False)
     for reason in reasons[:_NAMED]:
@@ -155,12 +156,12 @@ def print_unreadable(reasons: Sequence[str], kept: int, hint: str = "") -> None:
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:
-    """A cell of a table; a dash where there is no number."""
+    """Return a cell of a table; a dash for None."""
     return "-" if value is None else format(value, form) + unit
 
 
 def read_r(text: str, option: str = "--r") -> R:
-    """``r`` as typed: 16, "(16, -1)" or "[0, 0, 30]"."""
+    """Return the r in a typed text: 16, "(16, -1)" or "[0, 0, 30]"."""
     try:
         value = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError):

@@ -29,7 +29,7 @@ from tomecore.cli._shared import (
 
 
 class Dtype(str, Enum):
-    """Of weights and images."""
+    """The dtype of weights and images."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -44,7 +44,7 @@ class PropAttn(str, Enum):
     column = "column"
 
 
-#: -> the argument of apply_patch
+#: option -> argument of apply_patch
 _PROP_ATTN = {PropAttn.auto: None, PropAttn.off: False, PropAttn.column: "column"}
 
 
@@ -62,19 +62,20 @@ def bench(
     model: ModelName = "timm:vit_small_patch16_224",
     r: Annotated[
         list[str] | None,
-        typer.Option("--r", help='Tokens merged per layer: 16, "(16, -1)"; several: one row each.'),
+        typer.Option("--r", help='Tokens merged per layer: 16, "(16, -1)"; one row for each r.'),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="Images per forward pass; several.")
+        list[int] | None,
+        typer.Option("--batch", min=1, help="Images per forward pass; may be repeated."),
     ] = None,
     resolution: Resolution = None,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and images.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and images.")] = Dtype.float32,
     device: Annotated[str, typer.Option(help="cpu, cuda (torch), gpu:0 (Paddle) ...")] = "cpu",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="On a CPU; otherwise the framework's own choice.")
+        int | None, typer.Option(min=1, help="Threads on a CPU; default: the framework's choice.")
     ] = None,
     mode: Annotated[
-        Mode, typer.Option(help="compile and cudagraphs are torch's, to_static is Paddle's.")
+        Mode, typer.Option(help="compile and cudagraphs are for torch, to_static is for Paddle.")
     ] = Mode.eager,
     latency: Annotated[
         bool, typer.Option("--latency", help="Batch 1, many rounds, milliseconds.")
@@ -89,19 +90,21 @@ def bench(
     prop_attn: Annotated[
         PropAttn,
         typer.Option(
-            help="Proportional attention: the default form, none, or without a mask, for flash "
-            "kernels (torch)."
+            help="Proportional attention: the default form, none, or a column of the keys instead of "
+            "a mask, for flash kernels (torch)."
         ),
     ] = PropAttn.auto,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Show where the gap to free-drop is.")
+        bool, typer.Option("--profile", help="Show what the gap to free-drop consists of.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 9,
-    repeat: Annotated[int, typer.Option(min=1, help="Calls between two looks at the clock.")] = 1,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Calls between two readings of the clock.")
+    ] = 1,
     pretrained: Pretrained = False,
     json_file: Json = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw images/s against r into this picture.")
+        Path | None, typer.Option("--plot", help="Plot images/s against r into this file.")
     ] = None,
 ) -> None:
     """Time a model unpatched, merging, and dropping tokens for free, in turn, beside the arithmetic limit.

@@ -1,4 +1,4 @@
-"""``tomecore demo``: the main job, shown as a table and a picture."""
+"""``tomecore demo``: the main job, shown as a table and a drawing."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def demo(
     ] = Framework.both,
     json_file: Json = None,
     picture: Annotated[
-        Path, typer.Option("--picture", help="Where to write the picture of the merged tokens.")
+        Path, typer.Option("--picture", help="Where to write the drawing of the merged tokens.")
     ] = Path("tomecore-demo.png"),
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass when timing.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 5,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first so many test images.")
+        int | None, typer.Option(min=1, help="Test images to use, from the first on; default: all.")
     ] = None,
 ) -> None:
     """Classify held-out handwritten digits with a small ViT, unpatched and merging tokens.

@@ -39,7 +39,7 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 class Precision(str, Enum):
-    """What autocast computes in."""
+    """The precision of autocast."""
 
     bf16 = "bf16"
     fp16 = "fp16"
@@ -61,7 +61,7 @@ def evaluate(
         list[str],
         typer.Option(
             *OPTIONS,
-            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]"; several after one another. The '
+            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]"; several in a row. The '
             "unpatched model, r = 0, always comes first.",
         ),
     ] = ["8", "16"],  # noqa: B006
@@ -77,11 +77,13 @@ def evaluate(
         ),
     ] = None,
     no_labels: Annotated[
-        bool, typer.Option("--no-labels", help="All images at any depth; agreement only.")
+        bool, typer.Option("--no-labels", help="Use all images at any depth; agreement only.")
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Only so many images, spread evenly over DATA."),
+        typer.Option(
+            "--limit", min=1, help="Use at most this many images, spread evenly over DATA."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")] = 32,
     device: Annotated[
@@ -94,7 +96,7 @@ def evaluate(
     resume: Annotated[
         Path | None,
         typer.Option(
-            "--resume", help="Keep what is found in this file; go on from it after an interruption."
+            "--resume", help="Store results in this file; continue from it after an interruption."
         ),
     ] = None,
     json_file: Json = None,
@@ -103,13 +105,13 @@ def evaluate(
         typer.Option("--plot", help="Draw accuracy (or agreement) against images per second."),
     ] = None,
 ) -> None:
-    """Measure what merging costs in accuracy and gives in speed, on your own images.
+    """Measure what merging costs in accuracy and gains in speed, on your own images.
 
     On several GPUs or machines: torchrun --nproc-per-node 2 -m tomecore.cli evaluate DATA ...; for Paddle:
     python -m paddle.distributed.launch --nproc_per_node 2 $(which tomecore) evaluate DATA ... Both
-    launchers take --r for an option of their own: write --schedule.
+    launchers read --r as an option of their own: use --schedule instead.
 
-    Ends with exit code 1 if an image could not be read; the others are kept.
+    The exit code is 1 if an image could not be read; the others are evaluated.
     """
     check_file(json_file, "--json")
     check_file(plot, "--plot", PLOTS)
@@ -177,7 +179,7 @@ def evaluate(
             if plot is not None:
                 evaluation.draw(result, plot, title=f"{model}, {result.images} images of {data}")
                 print_path("Plot", plot)
-        processes.gather(None)  # nobody leaves before all is written
+        processes.gather(None)  # no process leaves before all files are written
     if processes.first and result.unreadable:
         reasons = [reason for _, reason in result.unreadable]
         print_unreadable(reasons, result.images, "; --json lists all")

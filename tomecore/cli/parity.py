@@ -1,4 +1,4 @@
-"""``tomecore parity``: do two models agree, layer by layer, and if not, where do they part and why?"""
+"""``tomecore parity``: whether two models agree, layer by layer, and if not, where they diverge and why."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 class Precision(str, Enum):
-    """What the weights are turned to."""
+    """The precision to convert the weights to."""
 
     float64 = "float64"
     float32 = "float32"
 
 
 class Convert(str, Enum):
-    """Whose weights the other one gets."""
+    """The direction in which to copy weights."""
 
     a_to_b = "a-to-b"
     b_to_a = "b-to-a"
@@ -52,28 +52,28 @@ def parity(
     a: Annotated[str, typer.Argument(metavar="A", help=MODELS, show_default=False)],
     b: Annotated[
         str,
-        typer.Argument(metavar="B", help="The same, of any framework.", show_default=False),
+        typer.Argument(metavar="B", help="Another model, of any framework.", show_default=False),
     ],
     images: Annotated[
         str | None,
         typer.Option(
             "--images",
-            help="A folder of images, prepared once for both as A wants them; or the word digits.",
+            help="A folder of images, prepared once for both as A needs them; or the word digits.",
         ),
     ] = None,
     random: Annotated[
         int | None,
-        typer.Option("--random", min=1, help="Instead: so many images of noise; 4 without either."),
+        typer.Option("--random", min=1, help="Instead: this many images of noise; default: 4."),
     ] = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="At most so many images, spread evenly.")
+        int, typer.Option("--limit", min=1, help="Use at most this many images, spread evenly.")
     ] = 32,
     convert: Annotated[
         Convert | None,
-        typer.Option("--convert", help="Give one the weights of the other, in its own layout."),
+        typer.Option("--convert", help="Give one model the other's weights, in its own layout."),
     ] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Both with the weights their library offers.")
+        bool, typer.Option("--pretrained", help="Use the weights that their library offers.")
     ] = False,
     weights_a: Annotated[
         Path | None, typer.Option("--weights-a", help="A file: safetensors, .pth or .pdparams.")
@@ -81,7 +81,7 @@ def parity(
     weights_b: Annotated[Path | None, typer.Option("--weights-b", help="The same for B.")] = None,
     r: Annotated[
         list[str],
-        typer.Option("--r", help='8, "(16, -1)" or "[0, 0, 30]"; several after one another.'),
+        typer.Option("--r", help='8, "(16, -1)" or "[0, 0, 30]"; several in a row.'),
     ] = ["8"],  # noqa: B006
     dtype: Annotated[
         Precision,
@@ -90,7 +90,12 @@ def parity(
         ),
     ] = Precision.float64,
     rtol: Annotated[
-        float | None, typer.Option("--rtol", min=0, help="Allowed: 1e-9 or, in float32, 1e-4.")
+        float | None,
+        typer.Option(
+            "--rtol",
+            min=0,
+            help="Allowed relative difference; default: 1e-9 in float64, 1e-4 in float32.",
+        ),
     ] = None,
     gap: Annotated[
         float | None,
@@ -100,9 +105,9 @@ def parity(
     resolution: Resolution = None,
     json_file: Json = None,
 ) -> None:
-    """Do two models agree? If not: in which layer, in which half of it, and the likely cause.
+    """Check whether two models agree; if not, show in which layer and half of it, and the likely cause.
 
-    Ends with exit code 0 if they agree but for rounding, 1 if they diverge, 2 if they could not be
+    The exit code is 0 if they agree except for rounding, 1 if they diverge, 2 if they could not be
     compared.
     """
     from tomecore.parity import diagnose
@@ -160,7 +165,7 @@ def _load(
     dtype: Precision,
     convert: Convert | None,
 ) -> tuple[Loaded, Loaded]:
-    """Both models in one precision, with the weights that were asked for."""
+    """Return both models in one precision, with the weights that the options name."""
     from tomecore.loading import adapter_of, has_random_weights, load
     from tomecore.parity import transfer_weights
 
@@ -189,7 +194,7 @@ def _load(
     if first.input_shape != second.input_shape:
         raise ArgumentValueError(
             f"{a} takes images of (channels, height, width) {first.input_shape} and {b} of "
-            f"{second.input_shape}; the same images must do for both: try --resolution"
+            f"{second.input_shape}; both must take the same images: try --resolution"
         )
     for one in found:
         if dtype is Precision.float64:
@@ -206,7 +211,7 @@ def _load(
 def _images(
     loaded: Loaded, images: str | None, random: int | None, limit: int
 ) -> tuple[np.ndarray, str]:
-    """(n, C, H, W) as ``loaded`` takes them, and what they are."""
+    """Return images (n, C, H, W) as ``loaded`` takes them, and a description of them."""
     if images is None:
         count = random or 4
         noise = np.random.default_rng(0).standard_normal((count, *loaded.input_shape))
@@ -229,7 +234,7 @@ def _images(
 
 
 def _finite(value: Any) -> Any:
-    """Plain data with NaN and infinity, which JSON does not have, as text."""
+    """Return plain data with NaN and infinity, which JSON does not have, as text."""
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

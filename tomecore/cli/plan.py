@@ -1,4 +1,4 @@
-"""``tomecore plan``: what each layer of a model would merge, and what that could give."""
+"""``tomecore plan``: what each layer of a model would merge, and the speedup that allows."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def plan(
     resolution: Resolution = None,
     json_file: Json = None,
 ) -> None:
-    """Show what each layer of a model would merge, where r is more than it can, and the limit.
+    """Show what each layer of a model would merge, where r is more than it can merge, and the limit.
 
-    One image of zeros is run, to see how many tokens it becomes; weights do not matter.
+    The model runs on one image of zeros, to count its tokens; weights do not matter.
     """
     check_file(json_file, "--json")
     wishes = {"--r": r, "--ratio": ratio, "--last": last, "--speedup": speedup}
@@ -83,9 +83,8 @@ def plan(
     clamped = [row for row in rows if row.clamped]
     if clamped:
         console.print(
-            f"[yellow]*[/yellow] {len(clamped)} of {len(rows)} layers cannot merge as many tokens as "
-            "they were asked to: at most half of those that are not protected "
-            f"({arithmetic.protected} of this model are)."
+            f"[yellow]*[/yellow] {len(clamped)} of {len(rows)} layers cannot merge as many tokens as r "
+            f"says: at most half of those that are not protected ({arithmetic.protected} of this model are)."
         )
     numbers = {
         "model": model,
@@ -104,7 +103,7 @@ def _named(wish: schedule.R) -> str:
 
 
 def _tokens_of(loaded: Loaded) -> int:
-    """Tokens that one image becomes."""
+    """Return the number of tokens of one image."""
     from tomecore.frameworks import evaluating, to_tensor
 
     zeros = np.zeros((1, *loaded.input_shape), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""``tomecore visualize``: which tokens of an image were merged, as a picture and as a page."""
+"""``tomecore visualize``: which tokens of an image were merged, as a drawing and as a page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tomecore.loading import Loaded
     from tomecore.schedule import R
 
-#: What is taken from a folder, by ending; a file that is named itself may end in anything.
+#: Endings of images in a folder; a file that is named directly may have any ending.
 _ENDINGS = {*PICTURES, ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
 
 
@@ -47,7 +47,7 @@ def visualize(
         list[str] | None,
         typer.Option(
             "--r",
-            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]"; several after one another to '
+            help='16, "(16, -1)" for mean and inflect, or "[0, 0, 30]"; several in a row to '
             "compare.  [default: 16]",
         ),
     ] = None,
@@ -59,18 +59,20 @@ def visualize(
         ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to write the picture.")
+        Path, typer.Option("--output", "-o", help="Where to write the drawing.")
     ] = Path("tomecore-visualize.png"),
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a page with all layers, too; it works offline."),
+        typer.Option("--html", help="Also write a page with all layers; it works offline."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Draw at most so many images.")] = 32,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Draw at most this many images.")
+    ] = 32,
 ) -> None:
     """Draw which tokens of your images merge: the original beside merged groups, layer by layer.
 
-    A row for each image and r. What cannot be read is reported, the rest is drawn, and the exit
-    code is 1.
+    There is a row for each image and r. If an image cannot be read, it is reported, the others are drawn,
+    and the exit code is 1.
     """
     check_file(output, "--output", PICTURES)
     check_file(html, "--html", (".html", ".htm"))
@@ -107,7 +109,7 @@ def _draw(
     html: Path | None,
     note: str,
 ) -> list[str]:
-    """Do the work; returns what could not be read."""
+    """Do the work; return the errors of images that could not be read."""
     import numpy as np
 
     from tomecore import visualization
@@ -158,7 +160,7 @@ def _draw(
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say of which file it is that it cannot be written, or is too large for its format."""
+    """Raise an error that names the file if it cannot be written, or is too large for its format."""
     try:
         yield
     except TomeError:
@@ -168,7 +170,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _files(images: list[Path]) -> tuple[list[Path], list[str]]:
-    """The images that were named, folders opened; and what is wrong with the other names."""
+    """Return the paths of all images, those in folders included, and the errors of the other paths."""
     paths, complaints = [], []
     for path in images:
         if path.is_dir():
@@ -187,7 +189,7 @@ def _files(images: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _layer_numbers(text: str) -> list[int]:
-    """ "3,6,9,12" as typed."""
+    """Return the layers in a typed text such as "3,6,9,12"."""
     try:
         numbers = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -201,14 +203,14 @@ def _layer_numbers(text: str) -> list[int]:
 
 
 def _weights_note(loaded: Loaded, trained: bool) -> str:
-    """A note on a model whose weights are random; "" of any other."""
+    """Return a note if the model's weights are random; else ""."""
     from tomecore.loading import has_random_weights
 
     if trained or not has_random_weights(loaded.name):
         return ""
     return (
         f"The weights of {loaded.name} are random, so the groups say little about a trained model; "
-        "take trained ones with --pretrained or --weights FILE."
+        "load trained ones with --pretrained or --weights FILE."
     )
 
 

@@ -1,9 +1,9 @@
-"""What merging costs in accuracy and gives in speed, on a user's own model and images.
+"""Measure what merging costs in accuracy and gains in speed, on a user's own model and images.
 
     result = evaluate(model, images, labels, [8, 16, (16, -1)])
     result.rows[2].top1, result.rows[2].agreement, result.rows[2].speedup
 
-``images`` are arrays or a folder (:func:`find`); ``tomecore evaluate`` is this on the command line.
+``images`` are arrays or a folder (:func:`find`); ``tomecore evaluate`` does the same on the command line.
 """
 
 from tomecore.evaluation._batch import outputs_of

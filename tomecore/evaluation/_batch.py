@@ -1,4 +1,4 @@
-"""One batch at every r in turn, and what a model must give for it."""
+"""Run one batch at every r in turn, and check the outputs of the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Runner:
     """Runs one batch at every r.
 
     Args:
-        model: patched.
+        model: a patched model.
         schedules: the values of r, 0 first.
-        labels: (n,) of all images; None: no labels.
+        labels: (n,) labels of all images; None: no labels.
     """
 
     def __init__(self, model: Any, schedules: Sequence[R], labels: np.ndarray | None) -> None:
@@ -31,7 +31,7 @@ class Runner:
         self.warm: set[int] = set()
 
     def run(self, number: int, batch: Batch) -> Chunk:
-        """What all r found on batch ``number``; the number decides which of them begins."""
+        """Return the counts and times of batch ``number`` at every r; the number decides which r is first."""
         readable = [(i, image) for i, image in batch if not isinstance(image, str)]
         unreadable = [(i, reason) for i, reason in batch if isinstance(reason, str)]
         if not readable:
@@ -79,7 +79,7 @@ class Runner:
 
 
 def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
-    """How many classes a model has outputs for, from a forward pass of one black image of ``shape``.
+    """Return how many classes a model has outputs for: run it on one black image of ``shape``.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: the outputs are not (B, classes).
@@ -90,7 +90,7 @@ def outputs_of(model: Any, shape: tuple[int, int, int]) -> int:
 
 
 def classes_of(output: np.ndarray, count: int) -> int:
-    """The number of classes in ``output`` for ``count`` images; any other output is an error."""
+    """Return the number of classes in ``output`` for ``count`` images; raise if it has another shape."""
     if output.ndim != 2 or output.shape[0] != count or output.shape[1] < 2:
         raise ArgumentValueError(
             f"`model` must give outputs (B, classes), with at least two classes; for {count} images it "

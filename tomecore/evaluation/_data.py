@@ -16,14 +16,14 @@ __all__ = ["Found", "find", "read_names"]
 
 @dataclass(frozen=True)
 class Found:
-    """What lies at a path.
+    """The images at a path, and their labels.
 
     Args:
-        root: the folder, or that of the CSV file.
-        paths: of the images.
-        texts: the label of each, as it stands there; None without labels.
+        root: the folder, or the folder of the CSV file.
+        paths: paths of the images.
+        texts: the label of each image, as text; None without labels.
         folders: names of the class folders, sorted; None for a CSV file and for a plain folder.
-        others: files whose endings are not those of images.
+        others: number of files whose endings are not those of images.
     """
 
     root: Path
@@ -33,15 +33,15 @@ class Found:
     others: int = 0
 
     def labels(self, outputs: int, names: Sequence[str] | None = None) -> np.ndarray | None:
-        """(n,) int64: the class of each image; None where there are no labels.
+        """Return the class of each image, (n,) int64; None without labels.
 
         Args:
-            outputs: classes of the model.
-            names: of the model's classes, in its order; None: the sorted class folders, or the numbers in
-                the CSV file.
+            outputs: number of classes of the model.
+            names: names of the model's classes, in its order; None: the sorted class folders, or the
+                numbers in the CSV file.
 
         Raises:
-            ArgumentValueError: classes that are not those of the model, or whose order is not known.
+            ArgumentValueError: the classes are not those of the model, or their order is unknown.
         """
         if self.texts is None:
             return None
@@ -93,15 +93,16 @@ class Found:
 
 
 def find(path: Path | str, labelled: bool = True) -> Found:
-    """List the images at a path. Hidden files and folders are left out.
+    """List the images at a path, except hidden files and folders.
 
     Args:
-        path: a folder of class folders, which may hold folders in turn; a folder of images, which then
+        path: a folder of class folders, which may contain more folders; a folder of images, which then
             have no labels; or a CSV file of paths, relative to it, and labels.
-        labelled: False: take all images, at any depth, and no labels.
+        labelled: whether to read labels; if not, all images at any depth are listed.
 
     Raises:
-        ArgumentValueError: nothing there, no images, or images both in class folders and beside them.
+        ArgumentValueError: the path does not exist, it has no images, or it has images both in class
+            folders and beside them.
     """
     path = Path(path)
     if path.is_file():
@@ -134,10 +135,11 @@ def find(path: Path | str, labelled: bool = True) -> Found:
 
 
 def read_names(path: Path | str) -> list[str]:
-    """Names of classes, one per line, in the model's order.
+    """Return the names of classes in a file: one per line, in the model's order.
 
     Raises:
-        ArgumentValueError: no such file, no names, an empty line between them, or a name twice.
+        ArgumentValueError: the file cannot be read, or it has no names, an empty line between them, or
+            the same name twice.
     """
     path = Path(path)
     names = [line.strip() for line in _text_of(path).rstrip().splitlines()]
@@ -151,7 +153,7 @@ def read_names(path: Path | str) -> list[str]:
 
 
 def _find_listed(path: Path, labelled: bool) -> Found:
-    """A CSV file: path and label, with or without a line of headings."""
+    """Return the images in a CSV file of paths and labels, with or without a line of headings."""
     rows = [row for row in csv.reader(_text_of(path).splitlines()) if any(map(str.strip, row))]
     if rows and _is_heading(rows[0], path.parent):
         rows = rows[1:]
@@ -184,7 +186,7 @@ def _text_of(path: Path) -> str:
 
 
 def _files(folder: Path, above: set[Path]) -> list[Path]:
-    """All files below a folder, sorted; links to folders are followed, but not in circles."""
+    """Return all files below a folder, sorted; follow links to folders, but not in circles."""
     real = folder.resolve()
     if real in above:
         return []

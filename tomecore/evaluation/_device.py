@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision, in the words of either framework."""
+"""Choose where a model runs and in which precision, with the same words for both frameworks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 def put_on(model: Any, device: str | None = None) -> str:
-    """Move a model to a device, and say which one it is.
+    """Move a model to a device, and return the name of the device.
 
     Args:
-        model: of either framework; changed in place.
+        model: a model of either framework; it is moved in place.
         device: "cpu"; "cuda" or "gpu", with or without ":0"; any other device of the framework; None:
-            the GPU if the framework has one, else the CPU. Without a number, each process of a machine
-            takes the one of its own number.
+            the GPU if the framework has one, else the CPU. Without a number, each process on a machine
+            takes the GPU with its own number.
 
     Raises:
-        ArgumentValueError: the framework has no such device here.
+        ArgumentValueError: the framework does not have this device here.
     """
     runtime = runtime_of(model)
     have = runtime.cuda.device_count() > 0
@@ -49,10 +49,10 @@ def put_on(model: Any, device: str | None = None) -> str:
 
 
 def autocast(model: Any, precision: str | None) -> contextlib.AbstractContextManager[Any]:
-    """Run a torch model in bfloat16 or float16 where autocast does; None leaves it as it is.
+    """Return a context in which autocast runs a torch model in bfloat16 or float16; None changes nothing.
 
     Raises:
-        ArgumentValueError: another precision, or a model of Paddle.
+        ArgumentValueError: the precision is another one, or the model is a Paddle model.
     """
     if precision is None:
         return contextlib.nullcontext()

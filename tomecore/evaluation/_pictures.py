@@ -1,4 +1,4 @@
-"""Image files as what a model takes, and which of them to take."""
+"""Image files as inputs of a model, and a choice of them that is spread evenly."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Pictures", "evenly_spread"]
 
 @dataclass(frozen=True)
 class Pictures(Sequence[np.ndarray]):
-    """Image files as what a model takes; each is read when it is asked for.
+    """Image files as inputs of a model; each is read when it is indexed.
 
     Args:
-        paths: of the files.
-        transform: from an image to (C, H, W) float32: ``Loaded.image``.
-        root: the folder their names are relative to.
+        paths: paths of the files.
+        transform: turns an image into (C, H, W) float32: ``Loaded.image``.
+        root: the folder that names in the digest are relative to.
     """
 
     paths: Sequence[Path]
@@ -37,7 +37,7 @@ class Pictures(Sequence[np.ndarray]):
         return self.transform(read_image(self.paths[index]))
 
     def read_all(self) -> tuple[list[tuple[Path, np.ndarray]], list[str]]:
-        """(path, image) of all that can be read, and what is wrong with the others."""
+        """Return (path, image) of all files that can be read, and the errors of the others."""
         read, unreadable = [], []
         for index, path in enumerate(self.paths):
             try:
@@ -47,7 +47,7 @@ class Pictures(Sequence[np.ndarray]):
         return read, unreadable
 
     def digest(self) -> str:
-        """A digest of names and sizes of the files: the same on every machine that holds a copy."""
+        """Return a digest of the files' names and sizes: the same on every machine that has a copy."""
         found = hashlib.sha256()
         for path in self.paths:
             size = path.stat().st_size if path.exists() else -1
@@ -57,7 +57,7 @@ class Pictures(Sequence[np.ndarray]):
 
 
 def evenly_spread(count: int, limit: int | None) -> list[int]:
-    """``limit`` of ``count`` indices, evenly over all of them; all if there are not more."""
+    """Return ``limit`` of ``count`` indices, spread evenly; all of them if there are not more."""
     if limit is None or limit >= count:
         return list(range(count))
     return [number * count // limit for number in range(limit)]

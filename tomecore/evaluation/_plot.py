@@ -1,4 +1,4 @@
-"""Accuracy against speed, as a picture. Needs matplotlib (``tomecore[cli]``), and no display."""
+"""Plot accuracy against speed. Needs matplotlib (``tomecore[cli]``), but no display."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["draw"]
 
 
 def draw(result: Result, path: Path | str, title: str = "") -> None:
-    """Write a plot: one point for each r, agreement instead of accuracy where there are no labels.
+    """Write a plot with one point for each r; without labels it shows agreement instead of accuracy.
 
     Args:
-        result: what :func:`tomecore.evaluation.evaluate` found.
-        path: where to; the ending decides the format (.png, .svg, .pdf).
-        title: above the plot.
+        result: the result of :func:`tomecore.evaluation.evaluate`.
+        path: the file to write; its ending decides the format (.png, .svg, .pdf).
+        title: title above the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

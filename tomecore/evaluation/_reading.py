@@ -1,4 +1,4 @@
-"""Images read in threads, some batches ahead of the one that runs."""
+"""Read images in threads, some batches ahead of the one that runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tomecore.errors import ArgumentValueError
 
 __all__ = ["Batch", "read_ahead"]
 
-#: of a batch: each image by its index, or why it cannot be read
+#: one batch: for each index the image, or the reason why it cannot be read
 Batch = list[tuple[int, np.ndarray | str]]
 
 #: batches that are read while one runs
@@ -24,7 +24,7 @@ _AHEAD = 2
 def read_ahead(
     images: Any, chunks: Sequence[range], numbers: Sequence[int], workers: int | None
 ) -> Iterator[tuple[int, Batch]]:
-    """The images of each chunk, or why one cannot be read; later chunks are read meanwhile."""
+    """Yield the images of each chunk, or why one cannot be read; later chunks are read meanwhile."""
 
     def read(index: int) -> np.ndarray | str:
         try:

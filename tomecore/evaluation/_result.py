@@ -13,7 +13,7 @@ from tomecore.schedule import R, as_data
 
 __all__ = ["TOP5_FROM", "Chunk", "Result", "Row", "count_chunk", "result_of"]
 
-#: classes from which top-5 says something
+#: number of classes from which top-5 means something
 TOP5_FROM = 6
 
 #: a batch as plain data, for JSON: images, classes, tokens, unreadable, and one number for each r in
@@ -23,18 +23,18 @@ Chunk = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One r.
+    """The numbers at one r.
 
     Args:
-        r: as it was asked for; 0 is the unpatched model.
+        r: the schedule, as it was passed; 0 is the unpatched model.
         tokens: tokens left after the last layer.
         top1: share of the images whose label has the largest output; None without labels.
         top5: share whose label is among the five largest; None without labels or below six classes.
         agreement: share whose largest output is that of the unpatched model.
-        images_per_second: of the forward passes, all processes together; None if nothing was timed.
-        speedup: median over the batches of time unpatched over time at this r.
-        limit: what the arithmetic allows; None where the multiply-adds cannot be counted.
-        right, right5, same: the images behind the shares.
+        images_per_second: speed of the forward passes, all processes together; None if none was timed.
+        speedup: unpatched time over time at this r, the median of the batches.
+        limit: speedup that the arithmetic allows; None if the multiply-adds cannot be counted.
+        right, right5, same: the numbers of images behind the shares.
         undefined: images with a NaN among the outputs; they count as wrong and as not agreeing.
     """
 
@@ -58,11 +58,11 @@ class Result:
 
     Args:
         rows: one for each r.
-        images: how many were read.
-        classes: outputs of the model.
+        images: number of images that were read.
+        classes: number of classes the model has outputs for.
         unreadable: (index, reason) of the images that could not be read.
         batch: images per forward pass.
-        processes: how many processes shared the images.
+        processes: number of processes that shared the images.
     """
 
     rows: tuple[Row, ...]
@@ -73,13 +73,13 @@ class Result:
     processes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON; an r that is a schedule object as its text."""
+        """Return everything as plain data, for JSON; a schedule object becomes text."""
         rows = [{**asdict(row), "r": as_data(row.r)} for row in self.rows]
         return {**vars(self), "rows": rows, "unreadable": [list(one) for one in self.unreadable]}
 
 
 def count_chunk(outputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Chunk:
-    """Count what a batch gave.
+    """Count the predictions of one batch.
 
     Args:
         outputs: (n, classes) for each r, that of the unpatched model first.
@@ -102,7 +102,7 @@ def count_chunk(outputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Chu
 
 
 def _place(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n,) int: how many outputs come before the label's; of equal ones the first comes first."""
+    """Return (n,) int: how many outputs come before the label's; of equal ones the first comes first."""
     own = np.take_along_axis(output, labels[:, None], axis=1)
     earlier = np.arange(output.shape[1]) < labels[:, None]
     return ((output > own) | ((output == own) & earlier)).sum(-1)
@@ -114,12 +114,12 @@ def result_of(
     limits: Sequence[float | None],
     batch: int,
 ) -> Result:
-    """Put together what each process counted; at least one image was read.
+    """Combine the counts of all processes; at least one image was read.
 
     Args:
         shares: the chunks of each process.
-        schedules: r of each row.
-        limits: arithmetic limit of each row.
+        schedules: the r of each row.
+        limits: the arithmetic limit of each row.
         batch: images per forward pass.
     """
     chunks = [chunk for share in shares for chunk in share]
@@ -156,7 +156,7 @@ def result_of(
 
 
 def _timed(share: Sequence[Chunk]) -> list[Chunk]:
-    """The chunks of the most images: small ones at the end, or with unreadable ones, are no measure."""
+    """Return the chunks with the most images: the speed of smaller ones would not be comparable."""
     most = max((chunk["images"] for chunk in share), default=0)
     return [chunk for chunk in share if most and chunk["images"] == most]
 

@@ -1,7 +1,7 @@
-"""A file that an interrupted evaluation goes on from: JSON lines, what the run is, then what it found.
+"""A file from which an interrupted evaluation continues: JSON lines, one for the run, then one per chunk.
 
-A line is written at once and whole; one that was cut off by a crash is dropped when the file is read. A file
-of another run, or one that is no such file, is refused and left as it is.
+A line is written at once and whole; a line that a crash has cut off is dropped when the file is read. A file
+of another run, or of another format, is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -30,14 +30,13 @@ class Record:
     """The chunks found so far, by number.
 
     Args:
-        path: the file; None keeps nothing. Of several processes each has its own, whose name begins
+        path: the file; None stores nothing. Each of several processes has its own file, whose name begins
             with this one.
-        run: what the run is: everything that must be equal for its numbers to be put together. Plain
-            data.
-        processes: this one and the others.
+        run: everything that must be equal for numbers to belong to the same run, as plain data.
+        processes: this process and the others.
 
     Raises:
-        ArgumentValueError: the file is of another run, or no such file.
+        ArgumentValueError: the file belongs to another run, or has another format.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any], processes: Processes) -> None:
@@ -65,7 +64,7 @@ class Record:
             self._append(head)
 
     def add(self, number: int, chunk: Chunk) -> None:
-        """Keep a chunk, in the file before this returns."""
+        """Store a chunk; it is in the file when this returns."""
         self.chunks[number] = {"chunk": number, **chunk}
         if self.path is not None:
             self._append(json.dumps(self.chunks[number]).encode() + b"\n")
@@ -93,12 +92,10 @@ class Record:
             )
             hint = ""
             if "weights" in other:
-                hint = (
-                    " Weights that are neither pretrained nor from a file are drawn anew each time."
-                )
+                hint = " Weights that are neither pretrained nor from a file are random each time."
             raise ArgumentValueError(
                 f"`resume`: {self.path} is of another run ({differences}).{hint} Repeat the command of "
-                "that run, or name another file to begin anew."
+                "that run, or name another file to start again."
             )
 
     def _read(self, line: bytes) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def _no_record(path: Path | None) -> str:
 
 
 def _share_of(path: Path, processes: Processes) -> Path:
-    """The file of this process; a run goes on with as many processes as it began with."""
+    """Return the file of this process; a run continues with as many processes as it began with."""
     world = processes.world
     share = re.compile(re.escape(path.name) + r"\.\d+of(\d+)")
     for other in sorted(path.parent.glob("*")):
@@ -128,13 +125,13 @@ def _share_of(path: Path, processes: Processes) -> Path:
         if (found or other == path) and count != world:
             raise ArgumentValueError(
                 f"`resume`: {other} is of a run of {count} processes, and this is one of {world}; start "
-                "as many as that run had, or name another file to begin anew"
+                "as many as that run had, or name another file to start again"
             )
     return path if world == 1 else path.with_name(f"{path.name}.{processes.rank}of{world}")
 
 
 def digest_of_model(model: Any) -> str:
-    """A digest of the framework, and of the names, shapes, dtypes and values of the whole state."""
+    """Return a digest of the framework, and of the names, shapes, dtypes and values of all weights."""
     found = hashlib.sha256(framework_of(model).encode())
     for name, value in sorted(model.state_dict().items()):
         if hasattr(value, "shape"):
@@ -144,7 +141,7 @@ def digest_of_model(model: Any) -> str:
 
 
 def digest_of_array(array: np.ndarray) -> str:
-    """A digest of shape, dtype and values."""
+    """Return a digest of shape, dtype and values."""
     array = np.asarray(array)
     found = hashlib.sha256(f"{array.shape} {array.dtype}".encode())
     found.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")

@@ -39,33 +39,32 @@ def evaluate(
     processes: Processes = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> Result:
-    """Accuracy, agreement with the unpatched model, and speed, at each r.
+    """Measure accuracy, agreement with the unpatched model, and speed, at each r.
 
-    All r of a batch run in turn, beginning with another one each time, so that what drifts on the machine
-    meets all of them. Times are of forward passes until the outputs are on the host; the next images are
-    read meanwhile. A model with no r = 0 among its ``schedules`` is run at 0 as well: there its own code
-    runs, bit for bit, which is the unpatched model.
+    All r of a batch run in turn, and each batch begins with a different one, so that drift of the machine
+    affects all of them. Times are those of forward passes until the outputs are on the host; the next images
+    are read meanwhile. The model always runs at r = 0 too: this is the unpatched model, bit for bit.
 
     Args:
-        model: in torch or Paddle; patched, or it is patched for this call. Its outputs are taken as
-            (B, classes), see :func:`tomecore.frameworks.logits_of`.
+        model: a torch or Paddle model; if it is not patched, it is patched during this call. Its outputs
+            must be (B, classes), see :func:`tomecore.frameworks.logits_of`.
         images: (n, C, H, W), or anything with a length whose items are (C, H, W) float32, read in
             threads. An item that raises ArgumentValueError is counted as unreadable.
         labels: (n,) ints from 0 to below the number of classes; None: agreement only.
         schedules: values of r, in any form.
         batch: images per forward pass.
         amp: None, "bf16" or "fp16": autocast, of torch models.
-        workers: threads that read; None: one for each core, at most eight.
-        resume: a file to keep what was found in, and to go on from. Of several processes each has its
-            own, named after this one.
-        name: what the run is of, for ``resume``: another name is another run.
+        workers: threads that read images; None: one for each core, at most eight.
+        resume: a file to store results in, and to continue from. Each of several processes has its own
+            file, named after this one.
+        name: name of the run, for ``resume``: another name is another run.
         processes: this process and the others, from :func:`tomecore.evaluation.distributed.join`; each runs
-            its share, and all get the same result.
-        progress: called with the images done, and how many there are, of this process.
+            its share, and all return the same result.
+        progress: called with the number of images done and the total, both of this process.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: an argument that is not allowed, outputs that are no
-            (B, classes), labels that are no classes of the model, a resume file of another run.
+        ArgumentTypeError, ArgumentValueError: an argument is not allowed, the outputs are not
+            (B, classes), a label is not a class of the model, or the resume file is of another run.
         UnsupportedModelError: the model cannot be patched.
         TomeError: no image could be read, or the processes do not hold the same weights or images.
     """
@@ -90,7 +89,7 @@ def evaluate(
     chunks = [own[at : at + batch] for at in range(0, len(own), batch)]
     with merging(model) as patched, evaluating(patched), autocast(patched, amp):
         for r in wanted:
-            patched.r = r  # refuses what is no r of this model, before any work
+            patched.r = r  # raises, before any work, if r does not fit this model
         done = sum(len(chunks[number]) for number in record.chunks)
         progress(done, len(own))
         left = [number for number in range(len(chunks)) if number not in record.chunks]
@@ -143,10 +142,10 @@ def _same_everywhere(run: dict[str, Any], processes: Processes) -> None:
         differing = [name for name, value in other.items() if run[name] != value]
         if differing:
             raise TomeError(
-                f"process {rank} runs something else than process {processes.rank}: {differing[0]} is "
+                f"process {rank} differs from process {processes.rank}: {differing[0]} is "
                 f"{other[differing[0]]!r} there and {run[differing[0]]!r} here. Every process must have "
                 "the same arguments, images and weights; weights that are neither pretrained nor from a "
-                "file are drawn by each process for itself."
+                "file are random in each process."
             )
 
 

@@ -1,7 +1,7 @@
-"""The processes that one run is spread over: who this one is, its share, and what all of them found.
+"""The processes that share one run: the number of this one, its share, and the results of all.
 
-``torchrun`` and ``python -m paddle.distributed.launch`` tell each process who it is by environment
-variables. What the processes have to tell each other is small: counts, times, names.
+``torchrun`` and ``python -m paddle.distributed.launch`` set environment variables in which each process
+finds its number. The processes exchange little: counts, times, names.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Processes:
 
     Args:
         rank: number of this process, from 0.
-        world: how many there are.
-        gather: ``gather(value)`` gives what every process called it with, by rank, in all of them. Every
+        world: number of processes.
+        gather: ``gather(value)`` returns the values of all processes, by rank, in each of them. Every
             process must call it.
     """
 
@@ -39,7 +39,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Which of ``count`` things are this process' own; nothing is in two shares or in none."""
+        """Return which of ``count`` things belong to this process; each belongs to exactly one."""
         return range(self.rank, count, self.world)
 
 
@@ -49,17 +49,17 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def join(framework: str) -> Iterator[Processes]:
-    """Join the other processes if a launcher has started several; :data:`ALONE` if it has not.
+    """Join the other processes if a launcher has started several; yield :data:`ALONE` if not.
 
-    A process group that the caller has set up is used and left as it is; one that this sets up is
-    taken down at the end.
+    A process group that the caller has set up is used and kept; one that is set up here is destroyed at
+    the end.
 
     Args:
         framework: "torch" or "paddle"; its own launcher must have started the processes.
 
     Raises:
         TomeError: the other framework's launcher has started several processes.
-        ArgumentValueError: the launcher's variables make no sense.
+        ArgumentValueError: the launcher's variables are not valid.
     """
     runtime = RUNTIMES[framework]
     world, rank = _world_and_rank(runtime)
@@ -78,13 +78,13 @@ def join(framework: str) -> Iterator[Processes]:
 
 
 def local_rank(framework: str) -> int:
-    """Number of this process on its machine: which accelerator is its own."""
+    """Return the number of this process on its machine, which is also that of its accelerator."""
     *_, name = RUNTIMES[framework].variables
     return int(os.environ.get(name, "0"))
 
 
 def _world_and_rank(runtime: Runtime) -> tuple[int, int]:
-    """What the launcher of a framework has put into the environment; (1, 0) if it was not used."""
+    """Return (world, rank) from the variables of a framework's launcher; (1, 0) if they are not set."""
     names = runtime.variables[:2]
     if any(name not in os.environ for name in names):
         return 1, 0

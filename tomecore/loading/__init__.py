@@ -1,10 +1,10 @@
-"""Models by name, as the command line takes them, and how images become their input.
+"""Load models by name, as on the command line, and turn images into their input.
 
     loaded = load("timm:vit_base_patch16_224", pretrained=True)     # or "module:function", and others
     loaded.model, loaded.framework, loaded.input_shape
-    loaded.image(read_image("photo.jpg"))                           # (C, H, W); of tomecore.loading.images
+    loaded.image(read_image("photo.jpg"))                           # (C, H, W); tomecore.loading.images
 
-A library is imported when one of its models is asked for.
+A library is imported only when one of its models is loaded.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def load(
     Args:
         name: one of the forms in :data:`FORMS`. A function is called without arguments and returns a
             model, or a pair of a model and a :class:`tomecore.loading.images.Preprocess`.
-        pretrained: with the weights its library offers (downloaded by the library); otherwise random.
+        pretrained: load the weights that the library offers (it downloads them); otherwise they are random.
         weights: a file of weights to load instead: safetensors, a torch checkpoint, or ``.pdparams``.
         resolution: pixels on a side of the input; None: the model's own.
 
     Raises:
-        ArgumentValueError: no such form, library, model or file.
+        ArgumentValueError: the form, library, model or file does not exist, or an argument is not allowed.
         TomeError: the library is not installed.
     """
     source, colon, rest = name.partition(":")
@@ -90,20 +90,20 @@ def load(
 def has_random_weights(
     name: str, pretrained: bool = False, weights: Path | str | None = None
 ) -> bool:
-    """Whether :func:`load` with these arguments gives an untrained model, as far as names say."""
+    """Whether :func:`load` with these arguments returns an untrained model, judging by the names."""
     source, _, rest = name.partition(":")
     trained = source == "digits" or (source == "transformers" and Path(rest).is_dir())
     return source in _LOADERS and not trained and not pretrained and weights is None
 
 
 def adapter_of(framework: str) -> Any:
-    """``tomecore.adapters.torch`` or ``tomecore.adapters.paddle``."""
+    """Return the module ``tomecore.adapters.torch`` or ``tomecore.adapters.paddle``."""
     return importlib.import_module(f"tomecore.adapters.{framework}")
 
 
 @contextlib.contextmanager
 def merging(model: Any, r: R | None = None) -> Iterator[Any]:
-    """The model patched and, if it is given, with this r; afterwards as it was."""
+    """Yield the model patched, with ``r`` if it is given; restore the model afterwards."""
     if is_patched(model):
         before = model.r
         try:

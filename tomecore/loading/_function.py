@@ -1,4 +1,4 @@
-"""Models that a function of the user's makes: ``module:function`` or ``file.py:function``."""
+"""Load models from a function of the user: ``module:function`` or ``file.py:function``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def function_model(name: str, pretrained: bool, resolution: int | None) -> Loade
             module = importlib.import_module(where)
         except ModuleNotFoundError as error:
             raise ArgumentValueError(
-                f"{name!r}: there is no module {error.name!r}; no library of models is called so either"
+                f"{name!r}: there is no module {error.name!r}, and no library of models has that name"
             ) from error
     make = getattr(module, function, None)
     if not callable(make):
-        raise ArgumentValueError(f"{where} has no function {function!r} that would make a model")
+        raise ArgumentValueError(f"{where} has no function {function!r} that returns a model")
     made = make()
     model, preprocess = made if isinstance(made, tuple) else (made, None)
     framework_of(model)
@@ -50,7 +50,7 @@ def function_model(name: str, pretrained: bool, resolution: int | None) -> Loade
 
 
 def _side(model: Any) -> int:
-    """Pixels on a side, where the model says so; 224 where it does not."""
+    """Return the pixels on a side of the model's input; 224 if the model does not name them."""
     for owner, attribute in (
         (getattr(model, "patch_embed", None), "img_size"),
         (model, "img_size"),

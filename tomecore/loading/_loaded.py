@@ -1,4 +1,4 @@
-"""What the tools need of a model, whichever library it comes from."""
+"""A loaded model with all that the tools need, from any library."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Loaded", "library"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and how it is fed.
+    """A model, and how to prepare its input.
 
     Args:
-        name: as it was asked for.
-        model: in evaluation mode, on the CPU.
-        preprocess: from an image to the model's input.
-        transform: the library's own way from an image to (C, H, W) float32, where it has one.
+        name: the name that it was loaded by.
+        model: the model, in evaluation mode, on the CPU.
+        preprocess: turns an image into the model's input.
+        transform: the library's own function from an image to (C, H, W) float32, if it has one.
     """
 
     name: str
@@ -34,16 +34,16 @@ class Loaded:
 
     @property
     def framework(self) -> str:
-        """ "torch" or "paddle"."""
+        """The model's framework, "torch" or "paddle"."""
         return framework_of(self.model)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+        """The shape (C, H, W) of one image."""
         return (self.preprocess.channels, *self.preprocess.size)
 
     def image(self, picture: Any) -> np.ndarray:
-        """An image of Pillow as the model's input, (C, H, W) float32."""
+        """Return a Pillow image as the model's input, (C, H, W) float32."""
         return self.preprocess(picture) if self.transform is None else self.transform(picture)
 
 

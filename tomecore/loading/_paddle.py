@@ -1,4 +1,4 @@
-"""Models of Paddle's libraries, and those that come with tomecore, by name."""
+"""Load models of Paddle's libraries, and those that come with tomecore, by name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def plain_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
         raise ArgumentValueError(f"paddle:{name} is not one of paddle:{', paddle:'.join(_SIZES)}")
     if pretrained:
         raise ArgumentValueError(
-            "the plain ViTs bring no weights of their own; give a file with --weights"
+            "the plain ViTs have no pretrained weights; give a file with --weights"
         )
     from tomecore.models.paddle import VisionTransformer
 

@@ -1,4 +1,4 @@
-"""Models of timm, torchvision, transformers and open_clip, by name."""
+"""Load models of timm, torchvision, transformers and open_clip, by name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def torchvision_model(name: str, pretrained: bool, resolution: int | None) -> Lo
     if name not in models.list_models():
         near = [known for known in models.list_models() if "vit" in known]
         raise ArgumentValueError(
-            f"torchvision has no model {name!r}; of ViTs it has {', '.join(near)}"
+            f"torchvision has no model {name!r}; its ViTs are {', '.join(near)}"
         )
     size = {} if resolution is None else {"image_size": resolution}
     model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
@@ -74,7 +74,7 @@ def transformers_model(name: str, pretrained: bool, resolution: int | None) -> L
             raise ArgumentValueError(
                 f"{name!r} is neither a folder nor a model type of transformers "
                 f"{transformers.__version__} (vit, dinov2, clip_vision_model, siglip_vision_model "
-                "...); for a name on the hub ask for its weights as well (--pretrained)"
+                "...); for a name on the hub, use its weights (--pretrained)"
             ) from error
         make, argument = "from_config", config
     classifies = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -111,7 +111,7 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
 
 
 def load_weights(model: Any, path: Path) -> None:
-    """Load a file of weights, safetensors or a checkpoint of torch, strictly."""
+    """Load a file of weights, safetensors or a torch checkpoint, strictly."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -129,7 +129,7 @@ def load_weights(model: Any, path: Path) -> None:
 
 
 class _ToNumpy:
-    """A transform of torch as one that gives NumPy arrays."""
+    """A torch transform that returns NumPy arrays."""
 
     def __init__(self, transform: Any) -> None:
         self.transform = transform
@@ -139,7 +139,7 @@ class _ToNumpy:
 
 
 class _ByProcessor:
-    """A processor of transformers, for one image."""
+    """A transform that applies an image processor of transformers to one image."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

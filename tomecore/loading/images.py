@@ -1,4 +1,4 @@
-"""Read images, and resize, crop and scale them as models want them. Needs Pillow (``tomecore[cli]``)."""
+"""Read images, and resize, crop and scale them for models. Needs Pillow (``tomecore[cli]``)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turn an image into what a model takes: the evaluation transform of ImageNet models.
+    """Turn an image into a model's input: the evaluation transform of ImageNet models.
 
-    The shorter side is resized to ``size / crop`` and the middle cut out, then pixels in [0, 1] are
+    The shorter side is resized to ``size / crop`` and the middle is cut out; then pixels in [0, 1] are
     scaled to (pixel - mean) / std.
 
     Args:
         size: (height, width) of the result, in pixels.
-        mean: of each channel; one number for grey images, three for colour.
+        mean: mean of each channel; one number for grey images, three for colour.
         std: standard deviation of each channel, as ``mean``.
         crop: share of the resized image that is kept, from its middle.
-        interpolation: a filter of Pillow, by its name in small letters.
+        interpolation: name of a Pillow filter, in lower case.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -59,11 +59,11 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for colour."""
+        """Number of channels: 1 for grey, 3 for colour."""
         return len(self.mean)
 
     def __call__(self, picture: Image) -> np.ndarray:
-        """(channels, height, width) float32."""
+        """Return the model's input, (channels, height, width) float32."""
         pixels = np.asarray(self.cut(picture), dtype=np.float32) / 255.0
         pixels = pixels.reshape(*self.size, self.channels)
         mean = np.asarray(self.mean, dtype=np.float32)
@@ -71,12 +71,12 @@ class Preprocess:
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
     def cut(self, picture: Image) -> Image:
-        """The part of ``picture`` that the model sees, in ``size``."""
+        """Return the part of ``picture`` that the model sees, in ``size``."""
         from PIL.Image import Resampling
 
         height, width = self.size
         picture = picture.convert("L" if self.channels == 1 else "RGB")
-        # Rounded down, one side after the other, as timm and torchvision do.
+        # Each side is rounded down by itself, as in timm and torchvision.
         if height / picture.height >= width / picture.width:
             high = math.floor(height / self.crop)
             wide = max(width, int(high * picture.width / picture.height))
@@ -88,7 +88,7 @@ class Preprocess:
         return picture.crop((left, top, left + width, top + height))
 
     def pixels(self, array: np.ndarray) -> np.ndarray:
-        """The way back, for drawing: (channels, H, W) as the model takes it to (H, W, 3) uint8."""
+        """Turn a model's input, (channels, H, W), back into (H, W, 3) uint8, for drawing."""
         shape = (-1, 1, 1)
         scaled = array * np.reshape(self.std, shape) + np.reshape(self.mean, shape)
         found = (np.clip(scaled, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
@@ -119,7 +119,7 @@ def read_image(path: Path | str) -> Image:
             return upright.convert("RGB")
     except ArgumentValueError:
         raise
-    except Exception as error:  # Pillow's decoders raise what they like on broken files
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on broken files
         raise ArgumentValueError(
             f"{path} cannot be read as an image ({type(error).__name__}: {error}); give a PNG, JPEG, WebP "
             "or another format that Pillow reads"

@@ -1,7 +1,7 @@
-"""Do two models agree? The same weights in both, and the same decisions and numbers out of both.
+"""Check whether two models agree: load the same weights, compare decisions and numbers.
 
 parity.transfer_weights(torch_model, paddle_model)
-parity.assert_parity(torch_model, paddle_model, images, r=8)   # in a test: says where they part, and why
+parity.assert_parity(torch_model, paddle_model, images, r=8)   # in a test: says where they diverge, and why
 """
 
 from __future__ import annotations

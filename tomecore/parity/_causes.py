@@ -1,4 +1,4 @@
-"""Why two models diverge: settings and weights that differ, and what two more runs tell."""
+"""Find why two models diverge: by settings and weights that differ, and by two more runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tomecore.parity._tolerance import Tolerance
 
 __all__ = ["Case", "likely_causes", "unseen"]
 
-#: images that a further run looks at
+#: images in each further run
 _FEW = 2
-#: the layer of what comes before layer 0; what follows the last of n layers has the number n
+#: the layer number of all that comes before layer 0; what follows the last of n layers has the number n
 _EMBEDDING = -1
-#: what is called so in messages -> the attribute that libraries keep it in
+#: name of a setting in messages -> the attributes in which libraries keep it
 _ATTRIBUTES = {
     "epsilon": ("eps", "epsilon", "_epsilon", "variance_epsilon"),
     "number of heads": ("num_heads", "num_attention_heads", "nhead"),
@@ -38,10 +38,10 @@ class Case:
 
     Args:
         models: a and b.
-        images: (n, C, H, W) that both ran on.
-        tolerance: what is rounding.
-        report: all numbers; None where the models merge different amounts.
-        place: where they diverge.
+        images: (n, C, H, W) images that both ran on.
+        tolerance: the differences that count as rounding.
+        report: all numbers; None if the models merge different amounts.
+        place: the place where they diverge.
     """
 
     models: tuple[Any, Any]
@@ -52,7 +52,7 @@ class Case:
 
     @property
     def handles(self) -> tuple[Handle, Handle]:
-        """``model.tome`` of both."""
+        """``model.tome`` of both models."""
         return handle_of(self.models[0]), handle_of(self.models[1])
 
     @property
@@ -62,25 +62,25 @@ class Case:
         return min((layer.layer for layer in layers), default=None)
 
     def run_again(self) -> Divergence | None:
-        """Where the models, as they are now, diverge on a few of the images."""
+        """Return where the models, as they are now, diverge on a few of the images; None if they agree."""
         report = compare(*self.models, self.images[:_FEW])
         return first_divergence(report, self.tolerance, self.handles[0].layers)
 
 
 class Finding(NamedTuple):
-    """One thing that differs: in which layer, and what, as a sentence without a full stop."""
+    """One difference: its layer, and a sentence about it without a full stop."""
 
     layer: int
     text: str
 
     def located(self, depth: int) -> str:
-        """The sentence with its place, in a model of ``depth`` layers."""
+        """Return the sentence with its place, in a model of ``depth`` layers."""
         places = {_EMBEDDING: "before layer 0", depth: "after the last layer"}
         return f"{places.get(self.layer, f'in layer {self.layer}')}, {self.text}"
 
 
 def likely_causes(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(causes, the likeliest first; remarks) of two models that diverge."""
+    """Return (causes, the likeliest first; remarks) for two models that diverge."""
     place, depth = case.place, len(case.handles[0].blocks)
     causes = _of_numbers(case) + _of_merging(case)
     weights, remark = _weights_that_differ(*case.models)
@@ -99,7 +99,7 @@ def likely_causes(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
         else:
             remarks.append(_agree_unmerged(case, bool(differ)))
             attention = _of_attention(case)
-            # A setting that is seen to differ is likelier than a bias that is not seen to be missing.
+            # A setting that is known to differ is likelier than a bias that may be missing.
             a, b = (bool(handle.prop_attn) for handle in case.handles)
             differ = [*attention, *differ] if a != b else [*differ, *attention]
     causes += differ
@@ -109,7 +109,7 @@ def likely_causes(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def unseen(model_a: Any, model_b: Any) -> tuple[str, ...]:
-    """Settings of modules that differ, though the models agree within the tolerance."""
+    """Return the settings of modules that differ although the models agree within the tolerance."""
     found = _settings_that_differ(model_a, model_b)
     if not found:
         return ()
@@ -119,7 +119,7 @@ def unseen(model_a: Any, model_b: Any) -> tuple[str, ...]:
 
 
 def _of_numbers(case: Case) -> list[str]:
-    """NaN and infinity."""
+    """Return NaN or infinity as a cause, if there is any."""
     if not np.isfinite(case.images).all():
         return ["the images are not all finite numbers"]
     outputs = () if case.report is None else case.report.outputs
@@ -130,7 +130,7 @@ def _of_numbers(case: Case) -> list[str]:
 
 
 def _of_merging(case: Case) -> list[str]:
-    """What decisions and settings of the patch say."""
+    """Return the causes in merge decisions and in settings of the patch."""
     (a, b), place, report = case.handles, case.place, case.report
     if place.half in ("decisions", "schedule") and a.protected != b.protected:
         few, many = sorted((a.protected, b.protected))
@@ -150,7 +150,7 @@ def _of_merging(case: Case) -> list[str]:
 
 
 def _of_decisions(report: Report, layer: int | None, tolerance: Tolerance) -> list[str]:
-    """What decisions say that differ with equal keys and equal settings."""
+    """Return the causes of decisions that differ with equal keys and equal settings."""
     flips = clear_flips(report, layer, tolerance)
     wrong = max(flips, key=lambda flip: flip.gap).wrong
     who = f"{wrong} ({report.names['ab'.index(wrong)]})" if wrong else "one of the two"
@@ -163,7 +163,7 @@ def _of_decisions(report: Report, layer: int | None, tolerance: Tolerance) -> li
 
 
 def _without_merging(case: Case) -> Divergence | None:
-    """Where the models diverge with r=0."""
+    """Return where the models diverge with r=0; None if they agree."""
     before = [model.r for model in case.models]
     try:
         for model in case.models:
@@ -175,7 +175,7 @@ def _without_merging(case: Case) -> Divergence | None:
 
 
 def _agree_unmerged(case: Case, differ: bool) -> str:
-    """The remark on models that agree with r=0."""
+    """Return the remark on models that agree with r=0."""
     agree = f"with r=0 they agree on {len(case.images[:_FEW])} images"
     half, layer, first = case.place.half, case.place.layer, case.first_merge
     merged = first is not None and half != "embedding"
@@ -192,7 +192,7 @@ def _agree_unmerged(case: Case, differ: bool) -> str:
 
 
 def _of_attention(case: Case) -> list[str]:
-    """Proportional attention, if the models agree without it."""
+    """Return proportional attention as a cause, if the models agree without it."""
     (a, b), layer, first = case.handles, case.place.layer, case.first_merge
     if first is None or layer is None or layer <= first or not (a.prop_attn or b.prop_attn):
         return []
@@ -219,7 +219,7 @@ def _unknown(place: Divergence) -> str:
 
 
 def _layers_of(model: Any) -> dict[str, int]:
-    """The layer of every module of a patched model, by its path."""
+    """Return the layer of every module of a patched model, by its path."""
     blocks = handle_of(model).blocks
     inside = {id(module): n for n, block in enumerate(blocks) for _, module in named_modules(block)}
     layers = {"proj": len(blocks)}  # a parameter of CLIP's towers, by its own name
@@ -231,13 +231,13 @@ def _layers_of(model: Any) -> dict[str, int]:
 
 
 def _settings_that_differ(model_a: Any, model_b: Any) -> list[Finding]:
-    """Epsilons, heads, attention scales and kinds of GELU, compared in their order within each layer."""
+    """Return the epsilons, heads, attention scales and kinds of GELU that differ, paired by their order."""
     a, b = _settings_by_layer(model_a), _settings_by_layer(model_b)
     found = []
     for (layer, what), values in a.items():
         others = b.get((layer, what), [])
         if len(values) != len(others):
-            continue  # other libraries have other modules: nothing to pair
+            continue  # another library has other modules, so they cannot be paired
         differ = [pair for pair in zip(values, others, strict=True) if pair[0][1] != pair[1][1]]
         if differ:
             (path_a, value_a), (path_b, value_b) = differ[0]
@@ -249,7 +249,7 @@ def _settings_that_differ(model_a: Any, model_b: Any) -> list[Finding]:
 
 
 def _settings_by_layer(model: Any) -> dict[tuple[int, str], list[tuple[str, Any]]]:
-    """(layer, what) -> (path, value) of every module that has such a setting, in order."""
+    """Return (layer, what) -> (path, value) of every module that has such a setting, in order."""
     layers = _layers_of(model)
     found: dict[tuple[int, str], list[tuple[str, Any]]] = {}
     for path, module in named_modules(model):
@@ -271,7 +271,7 @@ def _settings_of(module: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _weights_that_differ(model_a: Any, model_b: Any) -> tuple[list[Finding], str]:
-    """Weights that differ, by module, and a remark on what was compared."""
+    """Return the weights that differ, by module, and a remark on the comparison."""
     try:
         a, b = _states(model_a, model_b)
     except ArgumentValueError:
@@ -294,7 +294,7 @@ def _weights_that_differ(model_a: Any, model_b: Any) -> tuple[list[Finding], str
 
 
 def _states(*models: Any) -> list[dict[str, np.ndarray]]:
-    """The weights of both under the same names and in the same layout."""
+    """Return the weights of both models under the same names and in the same layout."""
     states = [dict(model.state_dict()) for model in models]
     if len({framework_of(model) for model in models}) == 1 and states[0].keys() == states[1].keys():
         return [{n: to_numpy(v) for n, v in state.items()} for state in states]
@@ -305,7 +305,7 @@ def _states(*models: Any) -> list[dict[str, np.ndarray]]:
 
 
 def _difference(a: np.ndarray | None, b: np.ndarray | None) -> str:
-    """How two weights differ, in words; "" if they do not, but for the rounding of float32."""
+    """Return how two weights differ, in words; "" if only by the rounding of float32."""
     if a is None or b is None:
         return f"only {'a' if b is None else 'b'} has them"
     if a.shape != b.shape:

@@ -1,9 +1,9 @@
 """Compare two patched models layer by layer: decisions first, numbers where the decisions agree.
 
 Merging is a decision, and two correct programs may decide differently where two similarities differ
-by rounding. From there on an image takes another way in each model, so comparing its numbers says
-nothing. A report therefore follows each image to its first differing decision and shows how close the
-call was: the gap between the similarities.
+by rounding. After that, each model processes the image differently, so its numbers cannot be compared.
+A report therefore follows each image to its first differing decision and shows how close the decision
+was: the gap between the similarities.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["DifferentMergesError", "compare"]
 
 
 class DifferentMergesError(ArgumentValueError):
-    """The models merge in different layers or different amounts; ``tokens`` of each by layer."""
+    """The models merge in different layers or different amounts; ``tokens`` has those of each by layer."""
 
     def __init__(self, tokens: tuple[dict[int, int], dict[int, int]]) -> None:
         super().__init__(
@@ -38,15 +38,15 @@ def compare(model_a: Any, model_b: Any, images: np.ndarray, *, batch: int = 64) 
 
     Args:
         model_a: a patched model of any framework.
-        model_b: another, with as many layers and the same schedule. Both run in evaluation mode.
-        images: (n, C, H, W) NumPy; each model gets them in the dtype of its weights.
+        model_b: another one, with as many layers and the same schedule. Both run in evaluation mode.
+        images: (n, C, H, W) NumPy; each model receives them in the dtype of its weights.
         batch: images per forward pass; every activation of a batch is kept while it is compared.
 
     Raises:
         NotPatchedError: a model is not patched.
-        ArgumentValueError: no images; models with other tokens or layers, or that merge in different
-            layers or different amounts.
-        UnsupportedModelError: a model does not make one sequence of tokens of each image.
+        ArgumentValueError: there are no images; the models have different numbers of tokens or layers, or
+            merge in different layers or different amounts.
+        UnsupportedModelError: a model does not build one sequence of tokens from each image.
     """
     protected = (
         comparable_handle(model_a, "model_a").protected,
@@ -63,12 +63,12 @@ def compare(model_a: Any, model_b: Any, images: np.ndarray, *, batch: int = 64) 
 
 @dataclass
 class _Layer:
-    """Sums over batches of one layer."""
+    """The sums of one layer over all batches."""
 
     merged: int = 0
     images: int = 0
     still: int = 0
-    decisions: list[int] = field(default_factory=lambda: [0, 0])  # equal, of how many
+    decisions: list[int] = field(default_factory=lambda: [0, 0])  # number of equal ones, of all
     sizes: list[int] = field(default_factory=lambda: [0, 0])
     keys: Difference = field(default_factory=Difference)
     tokens: Difference = field(default_factory=Difference)
@@ -91,7 +91,7 @@ class _Layer:
 
 
 class _Tally:
-    """Compares batch by batch, so that activations of one batch only are held."""
+    """Compares batch by batch, so that only the activations of one batch are in memory."""
 
     def __init__(self, protected: tuple[int, int]) -> None:
         self.protected = protected

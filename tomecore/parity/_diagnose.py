@@ -1,4 +1,4 @@
-"""Where two models part, and the likely cause: what ``assert_parity`` and ``tomecore parity`` say."""
+"""Find where two models diverge, and the likely cause, for ``assert_parity`` and ``tomecore parity``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["Diagnosis", "assert_parity", "diagnose"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Whether two models agree; if not, where they part and why.
+    """Whether two models agree; if not, where they diverge and why.
 
     Args:
         r: the schedule.
-        tolerance: what counts as agreement.
-        report: all numbers; None where the models merge different amounts.
-        place: where they first differ by more than rounding; None: they agree.
-        causes: likely ones, the likeliest first.
-        remarks: what else was found out.
+        tolerance: the differences that count as rounding.
+        report: all numbers; None if the models merge different amounts.
+        place: the first place where they differ by more than rounding; None if they agree.
+        causes: likely causes, the likeliest first.
+        remarks: further findings.
     """
 
     r: R
@@ -46,11 +46,11 @@ class Diagnosis:
 
     @property
     def layer(self) -> int | None:
-        """The first diverging layer; None where they agree, and before the first and after the last."""
+        """The first diverging layer; None if the models agree, or diverge outside their layers."""
         return None if self.place is None else self.place.layer
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return everything as plain data, for JSON."""
         return {
             "agrees": self.agrees,
             "r": as_data(self.r),
@@ -103,7 +103,7 @@ def diagnose(
     gap: float | None = None,
     batch: int = 16,
 ) -> Diagnosis:
-    """Compare two models layer by layer, and say where they part and why.
+    """Compare two models layer by layer, and find where they diverge and why.
 
     Use float64 to tell a fault from rounding: in float32 an epsilon of 1e-5 in place of 1e-6 is
     smaller than the rounding of a deep model.
@@ -112,19 +112,19 @@ def diagnose(
         model_a: a model; with ``r``, it need not be patched and is afterwards as it was.
         model_b: another one, of the same or another framework.
         images: (n, C, H, W) NumPy, as the models take them.
-        r: the schedule of both; None: the one that both, being patched, have.
-        rtol: allowed difference, in parts of the largest element of the array of ``model_a``. None:
-            by the dtype of the weights, that of lower precision if they differ: 1e-9 in float64, 1e-4
-            in float32, 2e-2 in float16, 1e-1 in bfloat16.
-        atol: and added to that: 1e-12, 1e-6, 1e-3, 1e-2.
-        gap: how near two similarities must be for rounding to excuse a decision that differs; an exact
-            tie that is decided differently is never excused. None: as ``rtol``.
+        r: the schedule of both; None: each model, already patched, keeps its own.
+        rtol: allowed difference, relative to the largest element of the array of ``model_a``. None: it
+            depends on the dtype of the weights, the less precise one if they differ: 1e-9 in float64,
+            1e-4 in float32, 2e-2 in float16, 1e-1 in bfloat16.
+        atol: allowed difference that is added to that. None: 1e-12, 1e-6, 1e-3, 1e-2.
+        gap: largest gap between two similarities for which rounding excuses a decision that differs; an
+            exact tie that is decided differently is never excused. None: the same as ``rtol``.
         batch: images per forward pass.
 
     Raises:
         NotPatchedError: a model is not patched and no ``r`` is given.
-        ArgumentValueError: no images, or models of different architectures.
-        UnsupportedModelError: a model that cannot be patched, or whose layers cannot be compared.
+        ArgumentValueError: there are no images, or the models have different architectures.
+        UnsupportedModelError: a model cannot be patched, or its layers cannot be compared.
     """
     tolerance = Tolerance.between(model_a, model_b, rtol, atol, gap)
     for model, name in ((model_a, "model_a"), (model_b, "model_b")):
@@ -160,14 +160,13 @@ def assert_parity(
     gap: float | None = None,
     batch: int = 16,
 ) -> Report:
-    """Assert, in a test, that two models agree but for rounding; for arguments see :func:`diagnose`.
+    """Assert, in a test, that two models agree except for rounding; for arguments see :func:`diagnose`.
 
     Returns:
-        the report, for further assertions.
+        The report, for further assertions.
 
     Raises:
-        AssertionError: they do not; the message says in which layer and half of it, and the likely
-            cause.
+        AssertionError: they diverge; the message names the layer, the half of it, and the likely cause.
     """
     found = diagnose(model_a, model_b, images, r=r, rtol=rtol, atol=atol, gap=gap, batch=batch)
     if not found.agrees:

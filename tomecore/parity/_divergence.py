@@ -1,4 +1,4 @@
-"""Where two models diverge: the first place, in the order of computation, with more than rounding."""
+"""Find where two models diverge: the first place, in the order of computation, with more than rounding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Divergence", "clear_flips", "first_divergence"]
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two models diverge.
+    """The place where two models diverge.
 
     Args:
         half: "embedding", "keys", "decisions", "sizes", "merged tokens", "output", "head", "schedule"
             or "undecided".
-        layer: of the halves that are one layer's; else None.
-        detail: how much differs.
-        look: what to look at next.
+        layer: number of the layer; None if the half belongs to no layer.
+        detail: the size of the difference, in words.
+        look: what to inspect next.
     """
 
     half: str
@@ -50,7 +50,7 @@ class Divergence:
 
     @classmethod
     def of_schedules(cls, a: dict[int, int], b: dict[int, int]) -> Divergence:
-        """The divergence of models that keep different numbers of tokens, given by layer."""
+        """Return the divergence of models that keep different numbers of tokens, given by layer."""
         layer = min(k for k in {*a, *b} if a.get(k) != b.get(k))
         kept = [m.get(layer, "all its") for m in (a, b)]
         detail = f"a keeps {kept[0]} tokens there and b {kept[1]}"
@@ -58,18 +58,18 @@ class Divergence:
 
 
 def first_divergence(report: Report, tolerance: Tolerance, layers: str) -> Divergence | None:
-    """The first place where the models differ by more than rounding; None if there is none.
+    """Return the first place where the models differ by more than rounding; None if there is none.
 
     Args:
-        report: of both.
-        tolerance: what is rounding.
+        report: the report on both models.
+        tolerance: the differences that count as rounding.
         layers: the path of the list of layers in model a, for messages.
     """
     return next(_divergences(report, tolerance, layers), None)
 
 
 def _divergences(report: Report, tolerance: Tolerance, layers: str) -> Iterator[Divergence]:
-    """All of them, in the order of computation; what follows the first means little."""
+    """Yield all divergences, in the order of computation; those after the first mean little."""
 
     def of(half: str, layer: int | None, found: Difference, look: str) -> Iterator[Divergence]:
         if not tolerance.holds(found):
@@ -112,7 +112,7 @@ def _divergences(report: Report, tolerance: Tolerance, layers: str) -> Iterator[
 
 
 def clear_flips(report: Report, layer: int | None, tolerance: Tolerance) -> list[Flip]:
-    """Decisions of a layer that differ without the excuse of rounding."""
+    """Return the decisions of a layer that differ by more than rounding."""
     return [
         flip
         for flip in report.flips

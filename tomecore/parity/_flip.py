@@ -1,4 +1,4 @@
-"""A merge that two models decided differently: the score gap, and whose plan is not that of its keys."""
+"""A merge that two models decided differently: its score gap, and which plan contradicts its own keys."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Flip:
     """The first decision of one image that differs.
 
     Args:
-        image: its number, from 0.
-        layer: where.
-        gap: how far apart the similarities were that were decided differently, in the keys of a.
-        gap_b: the same in the keys of b. Both 0: an exact tie.
-        wrong: "a" or "b", if only that one does not follow from its own keys by tomecore's rules;
-            "" if that cannot be said.
-        decided: what each of them decided.
+        image: number of the image, from 0.
+        layer: number of the layer.
+        gap: gap between the similarities that were decided differently, in the keys of a.
+        gap_b: the same in the keys of b. Both are 0 for an exact tie.
+        wrong: "a" or "b", if only its plan does not follow from its own keys by tomecore's rules;
+            "" if neither or both do not.
+        decided: what each model decided, in words.
     """
 
     image: int
@@ -35,7 +35,7 @@ class Flip:
 
     @property
     def tied(self) -> bool:
-        """Whether the similarities were equal in both models, so that rounding is no excuse."""
+        """Whether the similarities were equal in both models, so that rounding does not excuse the flip."""
         return self.gap == 0 == self.gap_b
 
     def __str__(self) -> str:
@@ -49,11 +49,11 @@ def flip(
     """Describe what two models decided for one image.
 
     Args:
-        image: its number, for messages.
-        layer: the number of the layer, for messages.
-        merges: of a and of b in this layer.
-        row: of the image in them.
-        protected: prefix tokens that each of them never merges.
+        image: number of the image, for messages.
+        layer: number of the layer, for messages.
+        merges: the merges of a and of b in this layer.
+        row: row of the image in both merges.
+        protected: number of prefix tokens that each model never merges.
     """
     plans = [_Plan(merge, row) for merge in merges]
     cosines = [_cosine(merge.keys[row]) for merge in merges]
@@ -72,7 +72,7 @@ def flip(
 
 
 class _Plan:
-    """The merge of one image: who went where, by token."""
+    """The merge of one image: where each token went."""
 
     def __init__(self, merge: Merge, row: int) -> None:
         self.kept = merge.kept[row]
@@ -81,7 +81,7 @@ class _Plan:
 
 
 def _cosine(keys: np.ndarray) -> np.ndarray:
-    """(N, N) float64. Equal keys get equal numbers, to the last bit, wherever they stand."""
+    """Return (N, N) float64. Equal keys have equal similarities, to the last bit, in every position."""
     distinct, inverse = np.unique(keys.astype(np.float64), axis=0, return_inverse=True)
     norm = np.linalg.norm(distinct, axis=1, keepdims=True)
     distinct = distinct / np.where(norm > 0, norm, 1)
@@ -91,7 +91,7 @@ def _cosine(keys: np.ndarray) -> np.ndarray:
 
 
 def _follows(merge: Merge, row: int, protected: int) -> bool:
-    """Whether the plan is what the matching makes of the model's own keys, computed by NumPy."""
+    """Whether the plan is the one that NumPy's matching computes from the model's own keys."""
     keys, amount = merge.keys[row : row + 1], merge.merged.shape[1]
     plan = bipartite_soft_matching(keys, amount, protected=protected)
     return bool(np.array_equal(plan.slots[0], merge.slots[row]))
@@ -104,14 +104,14 @@ def _gap(cosine: np.ndarray, a: _Plan, b: _Plan) -> float:
     if only_a and only_b:
         gaps.append(max(*only_a, *only_b) - min(*only_a, *only_b))
     if a.into.keys() == b.into.keys() and not (a.kept == b.kept).all():
-        # the same tokens stay in another order: unprotected tokens are kept by similarity
+        # The same tokens stay, in another order: unprotected tokens are kept by similarity.
         odd = cosine[:, 1::2].max(1)
         gaps.append(float(np.abs(odd[a.kept] - odd[b.kept]).max()))
     return float(max(gaps, default=0.0))
 
 
 def _decided(cosine: np.ndarray, a: _Plan, b: _Plan) -> str:
-    """The clearest difference between two plans, in words, with the similarities in the keys of a."""
+    """Return the clearest difference between two plans, in words, with similarities in the keys of a."""
 
     def merged(token: int, plan: _Plan) -> str:
         partner = plan.into[token]

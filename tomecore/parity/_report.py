@@ -1,4 +1,4 @@
-"""What a comparison of two models found, as data and as a short table."""
+"""The result of comparing two models, as data and as a short table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tomecore.parity._flip import Flip
 
 __all__ = ["BlockReport", "Difference", "LayerReport", "Report"]
 
-#: layers that a table shows at most; of more, those where something happens
+#: layers that a table shows at most
 _ROWS = 12
 
 
@@ -20,8 +20,9 @@ class Difference:
     """How two arrays differ.
 
     Args:
-        largest: difference of two elements; NaN if either array has one, infinite if the shapes differ.
-        scale: the largest element, by its absolute value, of the first array.
+        largest: largest difference of two elements; NaN if either array has one, infinite if the shapes
+            differ.
+        scale: largest absolute value in the first array.
     """
 
     largest: float = 0.0
@@ -36,7 +37,7 @@ class Difference:
             return cls(float(np.abs(a - b).max(initial=0)), float(np.abs(a).max(initial=0)))
 
     def __or__(self, other: Difference) -> Difference:
-        """The larger of both; by ``np.maximum``, because Python's loses NaN."""
+        """Return the larger of both; with ``np.maximum``, because Python's ``max`` loses NaN."""
         return Difference(
             float(np.maximum(self.largest, other.largest)),
             float(np.maximum(self.scale, other.scale)),
@@ -45,18 +46,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer that merged.
+    """The comparison of one layer that merged.
 
     Args:
-        layer: its number, from 0.
+        layer: number of the layer, from 0.
         merged: tokens merged here.
         images: images whose decisions agreed up to here.
         identical_decisions: share of their tokens that went to the same slot, 0 to 1.
         identical_sizes: share of slots with equal sizes, over images that still agree.
         largest_difference: of the merged tokens, over images that still agree.
-        gaps: for each image that first disagrees here, how far apart the similarities were that were
-            decided differently; a rounding-sized gap is a near-tie.
-        keys: difference of what tokens were matched by, over ``images``.
+        gaps: for each image that first disagrees here, the gap between the similarities that were
+            decided differently; a gap as small as rounding is a near-tie.
+        keys: difference of the keys that tokens were matched by, over ``images``.
         tokens: difference of the merged tokens, as ``largest_difference``.
         flips: one for each of ``gaps``.
     """
@@ -75,10 +76,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What one block returned.
+    """The comparison of the outputs of one block.
 
     Args:
-        layer: its number, from 0.
+        layer: number of the layer, from 0.
         images: images whose decisions agreed up to here, this layer's included.
         output: difference of all N tokens, each with the value of the slot that holds it.
     """
@@ -90,18 +91,18 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Two models on the same images.
+    """The comparison of two models on the same images.
 
     Args:
-        names: what the two models are called.
-        images: how many images.
+        names: names of the two models.
+        images: number of images.
         layers: one report per layer that merged.
         identical_decisions: share of images whose decisions agreed in every layer.
         identical_predictions: share of images with the same largest output.
         largest_difference: of the outputs, over all images.
         largest_difference_agreeing: of the outputs, over images whose decisions agreed.
-        outputs: what the two models returned, NumPy; not part of :meth:`as_dict`.
-        embedding: difference of what entered the first block.
+        outputs: outputs of the two models, NumPy; not part of :meth:`as_dict`.
+        embedding: difference of the input of the first block.
         blocks: one report per block, whether it merged or not.
     """
 
@@ -118,25 +119,25 @@ class Report:
 
     @property
     def largest_gap(self) -> float:
-        """The clearest call that was decided differently; 0 if none was."""
+        """The largest gap of a decision that differs; 0 if none does."""
         return max((gap for layer in self.layers for gap in layer.gaps), default=0.0)
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """The first decision that differs, of every image that has one."""
+        """The first decision that differs, for every image that has one."""
         return tuple(flip for layer in self.layers for flip in layer.flips)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data, for JSON."""
+        """Return everything as plain data, for JSON."""
         plain = {name: value for name, value in asdict(self).items() if name != "outputs"}
         return {**plain, "largest_gap": self.largest_gap}
 
     def table(self, around: int | None = None, rows: int = _ROWS) -> list[str]:
-        """Lines of text: the embedding, and largest differences by layer.
+        """Return lines of text: the embedding, and the largest differences by layer.
 
         Args:
-            around: the layer to show with its neighbours, marked; None: no one in particular.
-            rows: layers to show at most.
+            around: the layer to mark and to show with its neighbours; None: the first and last layers.
+            rows: number of layers to show at most.
         """
         merging = {layer.layer: layer for layer in self.layers}
         lines = [
@@ -186,14 +187,14 @@ class Report:
 
 
 def _cell(difference: Difference, images: int, width: int) -> str:
-    """A difference, or a dash where no image was left to take it of."""
+    """Return a difference, or a dash if no image is left to compare."""
     return f"{difference.largest:{width}.1e}" if images else f"{'-':>{width}}"
 
 
 def _window(
     blocks: tuple[BlockReport, ...], around: int | None, rows: int
 ) -> tuple[BlockReport, ...]:
-    """The blocks to show: all if they are few; else those next to one, or some first and some last."""
+    """Return the blocks to show: all if they are few; else those around one, or the first and the last."""
     if len(blocks) <= rows:
         return blocks
     if around is None:

@@ -1,4 +1,4 @@
-"""What counts as agreement, by the precision of the weights."""
+"""The differences that count as rounding, by the precision of the weights."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _DEFAULTS = {
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Differences up to ``atol + rtol * largest element``, and scores that are nearer than ``gap``.
+    """Allow differences up to ``atol + rtol * largest element``, and flips of scores nearer than ``gap``.
 
     Args:
-        dtype: of the weights, the less precise if they differ.
-        rtol: in parts of the largest element of the first model's array.
+        dtype: dtype of the weights, the less precise one if they differ.
+        rtol: relative to the largest element of the first model's array.
         atol: added to that.
-        gap: of two similarities.
+        gap: largest gap between two similarities that rounding may flip.
     """
 
     dtype: str
@@ -39,10 +39,10 @@ class Tolerance:
     def between(
         cls, model_a: Any, model_b: Any, rtol: float | None, atol: float | None, gap: float | None
     ) -> Tolerance:
-        """The default for the weights of two models, but for what is given.
+        """Return the default for the weights of two models, except for the values that are given.
 
         Raises:
-            ArgumentValueError: a negative tolerance, or weights that are not floating point.
+            ArgumentValueError: a tolerance is negative, or the weights are not floating point.
         """
         for value, name in ((rtol, "rtol"), (atol, "atol"), (gap, "gap")):
             if value is not None and not value >= 0:
@@ -54,7 +54,7 @@ class Tolerance:
         return cls(dtype, *chosen)
 
     def holds(self, difference: Difference) -> bool:
-        """False for NaN, too."""
+        """Whether a difference is within the tolerance; NaN is not."""
         return difference.largest <= self.atol + self.rtol * difference.scale
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Run one patched model and keep what every layer did, as NumPy arrays in the original numbering."""
+"""Run one patched model and record every layer, as NumPy arrays in the numbering of original tokens."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Merge:
 
 @dataclass
 class Trace:
-    """One forward pass.
+    """The record of one forward pass.
 
     Args:
-        embedding: (B, N, C), what entered block 0.
-        blocks: what each block returned, (B, N, C): every original token has the value of its slot.
-        merges: by layer, of those that merged.
-        output: of the model, (B, classes).
+        embedding: input of block 0, (B, N, C).
+        blocks: output of each block, (B, N, C): every original token has the value of its slot.
+        merges: the merges, by the layers that merged.
+        output: output of the model, (B, classes).
     """
 
     embedding: np.ndarray
@@ -46,11 +46,11 @@ class Trace:
 
 
 def comparable_handle(model: Any, name: str) -> Handle:
-    """``model.tome`` of a model whose tokens can be compared after every layer.
+    """Return ``model.tome`` of a model whose tokens can be compared after every layer.
 
     Raises:
         NotPatchedError: the argument called ``name`` is not patched.
-        UnsupportedModelError: its last block does not make all tokens, which are compared here.
+        UnsupportedModelError: its last block does not compute all tokens, which are compared here.
     """
     tome = handle_of(model, name)
     if tome.trim_last:
@@ -70,7 +70,7 @@ def trace(model: Any, images: np.ndarray, name: str) -> Trace:
     merges: dict[int, Merge] = {}
 
     def array(x: Any) -> np.ndarray:
-        # A copy: a library that adds in place would write to what is kept here.
+        # Copy, because a library that adds in place would overwrite what is kept here.
         return np.array(to_numpy(x[0] if isinstance(x, tuple) else x)).transpose(axes)
 
     def enters(module: Any, args: Any, kwargs: Any) -> None:
@@ -97,8 +97,8 @@ def trace(model: Any, images: np.ndarray, name: str) -> Trace:
             handle.remove()
     if len(entered) != 1 or len(entered[0]) != len(images) or len(blocks) != len(tome.blocks):
         raise UnsupportedModelError(
-            f"`{name}` ({type(model).__name__}) does not make one sequence of tokens of each image and "
-            "take it through every block once, so its layers cannot be compared image by image"
+            f"`{name}` ({type(model).__name__}) does not build one sequence of tokens from each image and "
+            "run it through every block once, so its layers cannot be compared image by image"
         )
     found = Trace(entered[0], [], merges, output)
     source = np.broadcast_to(np.arange(entered[0].shape[1]), entered[0].shape[:2])

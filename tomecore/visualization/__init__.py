@@ -1,9 +1,9 @@
-"""Which patches of an image merged: followed through the layers, painted, laid out on a sheet or a page.
+"""Show which patches of an image merge: follow them through the layers, and draw a sheet or a page.
 
     sources = sources_by_layer(model, images)                         # a patched model; images (B, C, H, W)
-    merged = make_visualization(image, sources[-1][0], patch_size=16)  # image (H, W, 3) uint8, and so is this
+    merged = make_visualization(image, sources[-1][0], patch_size=16)  # both (H, W, 3) uint8
 
-``tomecore visualize`` is this on the command line, for files.
+``tomecore visualize`` does the same on the command line, for files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One HTML page that shows where tokens went: it holds all it needs, and works without a network.
+"""Build one HTML page that shows where tokens went: it has all it needs, and works without a network.
 
 The page is ``data/visualize.html``; its script paints what :func:`make_visualization` paints, from the
-source maps put in here. What comes from file names and models is data to it, never markup. Needs
+source maps that this module inserts. The names of files and models are data to it, never markup. Needs
 Pillow (``tomecore[cli]``).
 """
 
@@ -27,25 +27,25 @@ _TEMPLATE = Path(__file__).parent / "data" / "visualize.html"
 
 
 def html_page(merged: MergedImages, title: str, note: str = "") -> str:
-    """The page, as text.
+    """Return the page, as text.
 
     Args:
-        merged: the images.
-        title: its heading.
-        note: a line under it.
+        merged: the images to show.
+        title: heading of the page.
+        note: a line under the heading.
     """
     template = _TEMPLATE.read_text(encoding="utf-8")
     (style,) = re.findall("<style>(.*?)</style>", template, re.DOTALL)
     (script,) = re.findall("<script>(.*?)</script>", template, re.DOTALL)
     filled = {
-        # Only this very script and style may run, and nothing may be loaded.
+        # Only this script and this style are allowed, and nothing may be loaded.
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'",
         "title": html.escape(printable(title)),
         "note": html.escape(printable(note)),
         "data": _json(_data(merged)),
     }
-    # In one pass, so that nothing that was put in is looked at again.
+    # One pass, so that inserted text is not searched for placeholders again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
 
 
@@ -76,8 +76,10 @@ def _data(merged: MergedImages) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    """JSON that can stand in a script element: no character in it means anything to HTML."""
-    text = json.dumps(value, separators=(",", ":"))  # ASCII, so lone surrogates are escaped, too
+    """Return JSON that can stand in a script element: no character in it means anything to HTML."""
+    text = json.dumps(
+        value, separators=(",", ":")
+    )  # ASCII, so that lone surrogates are escaped too
     for one in "<>&":
         text = text.replace(one, f"\\u{ord(one):04x}")
     return text

@@ -1,4 +1,4 @@
-"""Draw which patches were merged: each group in its mean colour, with a line of its own around it."""
+"""Draw which patches were merged: each group in its mean colour, with its own outline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["OUTLINES", "make_visualization"]
 
 
 def _outlines(count: int) -> np.ndarray:
-    """(count, 2, 3) uint8: pairs of a light and a dark colour of one hue, the hues far apart."""
+    """Return (count, 2, 3) uint8: pairs of a light and a dark colour of one hue, the hues far apart."""
     golden = 0.618034  # hues at multiples of it never meet, and the next one is always far away
     found = [((255, 255, 255), (0, 0, 0))]
     for number in range(count - 1):
@@ -46,10 +46,10 @@ def make_visualization(
         prefix_tokens: tokens before the first patch.
 
     Returns:
-        (H, W, 3) uint8: every group in its mean colour. Inside its edge runs an outline, light in
-        dark groups and dark in light ones, of another hue than those of the groups it touches.
-        Patches of a group need not touch. Patches of fewer than 4 pixels on a side have no room for
-        an outline: enlarge the image first.
+        (H, W, 3) uint8: every group in its mean colour. An outline runs inside its edge: light in
+        dark groups and dark in light ones, in a hue that no touching group has. Patches of a group
+        need not touch. Patches of fewer than 4 pixels on a side have no room for an outline: enlarge
+        the image first.
 
     Raises:
         ArgumentTypeError: ``image`` is not uint8 or ``source`` not of integers.
@@ -62,8 +62,8 @@ def make_visualization(
         raise ArgumentValueError(f"`image` must have shape (H, W, 3); got {image.shape}")
     if image.dtype != np.uint8:
         raise ArgumentTypeError(
-            f"`image` must be uint8, from 0 to 255; got {image.dtype}. Pixels from 0 to 1 become so "
-            "by (255 * image).round().astype(numpy.uint8)"
+            f"`image` must be uint8, from 0 to 255; got {image.dtype}. Convert pixels from 0 to 1 with "
+            "(255 * image).round().astype(numpy.uint8)"
         )
     if not np.issubdtype(source.dtype, np.integer):
         raise ArgumentTypeError(f"`source` must hold integers; got {source.dtype}")
@@ -95,7 +95,7 @@ def _patch_size(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _scan_order(slots: np.ndarray) -> tuple[np.ndarray, int]:
-    """(rows, columns) slots renumbered from 0 as they are met from the upper left, and how many."""
+    """Return (rows, columns) slots renumbered from 0, row by row from the upper left, and their number."""
     _, first, inverse = np.unique(slots, return_index=True, return_inverse=True)
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -105,7 +105,7 @@ def _scan_order(slots: np.ndarray) -> tuple[np.ndarray, int]:
 def _mean_colours(
     image: np.ndarray, group: np.ndarray, count: int, height: int, width: int
 ) -> np.ndarray:
-    """(count, 3) uint8: the mean of every pixel of each group, half up."""
+    """Return (count, 3) uint8: the mean of all pixels of each group, rounded half up."""
     rows, columns = group.shape
     totals = image.reshape(rows, height, columns, width, 3).sum(axis=(1, 3), dtype=np.int64)
     flat = group.ravel()
@@ -138,7 +138,7 @@ def _outline(painted: np.ndarray, group: np.ndarray, colours: np.ndarray) -> Non
 
 
 def _hues(group: np.ndarray, below: np.ndarray, beside: np.ndarray) -> np.ndarray:
-    """(groups,) int: for each group the first number that no group before it and touching it has."""
+    """Return (groups,) int: for each group the first number that no earlier group touching it has."""
     pairs = np.concatenate(
         [
             np.stack([group[:-1][below], group[1:][below]], axis=-1),

@@ -1,7 +1,7 @@
-"""Images beside what merging makes of them after some layers: followed once, drawn on one sheet.
+"""Draw images beside their merged groups after some layers, on one sheet.
 
-``_page`` shows the same for every layer, to be looked at in a browser. Needs Pillow and matplotlib
-(``tomecore[cli]``; the font of labels is matplotlib's, which knows most alphabets).
+``_page`` shows the same for every layer, in a browser. Needs Pillow and matplotlib (``tomecore[cli]``;
+the font of labels is matplotlib's, which covers most alphabets).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MergedImages", "draw_strips", "follow_images", "layers_to_draw", "printable"]
 
-_SHORTEST = 224  # pixels on the shorter side that an image is enlarged to at least
+_SHORTEST = 224  # small images are enlarged to at least this many pixels on the shorter side
 _GAP = 8
 _LABEL = 22
 
@@ -33,10 +33,10 @@ class MergedImages:
     """Images, and where their patches went in every layer at every r.
 
     Args:
-        names: of the images.
-        pixels: (H, W, 3) uint8 of each image: what the model saw of it, whole patches only, small
+        names: names of the images.
+        pixels: (H, W, 3) uint8 of each image: the part that the model saw, whole patches only, small
             images enlarged.
-        grid: how patches lie in ``pixels``.
+        grid: the grid of patches in ``pixels``.
         prefix: tokens before the first patch.
         r: the schedules.
         sources: for each of ``r`` one (images, N) array of slots per layer.
@@ -51,17 +51,17 @@ class MergedImages:
 
     @property
     def depth(self) -> int:
-        """Layers of the model."""
+        """Number of layers of the model."""
         return len(self.sources[0])
 
     def tokens(self, number: int, layer: int) -> int:
-        """Tokens left after ``layer`` layers (0: before the first) at the r of that number."""
+        """Return the tokens left after ``layer`` layers (0: before the first) at the r of that number."""
         if layer == 0:
             return int(self.sources[number][0].shape[1])
         return int(self.sources[number][layer - 1].max()) + 1
 
     def painted(self, image: int, number: int, layer: int) -> np.ndarray:
-        """(H, W, 3) uint8: an image after ``layer`` layers, 1 or more, at the r of that number."""
+        """Return (H, W, 3) uint8: an image after ``layer`` layers, 1 or more, at the r of that number."""
         source = self.sources[number][layer - 1][image]
         return make_visualization(self.pixels[image], source, self.grid.patch, self.prefix)
 
@@ -79,11 +79,11 @@ def follow_images(
         model: a patched model; its r is the last of ``r`` afterwards.
         images: (n, C, H, W) float, as the model takes them.
         pixels: n images (H, W, 3) uint8, to draw on.
-        names: what the images are called.
+        names: names of the images.
         r: one schedule or more.
 
     Raises:
-        UnsupportedModelError: how the patches lie in the image cannot be told.
+        UnsupportedModelError: the grid of patches in the image is unknown.
     """
     sources = []
     for schedule in r:
@@ -109,17 +109,17 @@ def follow_images(
 
 
 def layers_to_draw(depth: int, count: int = 4) -> list[int]:
-    """``count`` layers spread over ``depth``, the last one among them; fewer where there are fewer."""
+    """Return ``count`` layers spread over ``depth``, the last one included; fewer if there are fewer."""
     return sorted({max(1, round(depth * part / count)) for part in range(1, count + 1)})
 
 
 def draw_strips(merged: MergedImages, layers: Sequence[int], path: Path) -> None:
-    """Write one picture: a row for each image and r, the original first, then merged after ``layers``.
+    """Write one sheet: a row for each image and r, the original first, then merged after ``layers``.
 
     Args:
-        merged: the images.
+        merged: the images to draw.
         layers: numbers from 1 to the model's depth.
-        path: where to; the ending decides the format.
+        path: the file to write; its ending decides the format.
 
     Raises:
         ArgumentValueError: a layer that the model does not have.
@@ -159,14 +159,14 @@ def draw_strips(merged: MergedImages, layers: Sequence[int], path: Path) -> None
 
 
 def printable(name: str) -> str:
-    """A file name as one line of text: what cannot be printed is shown as an escape."""
+    """Return a file name as one line of text, with escapes for characters that cannot be printed."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in name
     )
 
 
 def _fitting(label: str, font: FreeTypeFont, width: int) -> str:
-    """``label``, its end cut off where it is wider than ``width`` pixels."""
+    """Return ``label``, with its end cut off if it is wider than ``width`` pixels."""
     if font.getlength(label) <= width:
         return label
     while label and font.getlength(f"{label}...") > width:

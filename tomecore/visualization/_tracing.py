@@ -1,4 +1,4 @@
-"""Which original token is where after each layer, in one forward pass, and where it lies in the image."""
+"""Find where each original token is after each layer, in one forward pass, and where in the image."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Grid", "patch_grid", "sources_by_layer"]
 
 @dataclass(frozen=True)
 class Grid:
-    """How the patches lie in an image: ``rows`` x ``columns``, each of ``patch`` (height, width) pixels.
+    """The grid of patches in an image: ``rows`` x ``columns``, each of ``patch`` (height, width) pixels.
 
-    The patches begin at the image's upper left corner; what they leave over at its right and lower
-    edge belongs to none.
+    The patches begin at the image's upper left corner; pixels that are left over at its right and lower
+    edges belong to no patch.
     """
 
     rows: int
@@ -39,14 +39,14 @@ def sources_by_layer(model: Any, images: np.ndarray, batch: int = 16) -> list[np
         batch: images per forward pass.
 
     Returns:
-        One (B, N) int64 array per layer: original token -> slot after that layer. What the last one
-        holds is ``model.tome.source``.
+        One (B, N) int64 array per layer: original token -> slot after that layer. The last one equals
+        ``model.tome.source``.
 
     Raises:
         NotPatchedError: the model is not patched.
-        ArgumentValueError: no images.
-        UnsupportedModelError: the model does not make one sequence of tokens of each image.
-        NoForwardError: the model is compiled, so nothing can be seen.
+        ArgumentValueError: there are no images.
+        UnsupportedModelError: the model does not build one sequence of tokens from each image.
+        NoForwardError: the model is compiled, so its merges cannot be observed.
     """
     tome = handle_of(model)
     if not len(images):
@@ -70,7 +70,7 @@ def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.n
     for found in slots.values():
         if len(found) != len(images):
             raise UnsupportedModelError(
-                f"{type(model).__name__} makes {len(found)} sequences of tokens of {len(images)} "
+                f"{type(model).__name__} builds {len(found)} sequences of tokens from {len(images)} "
                 "images, so its tokens cannot be followed image by image"
             )
     first = next(iter(slots.values()), None)
@@ -85,19 +85,19 @@ def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.n
 
 
 def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
-    """How the patches of a patched model lie in an image of ``size`` (height, width) pixels.
+    """Return the grid of a patched model's patches in an image of ``size`` (height, width) pixels.
 
-    Read from the model's patch embedding if that is a convolution. Otherwise patches are taken to be
-    squares, as large as their number allows.
+    The grid is read from the model's patch embedding if that is a convolution. Otherwise the patches are
+    assumed to be squares, as large as their number allows.
 
     Args:
         model: a patched model.
-        num_tokens: N, tokens that enter its first block.
+        num_tokens: N, the number of tokens that enter its first block.
         size: (height, width) of the input in pixels.
 
     Raises:
         NotPatchedError: the model is not patched.
-        UnsupportedModelError: no grid, or more than one, has as many patches.
+        UnsupportedModelError: no grid, or more than one, has this number of patches.
     """
     patches = num_tokens - handle_of(model).protected
     for _, module in named_modules(model):
@@ -105,12 +105,12 @@ def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
             found = _convolved(module, size)
             if found is not None and found.rows * found.columns == patches:
                 return found
-            break  # a stem, as of hybrid models
+            break  # a stem, as in hybrid models
     return square_grid(patches, size)
 
 
 def _convolved(convolution: Any, size: tuple[int, int]) -> Grid | None:
-    """The grid that a convolution without padding makes; torch and Paddle name its settings differently."""
+    """Return the grid of a convolution without padding; torch and Paddle name its settings differently."""
 
     def setting(name: str) -> tuple[int, int]:
         value = getattr(convolution, name, None)
@@ -123,7 +123,7 @@ def _convolved(convolution: Any, size: tuple[int, int]) -> Grid | None:
 
 
 def square_grid(patches: int, size: tuple[int, int]) -> Grid:
-    """The one grid of ``patches`` square patches that fits ``size`` (height, width) in pixels.
+    """Return the only grid of ``patches`` square patches that fits ``size`` (height, width) in pixels.
 
     Raises:
         UnsupportedModelError: there is none, or more than one.
@@ -141,11 +141,10 @@ def square_grid(patches: int, size: tuple[int, int]) -> Grid:
     why = (
         "no grid of square patches has as many: the model may pack, shuffle or resize its patches"
         if not fits
-        else "squares of "
-        f"{' or '.join(str(grid.patch[0]) for grid in fits)} pixels would give as many"
+        else f"squares of {' or '.join(str(grid.patch[0]) for grid in fits)} pixels would give as many"
     )
     raise UnsupportedModelError(
-        f"the model makes {patches} patches of an image of {height} x {width} pixels, and how they lie "
-        f"in it cannot be told: {why}. Draw it yourself with "
-        "tomecore.visualization.make_visualization and tomecore.visualization.sources_by_layer."
+        f"the model computes {patches} patches from an image of {height} x {width} pixels, and their grid "
+        f"is unknown: {why}. Draw it yourself with tomecore.visualization.make_visualization and "
+        "tomecore.visualization.sources_by_layer."
     )
