@@ -85,7 +85,7 @@ def visualize(
         )
         paths = paths[:limit]
     if not paths:
-        _comprintable(complaints)
+        _print_complaints(complaints)
         raise typer.Exit(1)
 
     from tomecore.loading import load
@@ -95,7 +95,7 @@ def visualize(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ClampWarning)  # the tokens that are left are printed
         complaints += _draw(loaded, paths, schedules, numbers, output, html, note)
-    _comprintable(complaints)
+    _print_complaints(complaints)
     if complaints:
         raise typer.Exit(1)
 
@@ -214,7 +214,7 @@ def _weights_note(loaded: Loaded, trained: bool) -> str:
     )
 
 
-def _comprintable(complaints: list[str]) -> None:
+def _print_complaints(complaints: list[str]) -> None:
     from tomecore.visualization import printable
 
     for complaint in complaints:
