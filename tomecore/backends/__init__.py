@@ -7,7 +7,7 @@ class, so a user's subclass of ``torch.Tensor`` is still torch, and Paddle's tor
 ``import torch`` returns Paddle) does not mislead it.
 
 A library that follows the standard needs no code here and uses the defaults of :class:`Backend`;
-:func:`check` says whether it follows. A fast scatter takes about ten lines: see ``jax.py`` for an example.
+:func:`check` says whether a library does. A fast scatter takes about ten lines: ``jax.py`` is an example.
 """
 
 from __future__ import annotations

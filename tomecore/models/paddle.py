@@ -89,7 +89,7 @@ class Attention(nn.Layer):
         )
 
     def _by_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend without the fused kernel, so that a quantized dropout gets the attention weights."""
+        """Attend without the fused kernel, so that a wrapper of ``paddle.quantization`` gets the weights."""
         q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * self.scale, k, v))
         weights = self.attn_drop(F.softmax(paddle.matmul(q, k, transpose_y=True)))
         return paddle.matmul(weights, v).transpose([0, 2, 1, 3])

@@ -79,7 +79,7 @@ def carry_gemma(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict
 
 
 def lays_out(tower: Any) -> str | None:
-    """Return why an encoder needs all tokens, unless it neither lays them out as a grid nor pools them."""
+    """Return why an encoder needs all tokens, or None; it may lay them out as a grid or pool them."""
     if tower.global_pool == "none":
         return None
     return f"the model lays its tokens out by position, or pools them (global_pool={tower.global_pool!r})"

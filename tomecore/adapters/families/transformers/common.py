@@ -100,10 +100,11 @@ def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[
 
 
 def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
-    """Return ``block_kwargs`` without a mask: the ``Spec.carry`` of layers that only a user's mask describes.
+    """Return ``block_kwargs`` without a mask that the library adds; raise for a user's mask.
 
-    While torch.export traces, the library builds a mask even if none was passed: one column of queries,
-    expanded over the keys. Such a mask does not describe keys, and is removed.
+    It is the ``Spec.carry`` of layers with no other argument about tokens. While torch.export traces, the
+    library builds a mask even if none was passed: one value for each query, expanded over the keys. Such a
+    mask does not describe keys, and is removed.
     """
     mask = block_kwargs.get("attention_mask")
     if mask is None:

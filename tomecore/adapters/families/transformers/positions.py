@@ -58,7 +58,7 @@ def feed_beit(block: Any, x: Array) -> Array:
 
 
 def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[str, Any]:
-    """Return ``block_kwargs`` with the layer's bias for ``num_tokens`` tokens added to the mask."""
+    """Return ``block_kwargs`` with the layer's bias for ``num_tokens`` tokens in the mask, if it lacks it."""
     if "resolution" not in block_kwargs:
         return block_kwargs
     known = ("resolution", "interpolate_pos_encoding")

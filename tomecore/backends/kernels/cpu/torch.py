@@ -21,7 +21,7 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 def _elements(*arrays: Array) -> list[str] | None:
-    """Return None if operations are recorded: kernels would be missed, or their results be constants."""
+    """Return None if operations are recorded: the record would miss the kernels, or hold constants."""
     if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return None
     if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
