@@ -99,7 +99,7 @@ def test_something_unknown_around_the_tower(plain):
     refused(
         plain,
         outer,
-        r"which tokens .* reads of model\.vision is not known\. Where you know that it reads only the prefix "
+        r"which tokens .* reads of model\.vision is not known\. If you know that it reads only the prefix "
         r"tokens, call apply_patch\(model\.vision, trim_last=True\)",
     )
     plain.fw.tome.remove_patch(outer)

@@ -77,7 +77,7 @@ def test_what_is_refused_of_open_clip() -> None:
     with pytest.raises(UnsupportedModelError, match=r"tokens \(an attentional pooler\)"):
         tome.apply_patch(coca, trim_last=True)
     model = prepared(tower(output_tokens=True))
-    with pytest.raises(UnsupportedModelError, match=r"hands out all tokens \(output_tokens=True\)"):
+    with pytest.raises(UnsupportedModelError, match=r"returns all tokens \(output_tokens=True\)"):
         tome.apply_patch(model, trim_last=True)
     model.output_tokens = False
     tome.apply_patch(model, trim_last=True)

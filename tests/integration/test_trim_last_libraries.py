@@ -73,7 +73,7 @@ def test_readers_of_timm_get_what_they_get_without(r: int) -> None:
 @pytest.mark.parametrize("more", [{"global_pool": ""}, {"features_only": True}], ids=str)
 def test_no_pooling_hands_out_all_tokens(more: dict[str, Any]) -> None:
     model = prepared(timm_vit(**more))
-    with pytest.raises(UnsupportedModelError, match=r"hands out all tokens \(global_pool=''\)"):
+    with pytest.raises(UnsupportedModelError, match=r"returns all tokens \(global_pool=''\)"):
         tome.apply_patch(model, trim_last=True)
 
 

@@ -1,14 +1,13 @@
-"""Which array library an array belongs to, and the few operations the standard lacks.
+"""Find the array library that an array belongs to, and the few operations that the standard lacks.
 
-The algorithms are written against the Python array API (2024.12). A :class:`Backend` is that
-namespace for one library, and the operations that the standard lacks or a library has faster. No library is
-imported before one of its arrays arrives: libraries are recognised by the module that defines the array's
-class, so a user's subclass of ``torch.Tensor`` is still torch, and Paddle's torch proxy (which makes
-``import torch`` return Paddle) cannot mislead us.
+The algorithms are written against the Python array API (2024.12). A :class:`Backend` holds that
+namespace for one library, and the operations that the standard lacks or the library has faster. A library is
+imported only when one of its arrays arrives: it is recognised by the module that defines the array's
+class, so a user's subclass of ``torch.Tensor`` is still torch, and Paddle's torch proxy (with which
+``import torch`` returns Paddle) does not mislead it.
 
-A library that follows the standard works without a line here, on the defaults of :class:`Backend`;
-:func:`check` says whether it does. A fast scatter is about ten lines: see ``jax.py`` for the shape of such
-a file.
+A library that follows the standard needs no code here and uses the defaults of :class:`Backend`;
+:func:`check` says whether a library does. A fast scatter takes about ten lines: ``jax.py`` is an example.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedLi
 
 __all__ = ["REQUIRED", "Array", "Backend", "Fused", "Keys", "backend_of", "check", "register"]
 
-#: Top-level module of an array's class -> a backend, or the module here that holds its BACKEND.
+#: Top-level module of an array's class -> a backend, or the module of tomecore that holds its BACKEND.
 _known: dict[str, Backend | str | Callable[[], Backend]] = {
     "numpy": "tomecore.backends.numpy",
     "torch": "tomecore.backends.torch",
@@ -36,20 +35,20 @@ _known: dict[str, Backend | str | Callable[[], Backend]] = {
 #: libraries whose backends are not searched for gaps: a compiler would trace the search with the first call
 _OWN = frozenset(_known)
 _by_type: dict[type, Backend] = {}
-#: backends of other libraries that were found to lack nothing
+#: backends of other libraries that were checked and lack nothing
 _complete: set[Backend] = set()
 
 
 def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
-    """Teach tomecore an array library, or replace what it knows about one.
+    """Register a backend for an array library, or replace its backend.
 
     Args:
         module: top-level module of the library's array class, for example ``"cupy"``.
         backend: a Backend, or a function without arguments that returns one; it is called when the
-            first array of that library arrives, so nothing has to be imported before.
+            first array of that library arrives, so the library need not be imported earlier.
 
     Raises:
-        ArgumentTypeError: ``backend`` is neither.
+        ArgumentTypeError: ``backend`` is neither a Backend nor a function.
         ArgumentValueError: ``module`` is not a top-level module name.
     """
     if not isinstance(module, str) or not module.isidentifier():
@@ -66,17 +65,17 @@ def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
 
 
 def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> None:
-    """Check that an array library does all that tomecore needs: on small arrays, compared with NumPy.
+    """Check that an array library does all that tomecore needs, by comparing it with NumPy on small arrays.
 
-    The names of the namespace are in ``tomecore.backends.REQUIRED``. Gradients and tracing are not looked at.
+    ``tomecore.backends.REQUIRED`` lists the names of the namespace. Gradients and tracing are not checked.
 
     Args:
         library: a Backend, a namespace of the array API standard, or an array.
-        to_numpy: converts an array of the library to NumPy. None: as NumPy does, or by ``.numpy()`` or
+        to_numpy: converts an array of the library to NumPy. None: NumPy's own conversion, ``.numpy()`` or
             ``.get()``.
 
     Raises:
-        UnsupportedLibraryError: something is missing or wrong; all of it is in the message and in ``faults``.
+        UnsupportedLibraryError: something is missing or wrong; the message and ``faults`` list all of it.
         ArgumentTypeError: ``library`` is none of the three.
     """
     if isinstance(library, Backend):
@@ -91,13 +90,13 @@ def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> No
 
 
 def backend_of(*arrays: Array) -> Backend:
-    """Return the backend that all ``arrays`` belong to; importing it if this is its first array.
+    """Return the backend that all ``arrays`` belong to; import it if this is its first array.
 
     Raises:
         ArgumentTypeError: an argument is not an array of a known or standard library, or the arrays
             come from different libraries.
-        UnsupportedLibraryError: a library that tomecore does not know by itself lacks something. That is
-            looked at once, when its first array arrives; :func:`check` looks at values too.
+        UnsupportedLibraryError: a library that is not built into tomecore lacks something. That is
+            checked once, when its first array arrives; :func:`check` compares values too.
     """
     found = [_by_type.get(type(array)) or _find(array) for array in arrays]
     if any(one is not found[0] for one in found):
@@ -147,7 +146,7 @@ def _load(entry: Backend | str | Callable[[], Backend]) -> Backend:
 
 
 def _from_standard(array: Array) -> Backend:
-    """The zero-line path: any object with a standard namespace, as array-api-compat finds it."""
+    """Return a backend of defaults for an object whose standard namespace array-api-compat finds."""
     import array_api_compat
 
     try:

@@ -1,6 +1,6 @@
-"""The check of an array library: small arrays through all that tomecore does with one, compared with NumPy.
+"""The check of an array library: all that tomecore does with arrays, compared with NumPy on small ones.
 
-The algorithms stand above this storey, so they hand their trials down with :func:`add_trial`.
+The algorithms are in packages that import this one, so they register their trials with :func:`add_trial`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["Trial", "add_trial", "faults_of"]
 Trial = Callable[[Backend, Array, Array, Array], tuple[Array, ...]]
 _trials: dict[str, Trial] = {}
 
-#: functions that choose an integer dtype of their own, unless they are told one
+#: functions that choose their own integer dtype if none is passed
 _OWN_INTEGER = ("arange", "argmax", "argsort", "asarray")
-#: what to look at first where values are wrong, by the beginning of the call
+#: beginning of a call -> the likely cause if its values are wrong
 _HINTS = {
     "argsort": "equal values must keep their order, as with stable=True",
     "argmax": "of equal values the first one counts",
@@ -47,7 +47,7 @@ def add_trial(name: str, trial: Trial) -> None:
 
 
 def faults_of(backend: Backend, to_numpy: Callable[[Array], Any] | None = None) -> list[str]:
-    """Return all that is missing or wrong, one line each; nothing for a library that conforms."""
+    """Return all that is missing or wrong, one line each; an empty list if the library conforms."""
     gaps = gaps_of(backend)
     inputs, _ = library_inputs(backend)
     if not inputs:
@@ -55,7 +55,7 @@ def faults_of(backend: Backend, to_numpy: Callable[[Array], Any] | None = None) 
     check = _Check(backend, to_numpy or any_to_numpy, inputs, bool(gaps))
     check.functions()
     check.methods()
-    if not gaps and not check.faults:  # or the algorithms would repeat what is listed already
+    if not gaps and not check.faults:  # or the algorithms would repeat these faults
         check.algorithms()
     return list(dict.fromkeys(gaps + check.faults))
 
@@ -65,7 +65,7 @@ def any_to_numpy(array: Array) -> np.ndarray:
     for convert in (np.asarray, lambda x: x.numpy(), lambda x: x.get(), np.from_dlpack):
         try:
             found = np.array(convert(array))
-        except Exception:  # whatever a library raises that has another way
+        except Exception:  # a library may raise anything; the next way is tried
             continue
         if found.dtype != object:
             return found
@@ -73,7 +73,7 @@ def any_to_numpy(array: Array) -> np.ndarray:
 
 
 class _Check:
-    """One run: the library, and the faults found so far."""
+    """One run of the check: the library, and the faults found so far."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _Check:
         self.inputs = inputs
         self.has_gaps = has_gaps
         self.faults: list[str] = []
-        #: NumPy's dtypes -> those that arrays made of such an array have in the library
+        #: NumPy dtype -> dtype that the library gives an array made from it
         self.dtypes = {ARRAYS[name].dtype: inputs[name].dtype for name in ARRAYS}
         float64 = getattr(backend.xp, "float64", None)
         if float64 is not None and to_library(backend, np.ones(1)).dtype == float64:
@@ -102,18 +102,18 @@ class _Check:
         overwrites: bool = False,
         any_integer: bool = False,
     ) -> None:
-        """Compare the result of a method, and see that it leaves its arguments as they were.
+        """Compare the result of a method, and check that it does not change its arguments.
 
         Args:
             what: the call, for messages; it begins with the name of the method.
             function: the method.
             arguments: NumPy arrays are converted; other arguments are passed on.
-            expected: the result that is right.
+            expected: the correct result.
             overwrites: whether the method may write to its first argument.
-            any_integer: whether the result may have another integer dtype than ``expected``.
+            any_integer: whether the result may have a different integer dtype than ``expected``.
         """
         if self.has_gaps and not overrides(self.backend, what.partition("(")[0]):
-            return  # a default would only repeat them
+            return  # a default would only repeat these gaps
         given = [
             to_library(self.backend, one) if isinstance(one, np.ndarray) else one
             for one in arguments
@@ -128,7 +128,7 @@ class _Check:
                 self.changes(what, array, before)
 
     def changes(self, what: str, array: Array, before: np.ndarray) -> bool:
-        """Note an argument that a call has written to; return whether it has."""
+        """Record a fault if a call has written to an argument; return whether it has."""
         values, faults = attempt("to_numpy(array)", self.to_numpy, array)
         changed = not faults and not np.array_equal(values, before)
         if changed:
@@ -136,7 +136,7 @@ class _Check:
         return changed
 
     def compare(self, what: str, found: Array, expected: Any, any_integer: bool = False) -> None:
-        """Note a result whose dtype, shape or values are not NumPy's."""
+        """Record a fault if the dtype, shape or values of a result differ from NumPy's."""
         if isinstance(expected, bool):
             if bool(found) != expected:
                 self.faults.append(f"{what} returns {found}; it must be {expected}")
@@ -170,7 +170,7 @@ class _Check:
         for source in (*required_calls(self.backend), *OPERATIONS):
             found, faults = attempt(source, evaluate, source, self.backend.xp, self.inputs)
             if faults:
-                continue  # among the gaps already
+                continue  # the gaps include it already
             any_integer = source.startswith(_OWN_INTEGER) and "index.dtype" not in source
             expected = evaluate(source, numpy_namespace, on_numpy)
             self.compare(source, found, expected, any_integer)
@@ -181,7 +181,7 @@ class _Check:
                 self.inputs, _ = library_inputs(self.backend)
 
     def methods(self) -> None:
-        """Compare the methods of the backend with NumPy, spelled another way."""
+        """Compare the methods of the backend with equivalent NumPy code."""
         for dtype in self.dtypes:
             if dtype.kind != "b":
                 self.scatters(dtype)
@@ -215,7 +215,7 @@ class _Check:
             )
 
     def scatters(self, dtype: np.dtype) -> None:
-        """Compare the scatters of one dtype, with indices that are distinct, repeated and none."""
+        """Compare the scatters of one dtype, with distinct, repeated and empty indices."""
         backend, generator = self.backend, np.random.default_rng(1)
         for kind, index in (
             ("distinct", np.asarray([[0, 3], [2, 1]])),
@@ -246,7 +246,7 @@ class _Check:
                 self.run(what, backend.accumulate, arguments, expected, overwrites=True)
 
     def algorithms(self) -> None:
-        """Compare every algorithm with itself on NumPy and the defaults of a backend."""
+        """Compare every algorithm with its own result on NumPy, with the defaults of a backend."""
         import array_api_compat.numpy as numpy_namespace
 
         reference = Backend("numpy", numpy_namespace)

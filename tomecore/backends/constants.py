@@ -1,4 +1,4 @@
-"""Arrays that are made once and used again, up to so many bytes."""
+"""A cache of constant arrays, limited in bytes."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 __all__ = ["ConstantCache"]
 
-#: what an array takes beside its numbers, about
+#: roughly the bytes that an array takes beside its numbers
 _OBJECT = 512
 
 
 class ConstantCache:
-    """Holds arrays by key, at most ``limit`` bytes of them; the oldest go first.
+    """Arrays by key, at most ``limit`` bytes of them; the oldest are dropped first.
 
-    Threads may share one, and must not write into what they share. On a GPU the key must name the stream: the
-    numbers of an array may not be there yet for another one.
+    Threads may share a cache, and must not write to its arrays. On a GPU the key must name the stream:
+    another stream may run before the numbers of an array are written.
     """
 
     def __init__(self, limit: int) -> None:
@@ -25,12 +25,12 @@ class ConstantCache:
         self._lock = threading.Lock()
 
     def get(self, key: Any) -> Any:
-        """What was put there, or None."""
+        """Return the array for ``key``, or None."""
         found = self._held.get(key)
         return None if found is None else found[0]
 
     def put(self, key: Any, array: Any, size: int) -> Any:
-        """Keep ``array``, of ``size`` bytes, and return it; or return what another thread has put there."""
+        """Store ``array``, of ``size`` bytes, and return it; or return what another thread stored."""
         size += _OBJECT
         with self._lock:
             found = self._held.get(key)

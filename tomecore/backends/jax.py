@@ -1,4 +1,4 @@
-"""JAX: the ``.at`` updates, which accumulate repeated indices and differentiate; full precision."""
+"""JAX: ``.at`` updates, which accumulate repeated indices and differentiate; products in full precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tomecore.backends import Array, Backend
 
 
 class JaxBackend(Backend):
-    """JAX with real scatters, and products that do not follow its default precision."""
+    """JAX with real scatters, and products in full precision."""
 
     def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
         return base.at[self.batch_index(index), index].add(updates)
@@ -20,7 +20,7 @@ class JaxBackend(Backend):
         return base.at[self.batch_index(index), index].max(updates)
 
     def products(self, a: Array, b: Array) -> Array:
-        """In float32, where the default is TF32 on a GPU and bfloat16 on a TPU."""
+        """Multiply in float32; JAX's default is TF32 on a GPU and bfloat16 on a TPU."""
         b = xp.permute_dims(b, (0, 2, 1))
         return xp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -28,7 +28,7 @@ class JaxBackend(Backend):
         return jax.lax.stop_gradient(x)
 
     def device(self, x: Array) -> Any:
-        """None: a tracer has no device, and arrays made without one follow the committed ones they meet."""
+        """Return None: a tracer has no device, and JAX moves uncommitted arrays to that of the others."""
         return None
 
 

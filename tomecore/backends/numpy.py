@@ -9,7 +9,7 @@ from tomecore.backends import Array, Backend
 
 
 def _at(ufunc: np.ufunc, base: Array, index: Array, updates: Array) -> Array:
-    """NumPy has no graphs, so the batch size may be read, which is faster than ``batch_index``."""
+    """Scatter with a ufunc. NumPy has no graphs, so reading the batch size is safe, and faster."""
     out = np.array(base)
     ufunc.at(out, (np.arange(index.shape[0])[:, None], index), updates)
     return out

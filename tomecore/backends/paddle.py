@@ -1,11 +1,11 @@
 """Paddle: a small subset of the array API standard, and the scatters.
 
-array-api-compat does not know Paddle, and renaming would not be enough: Paddle's defaults differ
-too. What each function fixes is said beside it. Only what tomecore uses is here; every name behaves
-as in the standard for the arguments it takes, which ``tests/backends`` compares with NumPy, eagerly
-and in a static graph (where a batch size is unknown, so none is read).
+array-api-compat does not support Paddle, and new names would not be enough: Paddle's defaults differ
+too. Each function says what it fixes. This module has only the names that tomecore uses; each behaves
+as in the standard for the arguments that it accepts. ``tests/backends`` compares them with NumPy, eagerly
+and in a static graph (where the batch size is unknown, so it is not read).
 
-What is not fixed, because tomecore does not need it: integer and floating arrays do not mix, and
+Two things are not fixed, because tomecore does not need them: integer and floating arrays do not mix, and
 half precision has no kernels on a CPU.
 """
 
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 _ARANGE_TAKES_DEVICE = "device" in inspect.signature(paddle.arange).parameters
-#: asked once: a Paddle without CUDA ends the process when it is asked for a stream
+#: read once: a Paddle without CUDA ends the process if a stream is requested
 _HAS_STREAMS = paddle.is_compiled_with_cuda()
 _INTEGRAL = (paddle.int8, paddle.int16, paddle.int32, paddle.int64, paddle.uint8)
 _FLOATING = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
@@ -83,8 +83,11 @@ CONSTANTS = ConstantCache(2**21)
 def arange(
     start: int, stop: int | None = None, step: int = 1, dtype: Any = None, device: Any = None
 ) -> Array:
-    """On ``device``. Made once for each stream, because nothing writes into it: an arange of Paddle is four
-    operations. Anew in a static graph."""
+    """Return a range on ``device``, cached for each stream.
+
+    An arange of Paddle takes four operations, and nothing writes to its result. In a static graph it is
+    computed again.
+    """
     start, stop = (0, start) if stop is None else (start, stop)
     stream = None
     if paddle.in_dynamic_mode() and device is not None:
@@ -100,9 +103,10 @@ def arange(
 
 
 def _stream(place: Any) -> int | None:
-    """The stream whose operations may share a constant; None where it must be made anew.
+    """Return the stream whose operations may share a constant; None if it must be computed again.
 
-    On a CPU there is none, and 0 stands for it. What is no place is a device as Paddle's own tensors call it.
+    A CPU has no stream, and 0 stands for it. If ``place`` is not a place, it is a device in the form of
+    Paddle's own tensors, and the constant is not shared.
     """
     if not hasattr(place, "is_cpu_place"):
         return None
@@ -119,7 +123,7 @@ def _stream(place: Any) -> int | None:
 
 
 def _made(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
-    """Paddle before 3.3 knows the global device only."""
+    """Return a new range; Paddle before 3.3 creates one only on the global device."""
     if device is None:
         return paddle.arange(start, stop, step, dtype=dtype)
     if _ARANGE_TAKES_DEVICE:
@@ -133,14 +137,14 @@ def asarray(values: Any, dtype: Any = None, device: Any = None) -> Array:
 
 
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
-    """``copy`` decides alone; Paddle hands ``x`` itself back when nothing changes."""
+    """Convert ``x``. Only ``copy`` decides about a copy; Paddle returns ``x`` itself if nothing changes."""
     if x.dtype == dtype:
         return paddle.clone(x) if copy else x
     return x.astype(dtype)
 
 
 def isdtype(dtype: Any, kind: str) -> bool:
-    """For the kinds tomecore asks for."""
+    """Whether ``dtype`` is of ``kind``, one of the three that tomecore uses."""
     return dtype in {"real floating": _FLOATING, "integral": _INTEGRAL, "bool": (bool_,)}[kind]
 
 
@@ -157,7 +161,7 @@ def argmax(x: Array, axis: int) -> Array:
 
 
 def argsort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    """Stable, as in the standard; Paddle's default is not."""
+    """Sort stably, as in the standard; Paddle's default is unstable."""
     if _sorts_rows_apart(x):
         return paddle.argsort(x, axis=axis, descending=descending, stable=stable)
     two = paddle.concat([x, x[:1]], axis=0)
@@ -175,17 +179,17 @@ def sort(x: Array, axis: int = -1, descending: bool = False, stable: bool = True
 def _sorts_rows_apart(x: Array) -> bool:
     """Whether Paddle sorts ``x`` (B, n) without waiting for the device.
 
-    One row alone it sorts by another routine on a GPU, which allocates memory, waits, and turns ties around
-    where it descends. In a static graph the number of rows is not known yet.
+    For a single row on a GPU it uses another routine, which allocates memory, waits, and reverses ties in
+    descending order. In a static graph the number of rows is not known yet.
     """
     return len(x.shape) != 2 or x.shape[0] > 1 or not off_cpu(x)
 
 
 def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
-    """``keepdims``, which Paddle spells ``keepdim``.
+    """Sum over an axis; Paddle spells ``keepdims`` as ``keepdim``.
 
-    Over the heads of strided keys (B, N, H, D) a product with ones is 15 times faster on a CPU. Elsewhere it
-    would be a batch of B x N products, rounded to TF32.
+    Over the heads of strided keys (B, N, H, D), a product with ones is 15 times faster on a CPU. On other
+    devices it would be a batch of B x N products, rounded to TF32.
     """
     if len(x.shape) == 4 and axis == 2 and not off_cpu(x):
         ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
@@ -207,7 +211,7 @@ def max(x: Array, axis: int, keepdims: bool = False) -> Array:
 
 
 def permute_dims(x: Array, axes: Sequence[int]) -> Array:
-    """A list: ``Tensor.transpose(0, 2, 1)`` would silently swap the first two and ignore the rest."""
+    """Permute axes, passed as a list: ``Tensor.transpose(0, 2, 1)`` silently swaps only the first two."""
     return paddle.transpose(x, list(axes))
 
 
@@ -216,21 +220,21 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
 
 
 def take(x: Array, indices: Array, axis: int) -> Array:
-    """Along an axis; ``paddle.take`` indexes the flattened array."""
+    """Take along an axis; ``paddle.take`` indexes the flattened array."""
     return paddle.gather(x, indices, axis=axis)
 
 
 def take_along_axis(x: Array, indices: Array, axis: int) -> Array:
-    """Without broadcasting; Paddle's default repeats a size-1 axis of ``indices``."""
+    """Take without broadcasting; Paddle's default repeats a size-1 axis of ``indices``."""
     return paddle.take_along_axis(x, indices, axis, broadcast=False)
 
 
 def _added(base: Array, rows: Array, updates: Array) -> Array:
-    """``updates`` added to ``rows`` of ``base``, each (n, C) or (n,).
+    """Return ``base`` with ``updates`` added to its ``rows``; both are (n, C) or (n,).
 
-    For ONNX by an operation that becomes ScatterElements: paddle2onnx aborts the process at ``index_add``,
-    and what ``scatter_nd_add`` becomes, ScatterND, loses updates in onnxruntime where several threads meet
-    in one row.
+    For ONNX it uses an operation that becomes ScatterElements: paddle2onnx aborts the process at
+    ``index_add``, and ``scatter_nd_add`` becomes ScatterND, which loses updates in onnxruntime if several
+    threads write to one row.
     """
     if paddle.in_dynamic_mode() or not exporting_onnx():
         return paddle.index_add(base, rows, 0, updates)
@@ -241,7 +245,7 @@ def _added(base: Array, rows: Array, updates: Array) -> Array:
 
 @paddle.jit.not_to_static
 def exporting_onnx() -> bool:
-    """Whether ``paddle.onnx.export`` is running; from the stack."""
+    """Whether ``paddle.onnx.export`` is running, according to the stack."""
     if "paddle2onnx" not in sys.modules:
         return False
     frame = sys._getframe(1)
@@ -266,12 +270,12 @@ class PaddleBackend(Backend):
         return paddle.reshape(added, [-1, rows, width])
 
     def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
-        """Take an index of the full width: put_along_axis would write column 0 only, silently."""
+        """Use an index of the full width: otherwise put_along_axis silently writes only column 0."""
         index = paddle.expand(paddle.unsqueeze(index, 2), [-1, -1, base.shape[2]])
         return paddle.put_along_axis(base, index, updates, 1, reduce="amax", broadcast=False)
 
     def accumulate(self, base: Array, rows: Array, updates: Array) -> Array:
-        """Write in place where no gradients are wanted: in Paddle the copy takes longer than the sum."""
+        """Write in place if no gradients are needed: in Paddle the copy takes longer than the sum."""
         if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
             return paddle.index_add_(base, rows, 0, updates)
         return _added(base, rows, updates)
@@ -292,21 +296,21 @@ class PaddleBackend(Backend):
         return x.place if paddle.in_dynamic_mode() else None
 
     def batch_index(self, index: Array) -> Array:
-        """Count in a static graph, where the batch size is unknown, from ones."""
+        """Return the sample numbers; in a static graph, whose batch size is unknown, by counting ones."""
         if paddle.in_dynamic_mode():
             device = self.device(index)
             return arange(index.shape[0], dtype=index.dtype, device=device).unsqueeze(1)
         return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
 
     def batched_arange(self, index: Array, start: int, stop: int, step: int) -> Array:
-        """Copy the range for each sample, which is one operation and not kept."""
+        """Expand the range to each sample, which is one operation and is not cached."""
         if not paddle.in_dynamic_mode():
             return 0 * self.batch_index(index) + _made(start, stop, step, index.dtype, None)
         one = arange(start, stop, step, index.dtype, self.device(index))
         return paddle.expand(one, [index.shape[0], one.shape[0]])
 
     def flat_rows(self, index: Array, rows: int) -> Array:
-        """Return the index itself where there is one sample."""
+        """Return the rows; for a single sample they are the index itself."""
         batch = index.shape[0]
         if not paddle.in_dynamic_mode():
             index = index + rows * self.batch_index(index)
@@ -316,11 +320,11 @@ class PaddleBackend(Backend):
         return paddle.reshape(index, [-1])
 
     def products(self, a: Array, b: Array) -> Array:
-        # Not as ``products``: a method that a static graph converts is a local function of its own name.
+        # Not ``products(a, b)``: in a converted method, its own name is a local function.
         return paddle_products.products(a, b)
 
     def max_rows(self, x: Array) -> tuple[Array, Array | None]:
-        """Look the maxima up where argmax says: on a CPU two thirds of the time of paddle.max."""
+        """Look up the maxima at argmax: on a CPU this takes two thirds of the time of paddle.max."""
         where = paddle.argmax(x, axis=2, keepdim=True)
         found = paddle.take_along_axis(x, where, 2, broadcast=False)
         return paddle.squeeze(found, 2), paddle.squeeze(where, 2)

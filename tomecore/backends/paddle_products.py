@@ -14,34 +14,34 @@ from tomecore.backends.partial_products import factors
 __all__ = ["off_cpu", "place_of", "products"]
 
 
-#: not public, but what Paddle's attention reads; the name without the last "_" knows no place in 3.3's graphs
+#: not public, but Paddle's attention reads it; the name without the last "_" has no place in 3.3's graphs
 _current_place = getattr(
     paddle.framework, "_current_expected_place_", paddle.framework._current_expected_place
 )
 
 
 def place_of(x: Array) -> Any:
-    """Where ``x`` is; in a static graph, Paddle's current device, for which kernels are chosen."""
+    """Return the place of ``x``; in a static graph, Paddle's current device, for which it chooses kernels."""
     return x.place if paddle.in_dynamic_mode() else _current_place()
 
 
 def off_cpu(x: Array) -> bool:
-    """Whether ``x`` is elsewhere than on a CPU."""
+    """Whether ``x`` is on a device other than a CPU."""
     return not place_of(x).is_cpu_place()
 
 
 def tf32() -> bool:
-    """Whether Paddle may multiply float32 in TF32, which keeps 11 of 24 bits: by default, where a GPU can."""
+    """Whether Paddle may multiply float32 in TF32, which keeps 11 of 24 bits: the default on a GPU."""
     if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return False
     return bool(paddle.base.core.get_cublas_switch())
 
 
 def products(a: Array, b: Array) -> Array:
-    """(B, s, D) and (B, t, D) -> (B, s, t): of each pair, in float32 if that is their dtype.
+    """Return products of pairs, (B, s, D) and (B, t, D) -> (B, s, t), in float32 if that is their dtype.
 
-    No switch is turned for it, because other threads would see that. Where operations run at once, AMP is off
-    for it: the matmul would be cast.
+    It changes no global switch, because other threads would see that. In eager mode it turns AMP off, which
+    would cast the matmul.
     """
     if a.dtype != float32 or not off_cpu(a):
         return matmul(a, b, transpose_y=True)
@@ -57,7 +57,7 @@ def _plain(a: Array, b: Array) -> Array:
 
 
 def _by_parts(a: Array, b: Array) -> Array:
-    """One product of parts of 8 bits; see ``partial_products.py``."""
+    """Multiply parts of 8 bits in one product; see ``partial_products.py``."""
     parts_of_a, parts_of_b = factors(_parts(a), _parts(b))
     return matmul(concat(parts_of_a, axis=2), concat(parts_of_b, axis=2), transpose_y=True)
 

@@ -1,4 +1,4 @@
-"""What tomecore uses of an array library: the only list of it, and what of it a library lacks.
+"""The only list of what tomecore uses of an array library, and the search for gaps in a library.
 
 ``tests/backends/test_check.py`` compares :data:`REQUIRED` with what the algorithms use of a namespace.
 """
@@ -23,7 +23,7 @@ __all__ = [
     "required_calls",
 ]
 
-#: How tomecore calls the functions of a namespace, as source: what a message shows is what was called.
+#: How tomecore calls the functions of a namespace, as source, so that messages show the exact call.
 _CALLS = (
     "arange(1, 8, 3, dtype=index.dtype, device=device)",
     "arange(5, dtype=index.dtype, device=device)",
@@ -58,7 +58,7 @@ _CALLS = (
     "zeros_like(x)",
 )
 
-#: what tomecore does with arrays themselves, as source
+#: operations on arrays themselves, as source
 OPERATIONS = (
     "x[:, :1, 0]",
     "x[:, :, None, :]",
@@ -106,7 +106,7 @@ ARRAYS: dict[str, np.ndarray] = {
 
 
 def required_names(backend: Backend) -> list[str]:
-    """Return the names that a backend needs of its namespace: those that its own methods do not replace."""
+    """Return the names that a backend needs from its namespace: all that its own methods do not replace."""
     return [
         name
         for name in REQUIRED
@@ -121,7 +121,7 @@ def required_calls(backend: Backend) -> list[str]:
 
 
 def overrides(backend: Backend, method: str) -> bool:
-    """Tell whether a method of a backend is not the default."""
+    """Whether a method of a backend is not the default."""
     return method in vars(backend) or getattr(type(backend), method) is not getattr(Backend, method)
 
 
@@ -135,13 +135,13 @@ def attempt(what: str, function: Callable[..., Any], *arguments: Any) -> tuple[A
     """Call a function; return its result, and what it raised as a list of one fault."""
     try:
         return function(*arguments), []
-    except Exception as error:  # whatever a library raises
+    except Exception as error:  # a library may raise anything
         reason = (str(error).strip().splitlines() or ["no message"])[0][:120].rstrip(": ")
         return None, [f"{what} raises {type(error).__name__}: {reason}"]
 
 
 def library_inputs(backend: Backend) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of the calls as arrays of the library, and the faults met on the way."""
+    """Return the arguments of the calls as arrays of the library, and the faults in converting them."""
     found, faults = attempt(
         "making an array of a NumPy array",
         lambda: {k: to_library(backend, a) for k, a in ARRAYS.items()},
@@ -158,7 +158,7 @@ def library_inputs(backend: Backend) -> tuple[dict[str, Any], list[str]]:
 
 
 def to_library(backend: Backend, values: np.ndarray) -> Array:
-    """Return an array of the library, by ``asarray`` as tomecore calls it or by another way."""
+    """Return an array of the library, converted with ``asarray`` or ``array``."""
     for name in ("asarray", "array"):
         function = getattr(backend.xp, name, None)
         if function is not None:
@@ -167,7 +167,7 @@ def to_library(backend: Backend, values: np.ndarray) -> Array:
 
 
 def gaps_of(backend: Backend) -> list[str]:
-    """Return what a library lacks, one line each: names, and calls that raise. No value is looked at."""
+    """Return what a library lacks, one line each: names, and calls that raise. It compares no values."""
     xp = backend.xp
     gaps = [f"`{name}` is missing" for name in required_names(backend) if not hasattr(xp, name)]
     inputs, faults = library_inputs(backend)

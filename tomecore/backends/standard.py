@@ -1,9 +1,10 @@
 """The base class of all backends: every operation that merging needs, in the array API standard.
 
-A library that follows the standard needs no more than this. The scatters are dense here, O(n r) where a
-real scatter is O(r), so a library that has a scatter should override them.
+A library that follows the standard needs nothing else. The scatters here are dense and cost O(n r), while a
+real scatter costs O(r), so a library that has a scatter should override them.
 
-Static graphs convert the source of these methods: they have no keyword-only arguments, lambdas or generators.
+Static graphs convert the source of these methods, so they must not use keyword-only arguments, lambdas or
+generators.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _OLD_NAMES = {"samples": "batch_index", "numbers": "batched_arange"}
 class Backend:
     """One array library: its standard namespace, and the operations that the standard lacks.
 
-    Every method has a default in the standard. A library overrides those that it has faster, in a subclass
+    Every method has a default in the standard. A library overrides those that it can do faster, in a subclass
     or by functions passed to the constructor: ``Backend("mylib", xp, scatter_add=my_scatter_add)``. Such a
     function takes the arguments of the method without ``self``. ``tomecore.backends.check`` tells whether
     the result is right.
@@ -64,7 +65,7 @@ class Backend:
             ``batched_arange``.
 
     Raises:
-        ArgumentTypeError: a function has the name of no method, was passed twice, or cannot be called.
+        ArgumentTypeError: a function does not match a method, was passed twice, or cannot be called.
     """
 
     accumulate: Callable[[Array, Array, Array], Array] | None = None
@@ -94,14 +95,14 @@ class Backend:
             updates: (B, r, C).
 
         Returns:
-            (B, n, C), a new array in the dtype of ``base``, differentiable where the library is. By default
+            (B, n, C), a new array in the dtype of ``base``, differentiable if the library is. The default is
             a product with a one-hot matrix.
         """
         xp = self.xp
         return base + xp.matmul(xp.astype(self._hits(base, index), base.dtype), updates)
 
     def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
-        """Do the same as ``scatter_add`` with the maximum instead of the sum; by default a masked maximum."""
+        """Do the same as ``scatter_add``, with the maximum instead of the sum; by default with a mask."""
         xp = self.xp
         hits = self._hits(base, index)[:, :, :, None]
         base = base[:, :, None, :]
@@ -114,7 +115,7 @@ class Backend:
         return rows[None, :, None] == index[:, None, :]
 
     def accumulates(self, base: Array) -> bool:
-        """Tell whether ``accumulate`` is right here, where there is one; else ``scatter_add`` is called."""
+        """Whether ``accumulate``, if there is one, works for ``base``; if not, ``scatter_add`` is called."""
         return True
 
     def add_rows(
@@ -139,7 +140,7 @@ class Backend:
         return self.scatter_add(base[:, :, None], index, updates[:, :, None])[:, :, 0]
 
     def detach(self, x: Array) -> Array:
-        """Cut ``x`` off from the library's gradients; by default there are none."""
+        """Return ``x`` detached from the library's gradients; the default returns ``x`` itself."""
         return x
 
     def device(self, x: Array) -> Any:
@@ -160,14 +161,14 @@ class Backend:
         return 0 * self.batch_index(index) + one
 
     def flat_rows(self, index: Array, rows: int) -> Array:
-        """Return (B * r,): ``index`` (B, r) into samples of ``rows`` rows, as rows of the flattened batch."""
+        """Return ``index`` (B, r) into samples of ``rows`` rows as rows (B * r,) of the flattened batch."""
         return self.xp.reshape(index + rows * self.batch_index(index), (-1,))
 
     def every_second(self, x: Array, first: int) -> Array:
         """Return the tokens ``first``, ``first + 2``, ... of ``x`` (B, N, D).
 
-        By default with a take, because a strided slice is a slow copy in some libraries, and another graph
-        in others.
+        The default uses a take, because a strided slice is a slow copy in some libraries, and changes the
+        graph in others.
         """
         tokens = self.xp.arange(first, x.shape[1], 2, device=self.device(x))
         return self.xp.take(x, tokens, axis=1)
@@ -175,7 +176,7 @@ class Backend:
     def permute(self, index: Array, values: Array) -> Array:
         """Return ``out`` with ``out[b, index[b, j]] = values[b, j]``, rows of ``index`` being permutations.
 
-        By default with a gather by the inverse of the permutation, which is what sorting it gives.
+        The default gathers by the inverse of the permutation, which it gets by sorting.
         """
         xp = self.xp
         return xp.take_along_axis(values, xp.argsort(index, axis=1), axis=1)
@@ -183,8 +184,8 @@ class Backend:
     def products(self, a: Array, b: Array) -> Array:
         """Multiply each row of ``a`` (B, s, D) with each row of ``b`` (B, t, D), giving (B, s, t).
 
-        In the precision of their dtype whatever settings allow (TF32). The default is a matmul, which
-        follows them.
+        An override must compute in the precision of their dtype, even if settings allow less (TF32). The
+        default is a matmul, which follows the settings.
         """
         return self.xp.matmul(a, self.xp.permute_dims(b, (0, 2, 1)))
 
@@ -193,13 +194,13 @@ class Backend:
         return self.xp.sqrt(self.xp.sum(x * x, axis=-1, keepdims=True))
 
     def max_rows(self, x: Array) -> tuple[Array, Array | None]:
-        """Return the maximum of each row of ``x`` (B, s, t), and where it is (None: not known)."""
+        """Return the maximum of each row of ``x`` (B, s, t), and its position (None: unknown)."""
         return self.xp.max(x, axis=2), None
 
     def argmax_rows(self, x: Array, where: Array | None, index: Array) -> Array:
-        """Return (B, r): where rows ``index`` (B, r) of ``x`` (B, s, t) are largest; the first of several.
+        """Return the positions (B, r) of the first maximum in the rows ``index`` (B, r) of ``x`` (B, s, t).
 
-        ``where`` is what ``max_rows`` returned.
+        ``where`` holds the positions that ``max_rows`` returned.
         """
         xp = self.xp
         where = xp.argmax(x, axis=2) if where is None else where
@@ -214,7 +215,7 @@ class Backend:
         r: int,
         protected: int,
     ) -> Fused | None:
-        """Match and merge in compiled kernels (``kernels/cpu/fused.py``); None where these cannot."""
+        """Match and merge in compiled kernels (``kernels/cpu/fused.py``); return None if they cannot."""
         return None
 
     def samples(self, index: Array) -> Array:
@@ -229,7 +230,7 @@ class Backend:
 def _replacements(
     functions: tuple[Callable[..., Any] | None, ...], named: dict[str, Callable[..., Any] | None]
 ) -> dict[str, Callable[..., Any]]:
-    """Return the functions by the methods that they replace; None stands for the default."""
+    """Return the functions by the names of the methods that they replace; None keeps the default."""
     if len(functions) > len(_METHODS):
         raise ArgumentTypeError(
             f"Backend takes a name, a namespace and at most {len(_METHODS)} functions; got {len(functions)}"

@@ -1,7 +1,7 @@
 """PyTorch: index_add on flat rows (5 to 10 times faster on a CPU than scatter_reduce).
 
-This module is two things: array-api-compat's namespace with a few functions replaced, and below it the
-backend.
+This module is the namespace of array-api-compat with a few functions replaced. The backend follows
+them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tomecore.errors import UnsupportedModelError
 def tracing() -> bool:
     """Whether this thread traces a graph.
 
-    ``torch.compiler.is_compiling`` alone is also true while another thread does; what is traced without
-    Dynamo runs under a dispatch mode, and these belong to a thread.
+    ``torch.compiler.is_compiling`` is also true while another thread traces. Tracers other than Dynamo run
+    under a dispatch mode, which belongs to one thread.
     """
     if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return True
@@ -34,19 +34,19 @@ def tracing() -> bool:
 
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
-    """gather; ``torch.take_along_dim`` broadcasts, which fixes the batch size in an exported graph."""
+    """Gather; ``torch.take_along_dim`` broadcasts, which fixes the batch size in an exported graph."""
     return torch.gather(x, axis, indices)
 
 
 def argsort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    """ONNX has no stable sort, but its TopK is one: on equal values the lower index comes first."""
+    """Sort stably. ONNX has only TopK, which is stable: for equal values the lower index comes first."""
     if torch.onnx.is_in_onnx_export():
         return torch.topk(x, x.shape[axis], dim=axis, largest=descending).indices
     return torch.argsort(x, dim=axis, descending=descending, stable=stable)
 
 
 def sort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Array:
-    """Stable or not, the values are the same; ONNX has the other one only."""
+    """Sort without ``stable``, which ONNX lacks; the values are the same."""
     return torch.sort(x, dim=axis, descending=descending).values
 
 
@@ -61,12 +61,12 @@ def clip(x: Array, /, min: float | None = None, max: float | None = None) -> Arr
 
 
 def take(x: Array, indices: Array, /, *, axis: int) -> Array:
-    """Of numbers that are none of them negative, which is what costs array-api-compat three steps."""
+    """Take by indices that are not negative; array-api-compat handles negative ones in three more steps."""
     return torch.index_select(x, axis, indices)
 
 
 def sum(x: Array, /, *, axis: int, keepdims: bool = False) -> Array:
-    """Over the heads of strided keys, one by one is 3 times faster on a CPU, up to six of them."""
+    """Sum over an axis; up to six heads of strided keys one by one, 3 times faster on a CPU."""
     few = len(x.shape) == 4 and axis in (1, 2) and x.shape[axis] <= 6 and x.is_cpu
     if keepdims or not few or tracing():
         return torch.sum(x, dim=axis, keepdim=keepdims)
@@ -77,17 +77,17 @@ def sum(x: Array, /, *, axis: int, keepdims: bool = False) -> Array:
 
 
 def _check_sums() -> None:
-    """The old exporter of ONNX keeps but one of several tokens that are added to the same one."""
+    """Raise in the old ONNX exporter, which keeps only one of several tokens that merge into one."""
     if torch.compiler.is_dynamo_compiling() or not torch.jit.is_tracing():
         return
     if torch.onnx.is_in_onnx_export():
         raise UnsupportedModelError(
-            "torch.onnx.export(dynamo=False) exports sums wrongly in which several tokens merge into one. "
+            "torch.onnx.export(dynamo=False) exports wrong sums if several tokens merge into one. "
             "Export with dynamo=True, or set model.r = 0."
         )
 
 
-# Natively what the standard says, for the arguments tomecore gives; the wrappers cost as much as the work.
+# Torch follows the standard for tomecore's arguments; the wrappers would cost as much as the work.
 concat = torch.concat
 permute_dims = torch.permute
 reshape = torch.reshape
@@ -102,9 +102,10 @@ CONSTANTS = ConstantCache(2**21)
 def arange(
     start: int, stop: int | None = None, step: int = 1, *, dtype: Any = None, device: Any = None
 ) -> Array:
-    """Made once for each stream, because nothing writes into it; anew where operations are watched.
+    """Return a range, cached for each stream; nothing writes to it.
 
-    Anew, too, on no device in particular, and while a CUDA graph is captured, whose memory is its own.
+    It is computed again while operations are recorded, without a device, and while a CUDA graph is captured,
+    which has its own memory.
     """
     start, stop = (0, start) if stop is None else (start, stop)
     stream = None if device is None else _stream(device)
@@ -116,9 +117,9 @@ def arange(
 
 
 def _made(key: tuple[Any, ...], batch: int) -> Array:
-    """A range, of which the samples of a batch share the memory."""
+    """Return a new range, whose memory the samples of a batch share, and cache it."""
     start, stop, step, dtype, device, _ = key[-6:]
-    with torch.inference_mode(False):  # or gradients could not pass by it later
+    with torch.inference_mode(False):  # otherwise autograd could not use it later
         made = torch.arange(start, stop, step, dtype=dtype, device=device)
         size = made.nbytes
         made = made if len(key) == 6 else made.expand(batch, -1)
@@ -126,9 +127,9 @@ def _made(key: tuple[Any, ...], batch: int) -> Array:
 
 
 def _stream(device: torch.device) -> int | None:
-    """The stream whose operations may share a constant; None where it must be made anew.
+    """Return the stream whose operations may share a constant; None if it must be computed again.
 
-    On a CPU there is none, and 0 stands for it.
+    A CPU has no stream, and 0 stands for it.
     """
     if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
         return None
@@ -146,12 +147,12 @@ def _capturing() -> bool:
 
 
 def _current_stream(index: int) -> int:
-    """By the function that compiled graphs call: ``torch.cuda.current_stream`` makes an object each time."""
+    """Return the stream, by the fast function of compiled graphs, which does not create an object."""
     stream: int = torch._C._cuda_getCurrentRawStream(index)
     return stream
 
 
-#: of the compiled kernels
+#: for the compiled kernels
 MEMORY = memory(products, reduced)
 
 
@@ -161,8 +162,8 @@ class TorchBackend(Backend):
     def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
         """Add on flat rows.
 
-        For ONNX as a product: ONNX knows ``index_add`` as ScatterND, and that of onnxruntime (1.32) loses
-        sums of several threads that meet in one row.
+        For ONNX it is a product: ``index_add`` becomes ScatterND, which in onnxruntime (1.32) loses sums if
+        several threads write to one row.
         """
         _check_sums()
         if torch.onnx.is_in_onnx_export():
@@ -206,7 +207,7 @@ class TorchBackend(Backend):
         return _made(key, batch) if found is None else found
 
     def flat_rows(self, index: Array, rows: int) -> Array:
-        """Return the index itself where there is one sample."""
+        """Return the rows; for a single sample they are the index itself."""
         batch = index.shape[0]
         if _stream(index.device) is None:
             return (index + rows * self.batch_index(index)).reshape(-1)
@@ -216,7 +217,7 @@ class TorchBackend(Backend):
         return (index + first[:, None]).reshape(-1)
 
     def every_second(self, x: Array, first: int) -> Array:
-        """Return a view, which products take as it is; a slice of symbolic shapes would be one more graph."""
+        """Return a view, which products do not copy; with symbolic shapes a slice would add a graph."""
         if tracing():
             return torch.index_select(x, 1, torch.arange(first, x.shape[1], 2, device=x.device))
         return x[:, first::2]
@@ -231,13 +232,13 @@ class TorchBackend(Backend):
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
     def max_rows(self, x: Array) -> tuple[Array, Array | None]:
-        """Return the places too, but not for many numbers on a CPU, where that takes four times as long."""
+        """Return positions too, except for many numbers on a CPU, where that takes four times as long."""
         if x.is_cpu and not tracing() and x.numel() > 2**14:
             return torch.amax(x, 2), None
         return torch.max(x, 2)
 
     def argmax_rows(self, x: Array, where: Array | None, index: Array) -> Array:
-        """Look in these rows only, where the places are not known."""
+        """Search only these rows if the positions are unknown."""
         if where is not None:
             return torch.gather(where, 1, index)
         rows = x.reshape(-1, x.shape[2]).index_select(0, self.flat_rows(index, x.shape[1]))

@@ -11,19 +11,19 @@ from tomecore.backends.partial_products import factors
 
 __all__ = ["matmul", "products", "reduced"]
 
-#: PyTorch 2.9 knows a precision for each library; before, there is one for all.
+#: PyTorch 2.9 has a precision for each library; earlier versions have one for all.
 _BY_LIBRARY = hasattr(torch.backends.cuda.matmul, "fp32_precision")
-#: environment variables of the libraries below PyTorch, which it does not know of
+#: environment variables of the libraries below PyTorch, which PyTorch ignores
 _TF32 = os.environ.get("NVIDIA_TF32_OVERRIDE")
 _ONEDNN = os.environ.get(
     "ONEDNN_DEFAULT_FPMATH_MODE", os.environ.get("DNNL_DEFAULT_FPMATH_MODE", "STRICT")
 )
 
-_TOP_BITS = -(2**16)  # of a float32: its sign, its exponent and 7 bits behind the first
+_TOP_BITS = -(2**16)  # sign, exponent and the upper 7 bits of the fraction of a float32
 
 
 def reduced(kind: str) -> bool:
-    """Whether products of float32 may be computed in less on such a device.
+    """Whether products of float32 may use a lower precision on devices of this kind.
 
     ``torch.set_float32_matmul_precision("high")`` and ``torch.backends.cuda.matmul.allow_tf32`` allow
     TF32, which keeps 11 of the 24 bits of each number; "medium" allows bfloat16 on some CPUs, which keeps 8.
@@ -38,15 +38,15 @@ def reduced(kind: str) -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-# What ``torch.compiler.assume_constant_result`` does, which imports all of Dynamo for it. A graph is compiled
-# anew when the setting changes.
+# The effect of ``torch.compiler.assume_constant_result``, which would import all of Dynamo. A graph is
+# compiled again when the setting changes.
 reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def products(a: Array, b: Array) -> Array:
-    """(B, s, D) and (B, t, D) -> (B, s, t): of each pair, in float32 if that is their dtype.
+    """Return products of pairs, (B, s, D) and (B, t, D) -> (B, s, t), in float32 if that is their dtype.
 
-    No setting is changed for it, because other threads would see that, and a compiled graph would not.
+    It changes no setting, because other threads would see that, and a compiled graph would not.
     """
     if a.dtype == torch.float32 and reduced(a.device.type) and not torch.onnx.is_in_onnx_export():
         return _by_float64(a, b) if a.device.type == "cpu" else _by_parts(a, b)
@@ -54,18 +54,18 @@ def products(a: Array, b: Array) -> Array:
 
 
 def _by_float64(a: Array, b: Array) -> Array:
-    """On a CPU, where that takes twice as long."""
+    """Multiply in float64; it is used on a CPU, where that takes twice as long."""
     return matmul(a.double(), b.double().transpose(1, 2)).float()
 
 
 def _by_parts(a: Array, b: Array) -> Array:
-    """One product of parts of 8 bits; see ``partial_products.py``."""
+    """Multiply parts of 8 bits in one product; see ``partial_products.py``."""
     parts_of_a, parts_of_b = factors(_parts(a), _parts(b))
     return matmul(torch.cat(parts_of_a, 2), torch.cat(parts_of_b, 2).transpose(1, 2))
 
 
 def _parts(x: Array) -> tuple[Array, Array, Array]:
-    """By bits: a compiler may leave out casts that cancel, and fuse products that only round."""
+    """Split by bits: a compiler may remove casts that cancel, and fuse products that only round."""
     first = _cut(x)
     rest = x - first
     second = _cut(rest)
@@ -77,9 +77,9 @@ def _cut(x: Array) -> Array:
 
 
 def matmul(a: Array, b: Array, /) -> Array:
-    """In the dtype of its arguments, under autocast too.
+    """Multiply in the dtype of the arguments, under autocast too.
 
-    Batches of matrices go straight to their product: matmul looks around first.
+    Batches of matrices are multiplied by ``bmm``, which has less overhead than ``matmul``.
     """
     product = torch.bmm if a.ndim == 3 == b.ndim else torch.matmul
     kind = a.device.type
@@ -90,7 +90,7 @@ def matmul(a: Array, b: Array, /) -> Array:
 
 
 def _knows_autocast(kind: str) -> bool:
-    """False for "meta", and for other devices that :func:`torch.is_autocast_enabled` does not know."""
-    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot follow that question
+    """Whether autocast supports this kind of device; it does not support "meta" and some others."""
+    if torch.compiler.is_dynamo_compiling():  # Dynamo of torch 2.8 cannot trace the call below
         return kind != "meta"
     return torch.amp.is_autocast_available(kind)

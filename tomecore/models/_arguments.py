@@ -1,4 +1,4 @@
-"""What the plain ViTs check alike, whatever the framework: arguments, and whether weights fit."""
+"""Checks that the plain ViTs of all frameworks share: arguments, and whether weights fit."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_architecture(
     """Check the arguments of a plain ViT; return image and patch size as (height, width).
 
     Args:
-        classes: the number of classes, under the name that the framework gives it.
+        classes: the number of classes, under the framework's name for it.
 
     Raises:
-        ArgumentValueError: naming the argument, its value and what is allowed.
+        ArgumentValueError: an argument is out of range; the message names it, its value and what is allowed.
     """
     image, patch = _pair("img_size", img_size), _pair("patch_size", patch_size)
     if image[0] < patch[0] or image[1] < patch[1]:
@@ -69,7 +69,7 @@ def check_fit(path: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> No
     """Check that weights ``given`` have the names and shapes of a model's ``own``.
 
     Raises:
-        ArgumentValueError: listing what is missing, unexpected or of another shape.
+        ArgumentValueError: a weight is missing, unexpected or has another shape; the message lists them.
     """
     problems = {
         "missing": sorted(own.keys() - given.keys()),

@@ -18,8 +18,8 @@ def load_weights(model: nn.Layer, path: str | os.PathLike[str]) -> nn.Layer:
 
     Args:
         model: A model of this module; its dtype is kept.
-        path: A ``.safetensors`` file, or a ``.pdparams`` file, which is read without running what
-            it may contain. Linear weights stored (out, in), as torch keeps them, are recognised by
+        path: A ``.safetensors`` file, or a ``.pdparams`` file, which is read without running any code
+            in it. Linear weights stored (out, in), as torch keeps them, are recognised by
             the shape of the first ``qkv`` and transposed.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Plain ViT weights between timm's names and layouts and those of PLSC and PaddleClas.
+"""Convert plain ViT weights between timm's layout and the layout of PLSC and PaddleClas.
 
-The names are the same but for what only one side has; Paddle keeps the weight of a linear layer as
-(in, out), timm as (out, in). Every key is listed here or refused: a weight without a place would be
-lost silently.
+The names are the same, except for weights that only one side has. Paddle stores the weight of a linear layer
+as (in, out), timm as (out, in). Every key is listed here or refused; otherwise a weight without a place would
+be lost silently.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def convert_weights(
 
     Args:
         weights: a state dict; arrays of any library.
-        source: the layout they are in: "timm" (and ``tomecore.models.torch``), or "plsc" (PLSC,
+        source: their layout: "timm" (and ``tomecore.models.torch``), or "plsc" (PLSC,
             PaddleClas, ppim, ``tomecore.models.paddle``).
-        target: the layout wanted.
+        target: the layout to convert to.
 
     Returns:
-        name -> NumPy array, every weight accounted for.
+        name -> NumPy array, for every weight.
 
     Raises:
         ArgumentValueError: an unknown layout; a weight that has no place in the other layout
@@ -91,8 +91,8 @@ def transfer_weights(source: Any, target: Any) -> Any:
         ``target``.
 
     Raises:
-        ArgumentValueError: as :func:`convert_weights`, or a key or shape that only one of them has;
-            ``target`` is untouched.
+        ArgumentValueError: as in :func:`convert_weights`, or a key or shape that only one of them has;
+            ``target`` is unchanged.
     """
     weights = convert_weights(
         source.state_dict(), source=runtime_of(source).layout, target=runtime_of(target).layout
@@ -101,10 +101,10 @@ def transfer_weights(source: Any, target: Any) -> Any:
 
 
 def load_arrays(model: Any, weights: Mapping[str, np.ndarray]) -> Any:
-    """Load NumPy arrays, already in the layout of ``model``, strictly; returns ``model``.
+    """Load NumPy arrays, already in the layout of ``model``, strictly, and return ``model``.
 
     Raises:
-        ArgumentValueError: a key or shape that only one side has; ``model`` is untouched.
+        ArgumentValueError: a key or shape that only one side has; ``model`` is unchanged.
     """
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     given = {name: value.shape for name, value in weights.items()}

@@ -1,11 +1,11 @@
-"""Handwritten digits as input for a vision transformer, and the weights of one trained on them.
+"""Handwritten digits as input for a vision transformer, and the weights of a model trained on them.
 
 The demo and the tests need a real model on real images without a download. scikit-learn ships
 1797 digits of 8x8 pixels; enlarged to 56x56 and cut into 4x4 patches they give 14x14 patch tokens
 and a class token: 197, the token count of ViT-B/16 at 224 pixels, so schedules mean the same here.
 
-Framework-free: numpy, and scikit-learn once :func:`load` is called. ``tools/train_digits.py`` made
-the weights.
+This module needs no framework: only numpy, and scikit-learn in :func:`load`. ``tools/train_digits.py``
+trains the weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DIGITS_VIT: dict[str, Any] = {
 """Arguments of the trained model, for ``VisionTransformer.from_config`` of either framework."""
 
 MEAN, STD = 0.305, 0.376
-"""Of the pixels of all digits, scaled to [0, 1]: an image is stored as (pixel - MEAN) / STD."""
+"""Statistics of the pixels of all digits, scaled to [0, 1]: images are (pixel - MEAN) / STD."""
 
 _TEST_FRACTION = 0.25
 _SEED = 0
@@ -54,7 +54,7 @@ def load(split: str = "test") -> tuple[np.ndarray, np.ndarray]:
         Images (n, 1, 56, 56) float32, normalised, and labels (n,) int64.
 
     Raises:
-        ValueError: ``split`` is neither.
+        ValueError: ``split`` is neither of these.
         ImportError: scikit-learn is not installed.
     """
     if split not in ("train", "test"):
@@ -75,14 +75,14 @@ def load(split: str = "test") -> tuple[np.ndarray, np.ndarray]:
 
 
 def weights_path() -> Path:
-    """Path of the trained weights, a safetensors file in timm's names."""
+    """Return the path of the trained weights, a safetensors file with timm's names."""
     return Path(str(files("tomecore.models.data") / "digits_vit.safetensors"))
 
 
 def build(framework: str) -> Any:
     """Build the trained model of ``framework``, "torch" or "paddle", in evaluation mode.
 
-    Both read the one weights file, so both are the same function.
+    Both read the same weights file, so both compute the same function.
     """
     from safetensors.numpy import load_file
 
@@ -97,7 +97,7 @@ def build(framework: str) -> Any:
 
 
 def _held_out(labels: np.ndarray) -> np.ndarray:
-    """Mask (n,) bool of the test images: the same share of every class."""
+    """Return a mask (n,) bool of the test images, the same share of every class."""
     rng = np.random.RandomState(_SEED)  # its stream is frozen; that of default_rng is not
     mask = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
@@ -107,6 +107,6 @@ def _held_out(labels: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(old: int, new: int) -> np.ndarray:
-    """Weights (new, old) of linear interpolation between pixel centres, clamped at the edge."""
+    """Return weights (new, old) of linear interpolation between pixel centres, clamped at the edge."""
     centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - np.arange(old)))

@@ -2,12 +2,12 @@
 
 It exists so that the demo, the parity tests and a user without a working Paddle model library have
 a model to patch. Parameter names, layouts (Linear weights are (in, out)) and child layers are
-PLSC's and PaddleClas', so their published weights load and whatever adapts their blocks adapts
-these. The network is that of ``tomecore.models.torch``. It imports paddle, and of this package only
-what lies beside it.
+PLSC's and PaddleClas', so their published weights load, and code that adapts their blocks adapts
+these too. The network is that of ``tomecore.models.torch``. It imports paddle, and from this package
+only ``tomecore.models``.
 
-Written to pass through ``paddle.jit.to_static`` with a dynamic batch: no batch size is ever read,
-reshapes use -1, and a token is spread over the batch by broadcasting.
+The model supports ``paddle.jit.to_static`` with a dynamic batch: it never reads the batch size,
+reshapes use -1, and tokens are broadcast over the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load
 
 
 class DropPath(nn.Layer):
-    """Stochastic depth: drops the residual branch of whole samples while training."""
+    """Stochastic depth, which drops the residual branch of whole samples in training."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class DropPath(nn.Layer):
 
 
 class PatchEmbed(nn.Layer):
-    """Cuts an image into patches and embeds each: (B, in_chans, H, W) -> (B, N, embed_dim)."""
+    """Patch embedding, from images (B, in_chans, H, W) to tokens (B, N, embed_dim)."""
 
     def __init__(
         self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int
@@ -74,7 +74,7 @@ class Attention(nn.Layer):
         self.proj_drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
+        """Compute tokens (B, N, C) from tokens (B, N, C)."""
         n, c = x.shape[1], x.shape[2]
         qkv = self.qkv(x).reshape([-1, n, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.unbind(axis=2)
@@ -82,14 +82,14 @@ class Attention(nn.Layer):
         return self.proj_drop(self.proj(attend(q, k, v).reshape([-1, n, c])))
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # Flash kernels take no scale, so it is named only where it is not the default.
+        # Flash kernels accept no scale, so it is passed only if it is not the default.
         own: dict[str, Any] = {} if self.scale == self.head_dim**-0.5 else {"scale": self.scale}
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=self.attn_drop.p, training=self.training, **own
         )
 
     def _by_products(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """For what ``paddle.quantization`` puts around the dropout: it sees the attention weights."""
+        """Attend without the fused kernel, so that a wrapper of ``paddle.quantization`` gets the weights."""
         q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * self.scale, k, v))
         weights = self.attn_drop(F.softmax(paddle.matmul(q, k, transpose_y=True)))
         return paddle.matmul(weights, v).transpose([0, 2, 1, 3])
@@ -130,7 +130,7 @@ class Block(nn.Layer):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C)."""
+        """Compute tokens (B, N, C) from tokens (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -227,7 +227,7 @@ class VisionTransformer(nn.Layer):
         return self.create_parameter(shape, default_initializer=TruncatedNormal(std=0.02))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> tokens (B, prefix + patches, embed_dim)."""
+        """Compute tokens (B, prefix + patches, embed_dim) from images (B, in_chans, H, W)."""
         x = self.patch_embed(x)
         tokens = [x]
         if self.dist_token is not None:
@@ -243,7 +243,7 @@ class VisionTransformer(nn.Layer):
         """Pool and classify.
 
         Args:
-            x: Tokens (B, N, embed_dim), as :meth:`forward_features` gives them.
+            x: Tokens (B, N, embed_dim) from :meth:`forward_features`.
             pre_logits: Stop before the head and return the pooled features (B, embed_dim).
 
         Returns:
@@ -259,12 +259,12 @@ class VisionTransformer(nn.Layer):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> logits (B, class_num)."""
+        """Compute logits (B, class_num) from images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
 
 def _over_batch(token: Tensor, x: Tensor) -> Tensor:
-    """A token (1, 1, C) for every image of x (B, N, C), without reading B."""
+    """Return a token (1, 1, C) for every image of x (B, N, C), without reading B."""
     return paddle.zeros_like(x[:, :1]) + token.astype(x.dtype)
 
 

@@ -1,8 +1,8 @@
-"""Reads ``.pdparams`` without trusting it.
+"""Read ``.pdparams`` files without running code in them.
 
-Paddle writes state dicts as pickles, and unpickling can run any code the file names. This reader
-finds only what rebuilding numpy arrays needs and refuses every other name, so a downloaded file is
-data. It needs no Paddle: the result is numpy.
+Paddle writes state dicts as pickles, and unpickling can run any code that the file names. This reader
+allows only the names that numpy arrays need and refuses every other name, so a downloaded file is only
+data. It does not need Paddle, and returns numpy arrays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_pdparams(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         comes back as float32.
 
     Raises:
-        ValueError: The file asks for anything but arrays and plain containers, or holds no state
+        ValueError: The file needs more than arrays and plain containers, or holds no state
             dict.
     """
     path = os.fspath(path)
@@ -68,7 +68,7 @@ def _array(path: str, name: Any, value: Any) -> np.ndarray:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """``codecs.encode`` as protocol 2 uses it: bytes spelled as latin-1 text."""
+    """Return bytes that protocol 2 stores as latin-1 text, as ``codecs.encode`` does."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return codecs.encode(text, "latin1")
@@ -98,7 +98,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _reconstruct(subtype: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """An empty array for the pickle to fill: numpy's own first step, for plain arrays only."""
+    """Return an empty array for the pickle to fill, as numpy does; only a plain array is allowed."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError(f"an array of type {subtype!r}")
     return np.ndarray.__new__(np.ndarray, shape, "b")

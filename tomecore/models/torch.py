@@ -2,8 +2,8 @@
 
 It exists so that the demo, the parity tests and a user without timm have a model to patch. Names,
 order of operations and child modules follow timm's ``VisionTransformer``: its state dicts load
-strictly, and whatever adapts timm's blocks adapts these (hence the identities ``ls1``, ``q_norm``
-and so on, which do nothing here). It imports torch, and of this package only what lies beside it.
+strictly, and code that adapts timm's blocks adapts these too (hence the identities ``ls1``, ``q_norm``
+and so on, which do nothing here). It imports torch, and from this package only ``tomecore.models``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Attention", "Block", "Mlp", "PatchEmbed", "VisionTransformer", "load
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the residual branch of whole samples while training."""
+    """Stochastic depth, which drops the residual branch of whole samples in training."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class DropPath(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cuts an image into patches and embeds each: (B, in_chans, H, W) -> (B, N, embed_dim)."""
+    """Patch embedding, from images (B, in_chans, H, W) to tokens (B, N, embed_dim)."""
 
     def __init__(
         self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int
@@ -129,7 +129,7 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, C) -> (B, N, C); ``attn_mask`` as in :meth:`Attention.forward`."""
+        """Compute tokens (B, N, C) from tokens (B, N, C), with the mask of :meth:`Attention.forward`."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -229,7 +229,7 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) -> tokens (B, prefix + patches, embed_dim)."""
+        """Compute tokens (B, prefix + patches, embed_dim) from images (B, in_chans, H, W)."""
         x = self.patch_embed(x)
         prefix = [t for t in (self.cls_token, self.dist_token) if t is not None]
         x = torch.cat([t.expand(x.shape[0], -1, -1) for t in prefix] + [x], dim=1)
@@ -239,7 +239,7 @@ class VisionTransformer(nn.Module):
         """Pool and classify.
 
         Args:
-            x: Tokens (B, N, embed_dim), as :meth:`forward_features` gives them.
+            x: Tokens (B, N, embed_dim) from :meth:`forward_features`.
             pre_logits: Stop before the head and return the pooled features (B, embed_dim).
 
         Returns:
@@ -259,7 +259,7 @@ class VisionTransformer(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Images (B, in_chans, H, W) -> logits, as :meth:`forward_head` describes."""
+        """Compute logits from images (B, in_chans, H, W); see :meth:`forward_head`."""
         return self.forward_head(self.forward_features(x))
 
 

@@ -53,9 +53,9 @@ REASONS = {
     "foundation-unicom": r"lays all patches side by side \(feature_frame\)",
     "passl-mae-pooled": "the model pools over tokens",
     "passl-mae-pretraining": "has a decoder, which puts its tokens back by position",
-    "paddleseg-vit": "hands on the tokens of every block as a grid",
-    "paddleseg-cae": "hands on the tokens of every block as a grid",
-    "paddleseg-cae-shared": "hands on the tokens of every block as a grid",
+    "paddleseg-vit": "returns the tokens of every block as a grid",
+    "paddleseg-cae": "returns the tokens of every block as a grid",
+    "paddleseg-cae-shared": "returns the tokens of every block as a grid",
 }
 
 
@@ -210,7 +210,7 @@ def test_blocks_in_chunks_are_refused():
     [
         (
             "paddleseg.models.backbones.vit_adapter.ViTAdapter",
-            "hands groups of blocks a grid of patches",
+            "passes a grid of patches to groups of blocks",
         ),
         ("paddlenlp.transformers.blip.modeling.BlipVisionModel", "tomecore has no spec for yet"),
     ],

@@ -1,4 +1,4 @@
-"""The attention of the class token, from one query row: what some matchings weigh tokens by."""
+"""The attention of the class token, from one query row; some matchings weigh tokens by it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_class_attention(host: Host, spec: Spec, tower: Any, block: Any) -> Non
         block: one of them.
 
     Raises:
-        UnsupportedModelError: the family has no anatomy, the model has no class token, or the attention is
-            another than the anatomy describes.
+        UnsupportedModelError: the family has no anatomy, the model has no class token, or the anatomy does
+            not describe its attention.
     """
     anatomy, name = spec.anatomy, qualified_name(original_class(tower))
     if anatomy is None:
@@ -49,18 +49,18 @@ def check_class_attention(host: Host, spec: Spec, tower: Any, block: Any) -> Non
 def class_attention(
     host: Host, spec: Spec, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
 ) -> Array:
-    """The mean over heads of the weights with which the first token attends to each token.
+    """Return the weights with which the first token attends to each token, averaged over heads.
 
-    It computes one query row, so it costs the keys' and values' projections and no N x N scores. Dropout of
-    the weights is left out.
+    It computes one query row, so it costs the projections to keys and values, and no N x N scores. Dropout
+    of the weights is left out.
 
     Args:
         host: the framework.
-        spec: the family of the block; :func:`check_class_attention` says whether that is possible.
+        spec: the family of the block; :func:`check_class_attention` checks whether this is possible for it.
         block: the block.
         x: the tokens that enter it, (B, N, C).
-        bias: what is added to the scores of each key, (B, 1, 1, N), or None.
-        block_kwargs: the block's other arguments, as ``Spec.attend`` gets them.
+        bias: the bias that is added to the scores of each key, (B, 1, 1, N), or None.
+        given: the block's other arguments, as ``Spec.attend`` gets them.
 
     Returns:
         (B, N), float32 or, for float64 tokens, float64; each row sums to 1.

@@ -1,7 +1,7 @@
-"""What tomecore knows of one block class: a spec. One small file per model library holds them.
+"""The spec: a description of one block class. One small file per model library holds its specs.
 
-A spec never copies a block's forward. It names the two halves in terms of the block's own submodules,
-and lists every child the halves use, so that a block with something more is refused and not served
+A spec never copies a block's forward. It describes the two halves in terms of the block's own submodules,
+and lists every child that the halves use, so that a block with one more child is refused and not computed
 wrongly.
 """
 
@@ -31,12 +31,12 @@ __all__ = [
     "replaced_forward",
 ]
 
-#: what a block is called with beside its tokens, by name, where it is not None
+#: the arguments of a block other than its tokens, by name, without those that are None
 Kwargs = dict[str, Any]
 
 
 def nothing(module: Any) -> None:
-    """The check of a family that has nothing more to check."""
+    """Return None: the check of a family that has nothing more to check."""
 
 
 def never(tower: Any) -> bool:
@@ -44,7 +44,7 @@ def never(tower: Any) -> bool:
 
 
 def not_mae(tower: Any) -> bool:
-    """False for the classes of masked autoencoders, which were trained without (ToMe, appendix)."""
+    """Return False for masked autoencoders, trained without proportional attention (ToMe, appendix)."""
     names = [qualified_name(cls) for cls in original_class(tower).__mro__]
     return not any(".mae." in n or ".MAE" in n or ".MaskedAutoencoder" in n for n in names)
 
@@ -55,18 +55,18 @@ def has_hooks(host: Any, module: Any) -> bool:
 
 @dataclass(eq=False)
 class Anatomy:
-    """What the attention of a block computes up to its scores, for the queries of any first tokens.
+    """The queries, keys and values of a block's attention; queries of the first tokens only, if needed.
 
     Args:
-        of: the ``Spec.attend`` that this goes with; a spec that has another is without an anatomy.
+        of: the ``Spec.attend`` that this belongs to; a spec with another ``attend`` loses its anatomy.
         attention: path of the attention below the block.
-        norm: path below the block of the module whose output the attention gets; "" where it gets the tokens
-            of the block as they are.
-        qkv: ``(host, attention, y, given, rows) -> (q, k, v, scale)``: queries (B, rows, H, D) of the first
-            ``rows`` tokens of y (B, N, C), or of all where ``rows`` is None, and keys and values (B, N, H, D)
-            of all. They are normed and rotated as the attention does it; its scores are q k^T times
-            ``scale``, plus the bias. ``block_kwargs`` is as in ``Spec.attend``.
-        classes: names of the classes of attention that this is true of -> the children and parameters they
+        norm: path below the block of the module whose output enters the attention; "" if the block's tokens
+            enter it as they are.
+        qkv: ``(host, attention, y, block_kwargs, rows) -> (q, k, v, scale)``: queries (B, rows, H, D) of the
+            first ``rows`` tokens of y (B, N, C), or of all tokens if ``rows`` is None, and keys and values
+            (B, N, H, D) of all tokens. They are normed and rotated as in the attention, whose scores are
+            q k^T times ``scale``, plus the bias. ``block_kwargs`` is as in ``Spec.attend``.
+        classes: names of the attention classes that this describes -> the children and parameters that they
             may have.
     """
 
@@ -84,25 +84,26 @@ class Trim:
     This is what ``apply_patch(trim_last=True)`` needs.
 
     Args:
-        of: the ``Spec.attend`` that this goes with; a spec that has another is without a trimmed form.
-        attend: ``(host, block, x, bias, given, rows) -> (B, rows, C)``: what ``of`` makes of the first
-            ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
-            tokens of ``x``. Where the function returns a tuple, its first is taken; so ``of`` itself will do
-            if it takes ``rows=None``.
-        attention: path of the module below the block whose forward ``attend`` replaces by its own.
-        classes: names of the classes it may have there -> the children and parameters it may have.
-        towers: names of towers behind whose blocks only prefix tokens are read, until the logits. A
-            subclass with methods of its own is refused.
-        keys: paths below the block of weights that see all tokens -> how much of each; for the count of
-            multiply-adds.
-        around: names of classes around a tower that read only its prefix tokens. Whatever else holds the
-            tower is refused, unless ``apply_patch`` is given the tower itself.
+        of: the ``Spec.attend`` that this belongs to; a spec with another ``attend`` loses its trimmed form.
+        attend: ``(host, block, x, bias, block_kwargs, rows) -> (B, rows, C)``: the output of ``of`` for the
+            first ``rows`` tokens, to rounding, with their skip connection. Keys and values are those of all
+            tokens of ``x``. If the function returns a tuple, its first element is used; so ``of`` itself
+            fits if it accepts ``rows=None``.
+        attention: path of the module below the block whose forward ``attend`` replaces.
+        classes: names of the classes that this module may have -> the children and parameters that it may
+            have.
+        towers: names of tower classes in which only prefix tokens are read behind the blocks, up to the
+            logits. A subclass with methods of its own is refused.
+        keys: paths below the block of weights that multiply all tokens -> the share of each that does; for
+            the count of multiply-adds.
+        around: names of classes around a tower that read only its prefix tokens. Any other module around the
+            tower is refused, unless the tower itself is passed to ``apply_patch``.
         within: names of classes between a tower and its list of blocks. Subclasses with methods of their own
             are refused in all three places.
         why_not: ``tower -> reason`` why more than the prefix tokens are read, or None.
-        refuse: ``attention -> reason`` why ``attend`` would not be what it computes, or None.
-        watched: ``tower -> bool``, asked at the start of each forward pass: whether somebody wants what
-            ``attend`` does not compute (attention maps); that pass is not trimmed.
+        refuse: ``attention -> reason`` why ``attend`` would differ from the attention, or None.
+        watched: ``tower -> bool``, called at the start of each forward pass: whether that pass must return
+            something that ``attend`` does not compute (attention maps); that pass is not trimmed.
     """
 
     of: Callable[..., Any]
@@ -123,64 +124,63 @@ class Spec:
     """One block class and the tower that owns a list of them.
 
     Classes are given by ``module.QualName``; a name that starts with a dot matches any module path that
-    ends with it, for classes that are distributed under several paths. The class itself will do too.
+    ends with it, for classes that are distributed under several paths. The class itself is accepted too.
 
-    The fields, in this order, say:
+    The fields, in this order, describe:
 
-    - who it is: ``family``, ``blocks``, ``towers``, ``children``;
+    - the block and its tower: ``family``, ``blocks``, ``towers``, ``children``;
     - the two halves, and which tokens never merge: ``attend``, ``feed``, ``prefix``;
-    - what tokens are matched by, and whether attention counts their sizes: ``key``, ``key_heads``, ``heads``,
+    - the keys that match tokens, and whether attention counts their sizes: ``key``, ``key_heads``, ``heads``,
       ``prop_attn``;
-    - what the block is called with and returns: ``arguments``, ``accepts``, ``mask``, ``real_tokens``,
+    - what the block accepts and returns: ``arguments``, ``accepts``, ``mask``, ``real_tokens``,
       ``returns_tuple``;
-    - where tokens are: ``carry``, ``batch_first``, ``patches``;
+    - the positions of tokens: ``carry``, ``batch_first``, ``patches``;
     - what reads the tokens: ``dense``, ``tower_mixin``, ``why_restore``, ``readers``;
-    - how to attend with a few queries: ``anatomy``, ``trim``;
-    - what to check: ``tensors``, ``bypasses``, ``bypasses_biased``, ``hooked``, ``replacers``, ``refuse``,
+    - attention with a few queries: ``anatomy``, ``trim``;
+    - the checks: ``tensors``, ``bypasses``, ``bypasses_biased``, ``hooked``, ``replacers``, ``refuse``,
       ``refused``;
-    - what to tell users: ``notes``.
+    - the text for users: ``notes``.
 
     Args:
         family: the name in messages and in the support table.
-        blocks: names of the block classes whose forward is understood. A subclass matches if it
+        blocks: names of the block classes whose forward is known. A subclass matches if it
             inherits that forward unchanged.
         towers: names of the classes that own the list of blocks, subclasses included -> dotted path
             of that list below them.
-        children: every child a block may have -> names of the classes allowed there, ``("*",)`` for
-            any. A child that is missing here is refused.
-        attend: ``(host, block, x, bias, given) -> x``, the attention half with the skip
-            connection, or ``-> (x, key)`` where ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to
-            be added to the attention scores, or None; ``block_kwargs`` the block's other arguments, by
-            name, that are not None, already those of the merged tokens.
-        feed: ``(block, x) -> x``, the other half with its skip connection. None where nothing lies
-            between the halves (parallel blocks): ``attend`` is the whole block, and tokens merge
-            behind it.
+        children: every child that a block may have -> names of the classes allowed there, ``("*",)`` for
+            any. A block with a child that is not listed is refused.
+        attend: ``(host, block, x, bias, block_kwargs) -> x``, the attention half with the skip
+            connection, or ``-> (x, key)`` if ``key`` is "". ``bias`` is (B, 1, 1, n) in the dtype of x, to
+            be added to the attention scores, or None. ``block_kwargs`` holds the block's other arguments by
+            name, without those that are None; they describe the merged tokens already.
+        feed: ``(block, x) -> x``, the MLP half with its skip connection. None if the halves cannot be
+            separated (parallel blocks): ``attend`` is the whole block, and tokens merge behind it.
         prefix: ``tower -> int``, the number of prefix tokens, which never merge.
         key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C);
-            a ``*`` in it means every child there, and several keys are averaged. "" where ``attend`` returns
+            a ``*`` in it means every child there, and several keys are averaged. "" if ``attend`` returns
             the key.
-        key_heads: axis of the heads in a key of four axes.
-        heads: ``block -> int``, the heads side by side in a key of three axes; None: one.
+        key_heads: axis of the heads in a key with four axes.
+        heads: ``block -> int``, the number of heads side by side in a key with three axes; None: one.
         prop_attn: ``tower -> bool``, the default of proportional attention.
-        arguments: names of the parameters of the block's forward behind x, in order.
-        accepts: keyword arguments of the block's forward that may be given while tokens are merged,
-            with the only value they may have.
-        mask: the argument that tells the blocks which tokens are padding; "" where none does.
+        arguments: names of the parameters of the block's forward after x, in order.
+        accepts: keyword arguments of the block's forward that may be passed while tokens are merged,
+            with the only value that each may have.
+        mask: the argument that marks padding tokens; "" if there is none.
         real_tokens: ``mask -> (B or 1, N) bool``, False for padding; raises UnsupportedModelError for a
-            mask that says something else. It is called once in each forward pass that merges; from then on
-            padding is what has size 0, and ``block_kwargs`` is without the mask.
-        returns_tuple: whether the block's forward returns ``(x,)``, to which it may add what it is
-            asked for only with r = 0; the tower hands the first on.
-        carry: ``(host, block, given, run) -> given`` of the merged tokens, in
+            mask that means something else. It is called once in each forward pass that merges. After that,
+            padding has size 0, and ``block_kwargs`` no longer holds the mask.
+        returns_tuple: whether the block's forward returns ``(x,)``. It may append other outputs only
+            if r = 0; the tower passes the first element to the next block.
+        carry: ``(host, block, block_kwargs, state) -> block_kwargs`` for the merged tokens, in
             each block that merges or comes after a merge; None: no argument describes tokens.
         batch_first: ``tower -> bool``, whether tokens are (B, N, C) and not (N, B, C); None: always.
         patches: path below the tower of the module whose output is one token for each patch, (B, N, C),
-            (B, C, H, W) or (B, H, W, C); "" where no module computes that. Tokens beyond these and the
-            prefix are tokens that tomecore was not told about, see ``apply_patch(protected=)``.
+            (B, C, H, W) or (B, H, W, C); "" if no module computes that. Tokens beyond these and the
+            prefix tokens are unknown to tomecore, see ``apply_patch(protected=)``.
         dense: ``tower -> bool``, called at the start of each forward pass: whether
-            somebody wants all tokens of every layer.
-        tower_mixin: a class that wraps methods of the tower which need to see all tokens of every
-            layer; for towers that have these methods.
+            the pass must return all tokens of every layer.
+        tower_mixin: a class that wraps those methods of the tower that need all tokens of every
+            layer; used for towers that have these methods.
         why_restore: ``tower -> reason`` why ``restore=False`` would give wrong results, or None.
         readers: names of classes around the tower that pool its tokens or lay them out -> why
             ``restore=False`` would give wrong results there.
@@ -188,19 +188,20 @@ class Spec:
             is not available.
         trim: how to compute only the prefix tokens in the last block; None: ``trim_last=True`` is refused.
         tensors: names of parameters and buffers that the block itself may hold.
-        bypasses: paths of modules below the block whose forward ``attend`` replaces by its own.
-        bypasses_biased: paths of modules whose forward it replaces only when it is given a bias.
-        hooked: ``(host, module) -> bool``, whether a hook waits for the forward of a bypassed module; a
-            library may put hooks there that do nothing unless it is told to.
-        replacers: parts of names of modules that replace the forward of the block class by one that is
-            understood.
-        refuse: ``block -> reason`` to refuse a block that the other fields cannot tell, or None.
-        refused: names of the library's classes that merging would break -> why; only for the message,
-            where no tower is found.
+        bypasses: paths of modules below the block whose forward ``attend`` replaces.
+        bypasses_biased: paths of modules whose forward ``attend`` replaces only if there is a bias.
+        hooked: ``(host, module) -> bool``, whether a bypassed module has a hook on its forward that must
+            run; the library's own hooks may be inactive there.
+        replacers: parts of names of modules that replace the forward of the block class by another known
+            one.
+        refuse: ``block -> reason`` to refuse a block for something that the other fields cannot express, or
+            None.
+        refused: names of the library's classes that merging would break -> why; used only in the message
+            when no tower is found.
         notes: what users of these models should know, for the table in the README.
     """
 
-    # Who it is
+    # The block and its tower
     family: str
     blocks: tuple[str, ...]
     towers: Mapping[str, str]
@@ -245,7 +246,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.trim is not None and self.trim.of is not self.attend:
-            self.trim = None  # of the spec that this one was made from
+            self.trim = None  # it belongs to the spec that this one was copied from
         if self.anatomy is not None and self.anatomy.of is not self.attend:
             self.anatomy = None
         self.blocks = tuple(map(as_name, self.blocks))
@@ -256,14 +257,14 @@ class Spec:
 
     @property
     def attention(self) -> str:
-        """Path of the module that ``attend`` calls with the bias; "" where the block itself is that."""
+        """Path of the module that ``attend`` calls with the bias; "" if that is the block itself."""
         return self.key.rpartition(".")[0]
 
     def is_block(self, module: Any) -> bool:
         return matches(defines_forward(original_class(module)), self.blocks)
 
     def mixins_of(self, tower: Any) -> tuple[type, ...]:
-        """The mixin, where the tower has what it wraps."""
+        """Return the mixin, if the tower has the methods that it wraps."""
         if self.tower_mixin is None:
             return ()
         wrapped = [name for name in vars(self.tower_mixin) if not name.startswith("_")]
@@ -274,7 +275,7 @@ class Spec:
         return self.layers(module) is not None
 
     def layers(self, tower: Any) -> str | None:
-        """Path of the list of blocks below ``tower``; None if it is no tower of this family."""
+        """Return the path of the list of blocks below ``tower``; None if it is not a tower of this family."""
         for cls in original_class(tower).__mro__:
             for name, path in self.towers.items():
                 if matches(cls, (name,)) and reaches(tower, path):
@@ -282,19 +283,19 @@ class Spec:
         return None
 
     def listed(self, tower: Any) -> list[Any]:
-        """The blocks of ``tower``, in order."""
+        """Return the blocks of ``tower``, in order."""
         return list(attribute(tower, self.layers(tower) or ""))
 
 
 def attribute(module: Any, path: str) -> Any:
-    """The attribute at a dotted path."""
+    """Return the attribute at a dotted path."""
     for name in path.split(".") if path else ():
         module = getattr(module, name)
     return module
 
 
 def reaches(module: Any, path: str) -> bool:
-    """Whether there is something at a dotted path; other versions of a library may have other paths."""
+    """Whether a dotted path exists; other versions of a library may have other paths."""
     try:
         attributes(module, path)
     except AttributeError:
@@ -303,7 +304,7 @@ def reaches(module: Any, path: str) -> bool:
 
 
 def attributes(module: Any, path: str) -> list[Any]:
-    """The attributes at a dotted path in which ``*`` stands for every child."""
+    """Return the attributes at a dotted path in which ``*`` stands for every child."""
     before, star, after = path.partition("*")
     if not star:
         return [attribute(module, path)]
@@ -328,10 +329,10 @@ def matches(cls: type, names: tuple[str, ...]) -> bool:
 
 
 def defines_forward(cls: type) -> type:
-    """The class in the ancestry of ``cls`` whose ``forward`` would run.
+    """Return the class in the ancestry of ``cls`` whose ``forward`` would run.
 
-    A base class may wrap the forward of each subclass anew, also of one that has none of its own
-    (transformers does, for checkpointing): a wrapper of what would be inherited is no other forward.
+    A base class may wrap the forward of every subclass, even of one that inherits it (transformers does so
+    for checkpointing). A wrapper around the inherited forward does not count as another forward.
     """
     representatives = [c for c in cls.__mro__ if "forward" in vars(c)]
     for owner, inherited in itertools.pairwise(representatives):
@@ -342,24 +343,24 @@ def defines_forward(cls: type) -> type:
 
 
 def has_own_forward(module: Any) -> bool:
-    """Whether an instance has another forward than its class; tools may leave the class's own there."""
+    """Whether an instance has another forward than its class; some tools store the class's own on it."""
     own = module.__dict__.get("forward")
     if own is None:
         return False
     function = getattr(own, "__func__", None)
     if str(getattr(function, "__module__", "")).startswith("tomecore.adapters."):
-        return False  # of a patch that was removed: it calls the class's own
+        return False  # left by a removed patch: it calls the class's own
     return getattr(own, "__self__", None) is not module or function not in [
         vars(cls).get("forward") for cls in type(module).__mro__
     ]
 
 
 def replaced_forward(cls: type, known: tuple[str, ...] = ()) -> str | None:
-    """Name of the function that somebody put in the place of the forward of ``cls``; None if nobody did.
+    """Return the name of the function that replaced the forward of ``cls``; None if it was not replaced.
 
     Args:
         cls: a class of modules.
-        known: starts of names of modules whose forwards are understood too.
+        known: parts of names of modules whose forwards are known too.
     """
     owner = defines_forward(cls)
     forward = inspect.unwrap(vars(owner).get("forward", object))
@@ -378,9 +379,9 @@ def replaced_forward(cls: type, known: tuple[str, ...] = ()) -> str | None:
 
 
 def helper_methods(cls: type, base: type) -> tuple[str, ...]:
-    """Names of the methods that the class which defines the forward of ``cls`` has beside it.
+    """Return the names of the other methods of the class that defines the forward of ``cls``.
 
-    Methods that ``base``, the framework's module, has too do not count: they take no part in a forward.
+    Methods that ``base``, the framework's module, has too do not count: they do not belong to a forward.
     """
     owner, found = defines_forward(cls), []
     for parent in owner.__mro__:

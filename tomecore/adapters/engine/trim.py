@@ -1,8 +1,8 @@
 """Whether the last block may compute the prefix tokens only.
 
-Checked when the model is patched, and in part again in each forward pass. What is behind the blocks must
-read no other token, and the block's attention must be the one that the family's trimmed form
-(``Spec.trim``) was written for. What nobody here has read is refused.
+The checks run when the model is patched, and some of them again in each forward pass. The modules behind
+the blocks must read no other token, and the block's attention must be the one for which the family's
+trimmed form (``Spec.trim``) was written. A module that tomecore does not know is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tomecore.adapters.engine.swap import original_class
 
 __all__ = ["known", "why_not_trimmed", "why_other_attention"]
 
-#: what lists of blocks are
+#: classes of lists of blocks
 _LISTS = (
     "torch.nn.modules.container.ModuleList",
     "torch.nn.modules.container.Sequential",
@@ -28,12 +28,12 @@ _LISTS = (
 
 
 def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) -> str | None:
-    """Why the last block, ``block``, must compute all tokens; None if it need not."""
+    """Return why the last block, ``block``, must compute all tokens; None if prefix tokens are enough."""
     trim = spec.trim
     if trim is None:
         return "tomecore has no form of its last block that computes only prefix tokens"
     if spec.prefix(tower) == 0:
-        return "it has no prefix token (class, distillation ...) that could be read alone"
+        return "it has no prefix token (class, distillation ...) that could be computed by itself"
     return (
         why_unknown(trim, tower)
         or why_within(spec, trim, tower)
@@ -45,17 +45,17 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
 
 
 def why_unknown(trim: Trim, tower: Any) -> str | None:
-    """Whether ``tower`` has the methods that were read, and no others in their place."""
+    """Return why it is unknown which tokens are read behind the blocks of ``tower``; None if it is known."""
     names = ", ".join(name.rpartition(".")[2] for name in trim.towers)
     return why_changed(
         tower,
         trim.towers,
-        f"which tokens are read behind the blocks is not known of {{}} (known: {names})",
+        f"which tokens are read behind the blocks is not known for {{}} (known: {names})",
     )
 
 
 def why_within(spec: Spec, trim: Trim, tower: Any) -> str | None:
-    """Whether what lies between the tower and its blocks, down to their list, is what was read."""
+    """Return why a module between the tower and its blocks, down to their list, is unknown, or None."""
     parts = spec.layers(tower).split(".")  # type: ignore[union-attr]
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
@@ -68,7 +68,7 @@ def why_within(spec: Spec, trim: Trim, tower: Any) -> str | None:
 
 
 def why_around(host: Host, trim: Trim, model: Any, tower: Any) -> str | None:
-    """Whether all that holds the tower, up to ``model``, is known to read only its prefix tokens."""
+    """Return why a module around the tower, up to ``model``, may read more than prefix tokens, or None."""
     named = dict(host.named_modules(model))
     inside = path = next(path for path, module in named.items() if module is tower)
     while path:
@@ -77,14 +77,14 @@ def why_around(host: Host, trim: Trim, model: Any, tower: Any) -> str | None:
         reason = why_changed(named[path], trim.around, unknown)
         if reason is not None:
             return (
-                f"{reason}. Where you know that it reads only the prefix tokens, call "
+                f"{reason}. If you know that it reads only the prefix tokens, call "
                 f"apply_patch(model.{inside}, trim_last=True)"
             )
     return None
 
 
 def known(module: Any, names: tuple[str, ...]) -> type | None:
-    """The class among ``names`` that ``module`` is one of."""
+    """Return the first base class of ``module`` that is among ``names``, or None."""
     for cls in original_class(module).__mro__:
         if matches(cls, names):
             return cls
@@ -92,13 +92,13 @@ def known(module: Any, names: tuple[str, ...]) -> type | None:
 
 
 def why_changed(module: Any, names: tuple[str, ...], unknown: str, start: str = "") -> str | None:
-    """Whether ``module`` is of none of the classes ``names``, or has methods that its class has not.
+    """Return a reason if ``module`` has none of the classes ``names``, or methods of its own; else None.
 
     Args:
-        module: a tower, or what is around or within it.
-        names: of the classes that were read.
-        unknown: the reason where it is none of them; ``{}`` is the name of its class.
-        start: of the reason where a subclass, or this very object, has another method.
+        module: a tower, or a module around or within it.
+        names: names of the known classes.
+        unknown: the reason if ``module`` has none of them; ``{}`` stands for the name of its class.
+        start: the beginning of the reason if a subclass, or this very object, has another method.
     """
     found, cls = original_class(module), known(module, names)
     if cls is None:
@@ -121,7 +121,7 @@ def why_changed(module: Any, names: tuple[str, ...], unknown: str, start: str = 
 def why_other_attention(
     host: Host, attention: Any, classes: Mapping[str, tuple[str, ...]]
 ) -> str | None:
-    """Whether the attention is of a known class and holds nothing unknown."""
+    """Return why the attention is not one of ``classes`` with the parts listed there, or None."""
     cls = original_class(attention)
     for name, parts in classes.items():
         if matches(cls, (name,)):

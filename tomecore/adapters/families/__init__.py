@@ -1,7 +1,7 @@
 """Model families: one small file per library, none of which imports it or its framework.
 
-A file says which framework it is for (``FRAMEWORK``) and what it knows (``SPECS``); being here, or in the
-folder of its library, is all it takes. Files without these names are what families share.
+A file names its framework (``FRAMEWORK``) and lists its specs (``SPECS``). It is found if it is in this
+folder or in the folder of its library. Files without these names hold code that families share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["known"]
 
 
 def known(framework: str) -> tuple[Spec, ...]:
-    """The specs of every family of a framework, in the order of their files."""
+    """Return the specs of every family of a framework, in the order of their files."""
     names = [info.name for info in pkgutil.walk_packages(__path__, f"{__name__}.")]
     names.sort(key=lambda name: name.removesuffix("vit"))  # the plain ViT first: messages name it
     modules = [importlib.import_module(name) for name in names]

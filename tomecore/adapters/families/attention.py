@@ -1,9 +1,9 @@
-"""Attention by the kind of its projections, for all tokens or for the queries of the first ones only.
+"""Attention by the kind of its projections, for all tokens or for the queries of the first tokens only.
 
-A ``qkv`` function is the anatomy of one kind of attention: ``(host, attn, y, given, rows) -> (q, k, v,
-scale)``. The attention halves that families bring, the last block of ``trim_last`` and the attention of the
-class token (``Spec.anatomy``) all come from it. Modules inside an attention are called as modules wherever
-that is exact; one that projects to queries, keys and values at once is taken apart only where it is a plain
+A ``qkv`` function is the anatomy of one kind of attention: ``(host, attn, y, block_kwargs, rows) -> (q, k, v,
+scale)``. The attention halves of families, the last block of ``trim_last`` and the attention of the
+class token (``Spec.anatomy``) all use it. Modules inside an attention are called as modules if
+that is exact. A module that projects to queries, keys and values at once is split only if it is a plain
 linear layer.
 """
 
@@ -28,7 +28,7 @@ __all__ = [
 def fused_qkv(
     host: Any, attn: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
 ) -> tuple[Array, Array, Array, float]:
-    """The anatomy of an attention with one projection ``qkv``, ``num_heads`` and ``scale``."""
+    """Return q, k, v and scale of an attention with ``num_heads``, ``scale`` and one projection ``qkv``."""
     apart = None if rows is None else host.split_query_projection(attn.qkv)
     if apart is None:
         q, k, v = split_heads(attn.qkv(y), attn.num_heads)
@@ -38,7 +38,7 @@ def fused_qkv(
 
 
 def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
-    """(B, N, 3 * H * D) -> queries, keys and values (B, N, H, D)."""
+    """Return queries, keys and values, (B, N, H, D) each, from their projection (B, N, 3 * H * D)."""
     qkv = qkv.reshape([-1, qkv.shape[1], 3, heads, qkv.shape[2] // (3 * heads)])
     return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
@@ -46,7 +46,7 @@ def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
 def project_rows(
     host: Any, y: Array, apart: Any, heads: int, rows: int | None
 ) -> tuple[Array, Array, Array]:
-    """Queries of the first ``rows`` tokens, keys and values of all, of a split projection ``apart``."""
+    """Return queries of the first ``rows`` tokens, keys and values of all; ``apart`` is the projection."""
     (q_weight, q_bias), (kv_weight, kv_bias) = apart
     q = host.linear(y[:, :rows], q_weight, q_bias)
     width = q.shape[2] // heads
@@ -57,7 +57,7 @@ def project_rows(
 def separate_qkv(
     projections: tuple[Any, Any, Any], y: Array, width: int, rows: int | None = None
 ) -> tuple[Array, Array, Array]:
-    """Queries (B, rows, H, D), keys and values (B, N, H, D) of one projection each; D is ``width``."""
+    """Return queries (B, rows, H, D), keys and values (B, N, H, D) by one projection each; D is ``width``."""
     query, key, value = projections
     q = query(y if rows is None else y[:, :rows])
     k, v = key(y), value(y)
@@ -76,20 +76,20 @@ def attend_heads(
     dropout: float,
     scale: float,
 ) -> Array:
-    """What comes before the projection: (B, rows, H * D), by the framework's fused kernel."""
+    """Return the attention without output projection, (B, rows, H * D), by the framework's fused kernel."""
     q, k, v = qkv
     y = host.attention(q, k, v, bias, dropout=dropout, scale=scale)
     return y.reshape([-1, y.shape[1], y.shape[2] * y.shape[3]])
 
 
 def add_biases(positions: Array | None, sizes: Array | None) -> Array | None:
-    """The sum of two biases of the attention scores, of which either may be missing."""
+    """Return the sum of two biases of the attention scores; either may be None."""
     if positions is None or sizes is None:
         return sizes if positions is None else positions
     return positions + sizes
 
 
 def trim_with(anatomy: Anatomy, **known: Any) -> Trim:
-    """The trimmed form of blocks whose ``attend`` takes the number of rows; see :class:`Trim`."""
+    """Return the trimmed form of blocks whose ``attend`` accepts ``rows``; see :class:`Trim`."""
     path, classes = anatomy.attention, anatomy.classes
     return Trim(of=anatomy.of, attend=anatomy.of, attention=path, classes=classes, **known)

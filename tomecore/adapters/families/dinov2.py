@@ -1,7 +1,7 @@
-"""DINOv2 as its own repository and torch.hub have it, with and without registers.
+"""DINOv2 from its own repository and torch.hub, with and without registers.
 
-Its attention takes no bias, so the attention half is ours, around the framework's fused kernel and the
-module's own projections. Not covered, and refused: blocks in chunks (``block_chunks``, for training
+Its attention accepts no bias, so the attention half is ours: the framework's fused kernel between the
+module's own projections. These are refused: blocks in chunks (``block_chunks``, for training
 under FSDP), several images in one sequence (lists of crops), and training with a ``drop_path`` above
 0.1, where a block drops images and not paths.
 """
@@ -40,20 +40,20 @@ def feed(block: Any, x: Array) -> Array:
 
 
 def drop_path(block: Any, y: Array) -> Array:
-    """Both halves of the block share one drop path."""
+    """Apply the drop path that both halves of the block share."""
     if not block.training:
         return y
     if block.sample_drop_ratio > 0.1:
         raise UnsupportedModelError(
             f"a DINOv2 block in training with drop_path={block.sample_drop_ratio} leaves out whole "
-            "images of the batch, which merging does not follow. Build the model with drop_path_rate "
+            "images of the batch, which merging does not support. Build the model with drop_path_rate "
             "up to 0.1, or set model.r = 0 in training."
         )
     return block.drop_path1(y)
 
 
 def prefix(tower: Any) -> int:
-    """The class token and the registers."""
+    """Return the number of class and register tokens."""
     return 1 + int(getattr(tower, "num_register_tokens", 0))
 
 
@@ -71,9 +71,9 @@ class Tower(IntermediateLayers):
         if self._tome.merges_nothing():
             return super().forward_features_list(*args, **kwargs)  # type: ignore[misc]
         raise UnsupportedModelError(
-            "a patched DINOv2 was called with a list of images, which it puts into one sequence where "
-            "tokens have no image of their own to merge in. Call it with one batch after the other, "
-            "or remove_patch first."
+            "a patched DINOv2 was called with a list of images. It would join them into one sequence, in "
+            "which merging cannot keep images apart. Call it with one batch at a time, or call "
+            "remove_patch first."
         )
 
 

@@ -1,4 +1,4 @@
-"""MLP halves that are the same in several libraries, named after the norm in front of the MLP."""
+"""MLP halves that several libraries share, named after the norm before the MLP."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["feed_layer_norm2", "feed_ln_2"]
 
 
 def feed_ln_2(block: Any, x: Array) -> Array:
-    """OpenAI's CLIP and torchvision."""
+    """Compute the MLP half of OpenAI's CLIP and torchvision."""
     return x + block.mlp(block.ln_2(x))
 
 
 def feed_layer_norm2(block: Any, x: Array) -> Array:
-    """The CLIPs of Hugging Face transformers and ppdiffusers, and BLIP."""
+    """Compute the MLP half of BLIP and of the CLIPs of Hugging Face transformers and ppdiffusers."""
     return x + block.mlp(block.layer_norm2(x))

@@ -1,8 +1,8 @@
 """The attention half of ``torch.nn.MultiheadAttention``, for the families that are built on it.
 
-That module projects with bare weights and hands out no keys, so a merging block does not call it: the
-half here projects once, attends on the framework's fused kernel and projects back with the same
-weights, to rounding what the module computes. The module itself is bypassed (``Spec.bypasses``).
+That module projects with bare weights and does not return its keys, so a merging block does not call it.
+The half here projects once, attends by the framework's fused kernel and projects back with the same
+weights; to rounding, the result is the module's. The module itself is bypassed (``Spec.bypasses``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tomecore.backends import Array
 __all__ = ["MULTIHEAD", "anatomy_of", "attention", "qkv", "trim_of", "why_not"]
 
 MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
-#: children and parameters of a module for which :func:`why_not` has no reason
+#: children and parameters of a module that :func:`why_not` accepts
 _PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
 
 
 def qkv(
     host: Any, module: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
 ) -> tuple[Array, Array, Array, float]:
-    """The anatomy of such a module."""
+    """Return queries, keys, values and the scale of a ``MultiheadAttention``; see :class:`Anatomy`."""
     heads, width = module.num_heads, module.head_dim
     weight, bias = module.in_proj_weight, module.in_proj_bias
     if rows is None:
@@ -40,7 +40,7 @@ def qkv(
 def attention(
     host: Any, module: Any, y: Array, bias: Array | None, rows: int | None = None
 ) -> tuple[Array, Array]:
-    """The output of ``module`` for the first ``rows`` tokens of y (B, N, C), and the keys (B, N, H, D)."""
+    """Return the output of ``module`` for the first ``rows`` tokens of y (B, N, C), and keys (B, N, H, D)."""
     q, k, v, scale = qkv(host, module, y, None, rows)
     dropout = module.dropout if module.training else 0.0
     out = attend_heads(host, (q, k, v), bias, dropout, scale)
@@ -48,7 +48,7 @@ def attention(
 
 
 def why_not(module: Any) -> str | None:
-    """Why :func:`attention` would not be what ``module`` computes, or None."""
+    """Return why :func:`attention` would differ from ``module``, or None."""
     if module.in_proj_weight is None:
         return "its MultiheadAttention projects keys or values of another width (kdim, vdim)"
     if module.bias_k is not None or module.bias_v is not None:
@@ -59,11 +59,11 @@ def why_not(module: Any) -> str | None:
 
 
 def anatomy_of(attend: Callable[..., Any], path: str, norm: str) -> Anatomy:
-    """The anatomy of blocks whose attention is such a module, at ``path``; see :class:`Anatomy`."""
+    """Return the anatomy of blocks with a ``MultiheadAttention`` at ``path``; see :class:`Anatomy`."""
     return Anatomy(attend, path, norm, qkv, dict.fromkeys(MULTIHEAD, _PARTS))
 
 
 def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
-    """The trimmed form of these blocks; see :class:`Trim`."""
+    """Return the trimmed form of blocks with this anatomy; see :class:`Trim`."""
     keys = {f"{anatomy.attention}.in_proj_weight": 2 / 3}
     return trim_with(anatomy, keys=keys, refuse=why_not, **known)

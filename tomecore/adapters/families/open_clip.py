@@ -1,10 +1,10 @@
-"""open_clip's VisionTransformer (CLIP, CoCa) and OpenAI's own, which open_clip grew out of.
+"""The VisionTransformer of open_clip (CLIP, CoCa) and OpenAI's original.
 
-Only the vision tower is patched; text towers are built of the same blocks and stay as they are.
+Only the vision tower is patched; text towers have the same blocks and stay as they are.
 Towers that open_clip takes from timm are found as timm's. The default block attends with torch's
-MultiheadAttention, whose half is ours (``multihead.py``), batch first or sequence first; the custom
-block has an attention of its own, called as a module with the key tapped behind ``ln_k``. Blocks that
-attend to something else (``ln_1_kv``) or with scaled cosine are refused.
+MultiheadAttention, whose half is ours (``multihead.py``), batch first or sequence first. The custom
+block has its own attention, which is called as a module; the key is the output of its ``ln_k``. Blocks with
+cross-attention (``ln_1_kv``) or scaled cosine attention are refused.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def attend_openai(
 
 
 def prefix(tower: Any) -> int:
-    """The class token."""
+    """Return 1, for the class token."""
     return 1
 
 
@@ -90,8 +90,8 @@ def batch_first(tower: Any) -> bool:
     for index, block in enumerate(tower.transformer.resblocks):
         if bool(getattr(block.attn, "batch_first", True)) != first:
             raise UnsupportedModelError(
-                f"transformer.batch_first is {first} and that of resblocks[{index}].attn is not, so "
-                "that it would attend across the images"
+                f"transformer.batch_first is {first}, but resblocks[{index}].attn.batch_first is not, so "
+                "it would attend across images"
             )
     return bool(first)
 
@@ -107,8 +107,8 @@ def refuse(block: Any) -> str | None:
 def refuse_custom(block: Any) -> str | None:
     if block.attn.logit_scale is not None:
         return (
-            "its attention compares by scaled cosine (scaled_cosine_attn), on a path that makes no use "
-            "of ln_k, whose output tokens are matched by"
+            "its attention compares by scaled cosine (scaled_cosine_attn) and does not use ln_k, whose "
+            "output matches tokens"
         )
     return None
 
@@ -136,13 +136,13 @@ def why_restore(tower: Any) -> str | None:
 
 
 def why_not_rows(tower: Any) -> str | None:
-    """Why more than the class token is read, or None."""
+    """Return why more than the class token is read, or None."""
     if tower.attn_pool is not None:
         return "the model pools over all tokens (an attentional pooler)"
     if tower.pool_type != "tok":
-        return f"the model pools over all tokens, or hands them out (pool_type={tower.pool_type!r})"
+        return f"the model pools over all tokens, or returns them (pool_type={tower.pool_type!r})"
     if tower.output_tokens:
-        return "the model hands out all tokens (output_tokens=True)"
+        return "the model returns all tokens (output_tokens=True)"
     return None
 
 

@@ -1,7 +1,7 @@
 """Mixins of towers whose readers of intermediate layers must get all tokens of every layer.
 
-Each wraps one method. The arguments of ``super`` are written out, because Paddle's static graphs take a
-bare one for ``super(type(self), self)``.
+Each wraps one method. The arguments of ``super`` are written out, because Paddle's static graphs replace
+``super()`` with ``super(type(self), self)``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ForwardIntermediates", "IntermediateLayers", "read_with"]
 
 
 def read_with(switch: Switch, tracing: bool, read: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
-    """Call ``read`` with a switch of the model's config on, ``dense`` or ``recording``."""
+    """Call ``read`` while ``switch``, ``dense`` or ``recording`` of the model's config, is on."""
     entered = switch.enter(tracing)
     try:
         return read(*args, **kwargs)
@@ -25,7 +25,7 @@ def read_with(switch: Switch, tracing: bool, read: Any, args: tuple[Any, ...], k
 
 
 class ForwardIntermediates(Swapped):
-    """timm and open_clip."""
+    """Mixin for towers of timm and open_clip."""
 
     _tome: Config
 
@@ -35,7 +35,7 @@ class ForwardIntermediates(Swapped):
 
 
 class IntermediateLayers(Swapped):
-    """DINO and DINOv2, in torch and in Paddle."""
+    """Mixin for DINO and DINOv2, in torch and in Paddle."""
 
     _tome: Config
 

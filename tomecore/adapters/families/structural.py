@@ -1,9 +1,9 @@
 """Blocks that no family describes, but built like timm's: pre-norm attention, then a pre-norm MLP.
 
-The children must have timm's names and there must be nothing else; the attention must take
-``attn_mask`` and give its keys through ``k_norm``. That is not enough to trust a forward, so each block
-is tried on a copy first (``engine/verify.py``): this spec is used only where its halves reproduce the
-block's own numbers, where the attention treats tokens alike whatever their order, and where the MLP treats
+The block must have no children except those with timm's names; its attention must accept
+``attn_mask`` and pass its keys through ``k_norm``. That is not enough to trust a forward, so each block
+is tested on a copy first (``engine/verify.py``). This spec is used only if its halves reproduce the
+block's own numbers, the attention does not depend on the order of tokens, and the MLP treats
 each token by itself.
 """
 
@@ -29,7 +29,7 @@ def feed(block: Any, x: Array) -> Array:
 
 
 def scaled(block: Any, y: Array, names: tuple[str, ...]) -> Array:
-    """LayerScale and dropped paths, those the block has; one ``drop_path`` may serve both halves."""
+    """Apply LayerScale and drop paths, if the block has them; one ``drop_path`` may serve both halves."""
     for name in (*names, "drop_path"):
         module = getattr(block, name, None)
         if module is not None:
@@ -63,5 +63,5 @@ PRE_NORM = Spec(
     ),
 )
 
-#: None of its own accord: the fallback of the adapter.
+#: empty, because the adapter uses ``PRE_NORM`` only as its fallback
 SPECS: tuple[Spec, ...] = ()

@@ -1,7 +1,7 @@
-"""torchvision's VisionTransformer: ViT-B, L and H, also with SWAG weights or a convolutional stem.
+"""The VisionTransformer of torchvision: ViT-B, L and H, also with SWAG weights or a convolutional stem.
 
-Only its class token is read at the end. The attention is torch's MultiheadAttention, which
-hands out no keys, so the attention half is ours (``multihead.py``): equal to rounding.
+The head reads only the class token. The attention is torch's MultiheadAttention, which does not
+return its keys, so the attention half is ours (``multihead.py``): equal to rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attend(
 
 
 def prefix(tower: Any) -> int:
-    """The class token."""
+    """Return 1, for the class token."""
     return 1
 
 

@@ -1,4 +1,4 @@
-"""The algorithm spelled a second time, as compiled kernels; README.md says why."""
+"""A second implementation of the algorithm, as compiled kernels; README.md says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What families of Paddle's libraries share: attention, an MLP half, position biases, hidden states."""
+"""Code that families of Paddle's libraries share: attention, an MLP half, position biases, hidden states."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MERGED = "merged bias"
 
 
 def one_prefix_token(tower: Any) -> int:
-    """The class token."""
+    """Return 1, for the class token."""
     return 1
 
 
@@ -45,7 +45,7 @@ def attend_with_dropout(
     dropout: Any,
     scale: float,
 ) -> Array:
-    """What comes before the projection of ``attn``: (B, rows, H * D); ``dropout`` is a module."""
+    """Return the attention before its output projection, (B, rows, H * D); ``dropout`` is a module."""
     q, k, v = qkv
     y = attention_with(host, dropout)(q, k, v, bias, scale=scale)
     y = y.reshape([-1, y.shape[1], y.shape[2] * y.shape[3]])
@@ -54,10 +54,10 @@ def attend_with_dropout(
 
 
 def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
-    """The host's attention with the module's dropout, fused where that is a plain one.
+    """Return the host's attention with the module's dropout, fused if that is a plain dropout.
 
-    Anything else is called on the attention weights, as in the library: a quantiser, an observer, a dropout
-    with a hook or of another kind.
+    Any other module is called on the attention weights, as in the library: a quantiser, an observer, a
+    dropout with a hook or of another kind.
     """
     rate = host.dropout_rate(dropout)
     if rate is None:
@@ -68,7 +68,7 @@ def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
 def attend_projected(
     host: Any, attn: Any, x: Array, bias: Array | None, scale: float
 ) -> tuple[Array, Array]:
-    """The output of an attention with three projections, (B, N, C), and the keys (B, N, H, D)."""
+    """Return the output of an attention with three projections, (B, N, C), and the keys (B, N, H, D)."""
     q, k, v = separate_qkv((attn.q_proj, attn.k_proj, attn.v_proj), x, attn.head_dim)
     dropout = attn.dropout if attn.training else 0.0
     y = attn.out_proj(attend_heads(host, (q, k, v), bias, dropout, scale))
@@ -77,7 +77,7 @@ def attend_projected(
 
 
 def feed_gamma(block: Any, x: Array) -> Array:
-    """With a parameter for LayerScale, or None."""
+    """Compute the MLP half of blocks whose LayerScale is a parameter ``gamma_2``, or None."""
     y = block.mlp(block.norm2(x))
     if block.gamma_2 is not None:
         y = block.gamma_2 * y
@@ -85,9 +85,10 @@ def feed_gamma(block: Any, x: Array) -> Array:
 
 
 def position_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
-    """(B or 1, H, N, N) of the tokens there are, or None: a table of the block, a shared one, or both.
+    """Return the bias (B or 1, H, N, N) for the current tokens, from the block's table, a shared one or both.
 
-    The block's table is BEiT's: an index of pairs of positions, the class token among them.
+    It is None if there is neither. The block's table has BEiT's form: an index of pairs of positions, which
+    include the class token.
     """
     if _MERGED in block_kwargs:
         merged: Array = block_kwargs[_MERGED]
@@ -110,7 +111,7 @@ def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[
 
 
 class HiddenStates(Swapped):
-    """Mixin of a CLIP's tower: who asks for hidden states gets all tokens of every layer."""
+    """Mixin of a CLIP's tower: requested hidden states hold all tokens of every layer."""
 
     _tome: Config
     config: Any
@@ -122,7 +123,7 @@ class HiddenStates(Swapped):
         output_hidden_states: Any = None,
         return_dict: Any = None,
     ) -> Any:
-        # Where SOT simulates, super() has no attributes; layers of paddle.nn it runs on symbols anyway.
+        # While SOT simulates, super() has no attributes; SOT runs layers of paddle.nn on symbols anyway.
         if self._tome.spec.returns_tuple:
             self._tome.host.run_as_is(True)
         wanted = output_hidden_states

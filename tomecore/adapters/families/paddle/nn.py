@@ -1,9 +1,10 @@
 """``paddle.nn.TransformerEncoderLayer``, pre-norm and post-norm, in vision towers: PaddleNLP's CLIP.
 
-Text encoders and decoders are made of the same class, so only towers that are named here are patched;
-for a tower of your own hand ``register`` this spec with your class in ``towers`` (tests show it).
-Attention is the module's own projections around the framework's fused kernel. Importing PaddleNLP
-replaces the layer's forward for everybody, by one that can return attention maps: with r = 0 only.
+Text encoders and decoders have layers of the same class, so only the towers named here are patched.
+For your own tower, pass this spec with your class in ``towers`` to ``register`` (tests show it).
+The attention half is the framework's fused kernel between the module's own projections. Importing PaddleNLP
+replaces the layer's forward in the whole process with one that can return attention maps; tomecore supports
+them only with r = 0.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """PaddleClas' ``foundation_vit``: CLIP, MAE, EVA, MoCo v3, BEiT v2, CAE, LaCLIP, React, Unicom.
 
-One class for all of them: LayerScale is two raw parameters (or None), position biases a table in each
-block. The catch is the library's: its forward reads module globals that the last constructor wrote, so
-a process should build one kind of these models. A bias shared by all blocks, which no published
-configuration switches on, is refused where it is given.
+They share one class: LayerScale is two raw parameters (or None), and position biases are a table in each
+block. The library has one limit: its forward reads module globals that the last constructor wrote, so
+a process should build only one kind of these models. A bias shared by all blocks is refused; no published
+configuration uses one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def attend(
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
     scale = attn.scale
-    if attn.use_fused_attn:  # that branch of the library leaves attn.scale out
+    if attn.use_fused_attn:  # that branch of the library ignores attn.scale
         scale = q.shape[3] ** -0.5
     bias = add_biases(position_bias(attn, block_kwargs), bias)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
@@ -46,7 +46,7 @@ def attend(
 
 
 def not_mae(tower: Any) -> bool:
-    """False for models built as MAE's, which were trained without."""
+    """Return False for MAE models, which are trained without proportional attention."""
     return bool(tower.model_name != "MAE")
 
 

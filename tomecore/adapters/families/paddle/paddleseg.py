@@ -1,8 +1,8 @@
 """PaddleSeg's ViT and CAE backbones, whose readers get the tokens of every block as a grid.
 
-So every block hands on all tokens, each position with its merged token, and the next takes one of each
-group again: the tokens that are computed with are as few as elsewhere. Not covered: ViT-Adapter, which
-runs its blocks in groups with the grid between them.
+So every block returns all tokens, with the merged token at each of its positions, and the next block takes
+one token of each group again: the computation saves as much as elsewhere. ViT-Adapter is not supported,
+because it runs its blocks in groups with the grid between them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def always(tower: Any) -> bool:
 
 
 def lays_out(tower: Any) -> str | None:
-    return "the model hands on the tokens of every block as a grid of patches"
+    return "the model returns the tokens of every block as a grid of patches"
 
 
 VIT = Spec(
@@ -84,7 +84,7 @@ VIT = Spec(
     bypasses=("attn",),
     refused={
         "paddleseg.models.backbones.vit_adapter.ViTAdapter": (
-            "it hands groups of blocks a grid of patches, which must stay whole"
+            "it passes a grid of patches to groups of blocks, and the grid must stay complete"
         )
     },
     notes="every block hands on all tokens, for decoders; no ViT-Adapter",

@@ -1,9 +1,9 @@
 """PASSL's DINO and DINOv2, whose blocks differ from the plain ones it shares with PLSC.
 
-Their attention takes no bias, so the attention half is ours, around the framework's fused kernel and
-the module's own projections. Not covered, and refused: blocks in chunks (``block_chunks``), and
+Their attention accepts no bias, so the attention half is ours: the framework's fused kernel between
+the module's own projections. These are refused: blocks in chunks (``block_chunks``), and
 training DINOv2 with a drop path above 0.1, where the library calls ``paddle.index_add_`` with
-arguments that it does not have.
+wrong arguments.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def feed_dinov2(block: Any, x: Array) -> Array:
 
 
 def drop_path(block: Any, y: Array) -> Array:
-    """Both halves of the block share one drop path."""
+    """Apply the drop path that both halves of the block share."""
     if not block.training:
         return y
     if block.sample_drop_ratio > 0.1:

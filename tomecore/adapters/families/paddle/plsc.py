@@ -1,8 +1,8 @@
 """The ViT of Paddle's model libraries: PLSC, PaddleClas, PASSL and ppim, and tomecore's own.
 
-They share one text: fused qkv, one ``drop_path`` for both halves, class and perhaps distillation
-token, no LayerScale. Their attention takes no bias, so the attention half here is ours, around the
-framework's fused kernel; the module's own projections and dropouts are used. Classes are matched by
+Their source is the same: fused qkv, one ``drop_path`` for both halves, a class token, perhaps a distillation
+token, no LayerScale. Their attention accepts no bias, so the attention half is ours: the framework's fused
+kernel between the module's own projections and dropouts. Classes are matched by
 the end of their qualified name, because PaddleClas is distributed under two module paths.
 """
 
@@ -32,7 +32,7 @@ def _names(cls: str) -> tuple[str, ...]:
     return tuple(f".{module}.{cls}" for module in _LIBRARIES)
 
 
-#: Towers of the same blocks that are no subclass of VisionTransformer.
+#: towers with the same blocks that do not derive from VisionTransformer
 _OTHER_TOWERS = tuple(
     f".{library}.models.{name}"
     for library in ("plsc", "passl")
@@ -68,7 +68,7 @@ def feed(block: Any, x: Array) -> Array:
 
 
 def prefix(tower: Any) -> int:
-    """The class token, the distillation token, or none."""
+    """Return the number of class and distillation tokens."""
     return sum(getattr(tower, name, None) is not None for name in ("cls_token", "dist_token"))
 
 
@@ -84,14 +84,14 @@ def why_restore(tower: Any) -> str | None:
 
 
 def why_not_rows(tower: Any) -> str | None:
-    """Why more than the prefix tokens are read, or None."""
+    """Return why more than the prefix tokens are read, or None."""
     if why_restore(tower) is None:
         return None
     return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
 
 
-#: the libraries whose whole models were read, and their towers: only prefix tokens are read behind the
-#: blocks, unless they pool
+#: towers in which only prefix tokens are read behind the blocks, unless they pool; of libraries whose whole
+#: models are known
 _READ = (
     *(name for name in _names("VisionTransformer") if not name.startswith((".plsc.", ".passl."))),
     ".ppcls.arch.backbone.model_zoo.distilled_vision_transformer.DistilledVisionTransformer",

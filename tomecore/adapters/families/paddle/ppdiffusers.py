@@ -1,7 +1,7 @@
-"""ppdiffusers' CLIP: the vision tower as transformers had it, whose layers return tuples.
+"""The CLIP of ppdiffusers: a vision tower as in earlier transformers, whose layers return tuples.
 
-q, k and v have a projection each; attention is the module's own projections around the framework's fused
-kernel. Only the vision tower is patched: the text tower has layers of the same class.
+The attention half is the framework's fused kernel between the module's own projections to q, k and v and
+back. Only the vision tower is patched; the text tower has layers of the same class.
 """
 
 from __future__ import annotations

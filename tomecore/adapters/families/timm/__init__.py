@@ -1,1 +1,1 @@
-"""timm's vision transformers."""
+"""The vision transformers of timm."""

@@ -1,10 +1,10 @@
-"""timm's ViTs with relative position biases: Beit and VisionTransformerRelPos.
+"""ViTs of timm with relative position biases: Beit and VisionTransformerRelPos.
 
 A bias for each pair of positions is added to the scores, from a table in each block, from one shared
-by all, or both (Beit). That of merged tokens is the mean over both groups, so it is one bias per
-sample, as large as the scores: the catch is memory. Their attention does not take such a bias where it
-has a table of its own, so the attention half here is ours, around torch's fused kernel, from the
-module's own projections, norms and dropouts.
+by all, or both (Beit). The bias of two merged tokens is the mean over both groups, so each sample has its own
+bias, as large as the scores: the cost is memory. An attention with its own table does not accept such a bias,
+so the attention half is ours: torch's fused kernel between the module's own projections, norms and
+dropouts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def carry_beit(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[
 
 
 def beit_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
-    """(B or 1, H, N, N) of the tokens there are, or None; a shared one alone may lack the first axis."""
+    """Return the bias (B or 1, H, N, N) of current tokens, or None; a shared one may lack the first axis."""
     if _MERGED in block_kwargs:
         return block_kwargs[_MERGED]
     bias = block_kwargs.get("shared_rel_pos_bias")
@@ -66,7 +66,7 @@ def beit_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
 
 
 def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
-    """The projection, with the biases of queries and values, which have no place in ``attn.qkv``."""
+    """Return the projection with the biases of queries and values, which ``attn.qkv`` does not hold."""
     if attn.q_bias is None:
         return attn.qkv(y)
     bias = host.backend().xp.concat([attn.q_bias, attn.k_bias, attn.v_bias])
@@ -94,7 +94,7 @@ def rel_pos_attention(
 ) -> tuple[Array, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(y), attn.num_heads)
-    # transposed as timm has them, so that strides and last bits agree
+    # transposed as in timm, so that strides and last bits agree
     q = attn.q_norm(q.transpose(1, 2)).transpose(1, 2)
     k = attn.k_norm(k.transpose(1, 2)).transpose(1, 2)
     bias = add_biases(rel_pos_bias(attn, block_kwargs), bias)
@@ -107,7 +107,7 @@ def carry_rel_pos(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> di
 
 
 def rel_pos_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
-    """(B or 1, H, N, N) of the tokens there are, or None; a table of its own hides a shared one."""
+    """Return the bias (B or 1, H, N, N) of current tokens, or None; a block's table hides a shared one."""
     if _MERGED in block_kwargs:
         return block_kwargs[_MERGED]
     if attn.rel_pos is not None:
@@ -119,7 +119,7 @@ def attend_and_project(
     host: Any, attn: Any, qkv: tuple[Array, Array, Array], bias: Array | None
 ) -> Array:
     dropout = attn.attn_drop.p if attn.training else 0.0
-    scale = 1 / qkv[0].shape[-1] ** 0.5  # attn.scale to the last bit as the fused kernel has it
+    scale = 1 / qkv[0].shape[-1] ** 0.5  # attn.scale, to the last bit of the fused kernel
     return attn.proj_drop(attn.proj(attend_heads(host, qkv, bias, dropout, scale)))
 
 

@@ -1,9 +1,8 @@
-"""What timm's families share: names of norms and MLPs, MLP halves, pools and masks.
+"""Code that timm's families share: names of norms and MLPs, MLP halves, pools and masks.
 
-The catch is in masks: while tokens merge, a mask may only say which tokens are padding. To be sure of
-that, the values of a float mask, or of a mask of pairs, are looked at once in each forward pass: that
-waits for the device, and does not compile into one graph. A bool mask of keys (B, 1, 1, N) is taken as it
-is.
+While tokens merge, a mask may only say which tokens are padding. To check that, the values of a float
+mask, or of a mask of pairs, are read once in each forward pass, which waits for the device and does not
+compile into one graph. A bool mask of keys (B, 1, 1, N) needs no check.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ TOWERS = {
 #: parameters of the forward of the blocks of these towers
 ARGUMENTS = ("attn_mask", "is_causal")
 
-#: what masks are made of: at and below this, a score is as good as -inf in every precision
+#: masks of floats: a score at or below this has the effect of -inf in every precision
 _MASKED = -1e4
 
 
@@ -70,7 +69,7 @@ def feed(block: Any, x: Array) -> Array:
 
 
 def feed_gamma(block: Any, x: Array) -> Array:
-    """With a parameter for LayerScale, or none."""
+    """Compute the MLP half of blocks whose LayerScale is a parameter ``gamma_2``, or missing."""
     y = block.mlp(block.norm2(x))
     gamma = getattr(block, "gamma_2", None)
     return x + block.drop_path2(y if gamma is None else gamma * y)
@@ -85,7 +84,7 @@ def prefix(tower: Any) -> int:
 
 
 def pools_over_tokens(tower: Any) -> str | None:
-    """Why the shorter sequence would be pooled wrongly, or None."""
+    """Return why the shorter sequence would be pooled wrongly, or None."""
     if getattr(tower, "attn_pool", None) is not None or tower.global_pool not in ("", "token"):
         return (
             f"the model pools over tokens (global_pool={tower.global_pool!r}), and would count a "
@@ -95,13 +94,13 @@ def pools_over_tokens(tower: Any) -> str | None:
 
 
 def real_tokens(mask: Array) -> Array:
-    """(B or 1, N) bool, False for padding.
+    """Return which tokens are real, (B or 1, N) bool, False for padding.
 
-    Masks of keys (B or 1, 1, 1, N) are understood, and masks of pairs (B or 1, 1, N, N) in which the
-    pairs of two real tokens are open, and the others are not (NaFlexVit).
+    Masks of keys (B or 1, 1, 1, N) are supported, and masks of pairs (B or 1, 1, N, N) in which the
+    pairs of two real tokens are allowed, and no others (NaFlexVit).
 
     Raises:
-        UnsupportedModelError: the mask says something else than which tokens are padding.
+        UnsupportedModelError: the mask describes more than padding.
     """
     shape = tuple(mask.shape)
     is_bool = str(mask.dtype).endswith("bool")
@@ -119,8 +118,8 @@ def real_tokens(mask: Array) -> Array:
     if not ok:
         raise UnsupportedModelError(
             f"attn_mask of shape {shape} and {mask.dtype} describes single pairs of tokens, or weighs "
-            "them, and merged tokens have no such pairs. While tokens merge, a mask can only tell "
-            "which tokens are padding: give a bool mask of shape (batch, 1, 1, tokens), True for real "
-            "tokens, or set model.r = 0 for such calls."
+            "them, and merged tokens have no such pairs. While tokens merge, a mask can only mark "
+            "padding: pass a bool mask of shape (batch, 1, 1, tokens), True for real tokens, or set "
+            "model.r = 0 for such calls."
         )
     return real

@@ -1,12 +1,12 @@
-"""timm's towers with rotary positions: Eva (EVA, EVA02, DINOv3, PE, RoPE-ViT, Sapiens2), NaFlexVit,
+"""Towers of timm with rotary positions: Eva (EVA, EVA02, DINOv3, PE, RoPE-ViT, Sapiens2), NaFlexVit,
 and the encoders of Qwen3-VL, DeepSeek and Gemma 4.
 
-Their attention takes the bias as ``attn_mask`` and calls ``k_norm``, before the rotation, on what
-becomes the key; with grouped queries there are fewer key heads, and the mean is over those. The table
-of rotations is given to every block for all patches, as (N, D), per head, per sample or both; that of
-merged tokens is the mean over each group. The catch: from the first merge on it is one table per
-sample, and rotations of merged tokens are shorter than 1, because that is what a mean over keys at
-several positions is.
+Their attention accepts the bias as ``attn_mask`` and applies ``k_norm`` to the key before the
+rotation; with grouped queries there are fewer key heads, and the mean is over those. Every block gets the
+table of rotations for all patches, as (N, D), per head, per sample or both; the table of
+merged tokens is the mean over each group. After the first merge there is one table per
+sample, and rotations of merged tokens are shorter than 1, because they are means over keys at
+several positions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def feed_gemma(block: Any, x: Array) -> Array:
 
 
 def carry_gemma(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
-    """Gemma's tables are (B, N, D), without an axis of heads."""
+    """Merge Gemma's tables, which are (B, N, D), without an axis of heads."""
     tables = {
         name: merge_rotary_table(host, block_kwargs[name][:, None], state)[:, 0]
         for name in ("rope_cos", "rope_sin")
@@ -79,7 +79,7 @@ def carry_gemma(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict
 
 
 def lays_out(tower: Any) -> str | None:
-    """These encoders hand their tokens on as a grid of patches, or pool them."""
+    """Return why an encoder needs all tokens, or None; it may lay them out as a grid or pool them."""
     if tower.global_pool == "none":
         return None
     return f"the model lays its tokens out by position, or pools them (global_pool={tower.global_pool!r})"

@@ -1,8 +1,8 @@
-"""timm's other blocks for VisionTransformer and NaFlexVit: post-norm, and several things in parallel.
+"""Other blocks of timm for VisionTransformer and NaFlexVit: post-norm, and parallel branches.
 
-Where attention and MLP run side by side there is no point between them: the whole block runs as it
+If attention and MLP run in parallel, no merge can happen between them: the whole block runs as it
 is, with the bias as its mask, and tokens merge behind it. Differential attention has two keys per
-head; like heads, they are averaged.
+head, which are averaged as heads are.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def total(outputs: list[Array]) -> Array:
 
 
 def unknown_branch(block: Any) -> str | None:
-    """What is inside the branches is called piece by piece, so it must be known too."""
+    """Return why a branch is unknown, or None; its modules are called one by one, so they must be known."""
     known = {
         "attns": (("norm", NORMS), ("attn", ATTENTIONS), ("ls", SCALES), ("drop_path", DROP_PATHS)),
         "ffns": (("norm", NORMS), ("mlp", MLPS), ("ls", SCALES), ("drop_path", DROP_PATHS)),
@@ -82,12 +82,12 @@ def unknown_branch(block: Any) -> str | None:
 def attend_parallel(
     host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> Array:
-    """The whole block, by its own forward."""
+    """Compute the whole block with its own forward."""
     forward: Any = original_class(block).forward  # type: ignore[attr-defined]
     return forward(block, x, attn_mask=bias)
 
 
-#: What all blocks of these towers have in common, whatever is in them.
+#: the spec that all blocks of these towers share
 _VIT = replace(VIT, towers=TOWERS, notes="")
 
 RES_POST = replace(
@@ -118,7 +118,7 @@ THINGS = replace(
     refuse=unknown_branch,
 )
 
-# All of a parallel block runs by its own forward, so its projections may be of any class.
+# A parallel block runs with its own forward, so its projections may be of any class.
 _PARALLEL_CHILDREN = {
     "in_norm": NORMS,
     "in_proj": ("*",),

@@ -1,8 +1,8 @@
-"""timm's VisionTransformer with its standard Block, and tomecore's own ViT, which has the same anatomy.
+"""The VisionTransformer of timm with its standard Block, and tomecore's ViT, which has the same anatomy.
 
-Covers LayerScale, query-key norm, attention norm and gates, differential attention, drop path,
-distillation and register tokens, all pools, and NaFlexVit's padded batches: the attention is timm's
-own, called as a module, with the key tapped behind ``k_norm`` and the bias given as ``attn_mask``.
+It supports LayerScale, query-key norm, attention norm and gates, differential attention, drop path,
+distillation and register tokens, all pools, and NaFlexVit's padded batches. The attention is timm's
+own module; the key is the output of its ``k_norm``, and the bias is passed as ``attn_mask``.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def attend(
 def qkv(
     host: Any, attn: Any, y: Array, block_kwargs: Any, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
-    """The anatomy of timm's attention: queries and keys have norms, per head."""
+    """Return q, k, v and the scale of timm's attention; queries and keys are normed per head."""
     q, k, v, scale = fused_qkv(host, attn, y, block_kwargs, rows)
     return normed(host, attn.q_norm, q), normed(host, attn.k_norm, k), v, scale
 
 
 def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -> Array:
-    """The output of ``attn`` for the first ``rows`` tokens of ``y``."""
+    """Return the output of ``attn`` for the first ``rows`` tokens of ``y``."""
     q, k, v, scale = qkv(host, attn, y, None, rows)
     out = attend_heads(host, (q, k, v), bias, attn.attn_drop.p if attn.training else 0.0, scale)
     out = out if getattr(attn, "norm", None) is None else attn.norm(out)
@@ -67,16 +67,16 @@ def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -
 
 
 def normed(host: Any, norm: Any, x: Array) -> Array:
-    """``norm`` of x (B, N, H, D), called as timm does, on (B, H, N, D)."""
+    """Return ``norm`` of x (B, N, H, D), which it gets in timm's layout (B, H, N, D)."""
     xp = host.backend().xp
     y: Array = xp.permute_dims(norm(xp.permute_dims(x, (0, 2, 1, 3))), (0, 2, 1, 3))
     return y
 
 
 def why_not_rows(tower: Any) -> str | None:
-    """Why more than the prefix tokens are read, or None."""
+    """Return why more than the prefix tokens are read, or None."""
     if tower.global_pool == "":
-        return "the model hands out all tokens (global_pool='')"
+        return "the model returns all tokens (global_pool='')"
     if pools_over_tokens(tower) is not None:
         return f"the model pools over all tokens (global_pool={tower.global_pool!r})"
     return None

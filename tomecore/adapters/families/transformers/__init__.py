@@ -1,1 +1,1 @@
-"""transformers' vision towers, and others built like them."""
+"""The vision towers of Hugging Face transformers."""

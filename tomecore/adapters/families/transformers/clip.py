@@ -1,8 +1,8 @@
 """Hugging Face transformers: CLIP's vision tower, and those built like it.
 
-Covers CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, SigLIP, Kosmos-2 and GIT, and SigLIP 2, Idefics 2 and 3 and
-SmolVLM, whose towers pad; so also LLaVA, PaliGemma, Gemma 3 and others that hold one of them. Only the
-vision tower is patched: text towers have layers of the same class.
+It supports CLIP, MetaCLIP 2, AltCLIP, Chinese CLIP, SigLIP, Kosmos-2 and GIT, and SigLIP 2, Idefics 2 and 3
+and SmolVLM, whose towers pad; also LLaVA, PaliGemma, Gemma 3 and others that hold one of them. Only the
+vision tower is patched; text towers have layers of the same class.
 """
 
 from __future__ import annotations
@@ -106,21 +106,21 @@ def heads_clip(block: Any) -> int:
 
 
 def prefix_clip(tower: Any) -> int:
-    """The class token; SigLIP has none."""
+    """Return the number of class tokens; SigLIP has none."""
     return int(getattr(tower.embeddings, "class_embedding", None) is not None)
 
 
 def real_tokens(mask: Array) -> Array:
-    """Which tokens are real, from the mask that the tower made of its own padding mask.
+    """Return which tokens are real, from the mask that the tower builds from its padding mask.
 
-    It is the same for every query: (B, N) for flash attention, else (B, 1, N or 1, N), True or 0 where
-    a token is real.
+    The mask is the same for every query: (B, N) for flash attention, else (B, 1, N or 1, N), True or 0 for
+    real tokens.
     """
     row = mask if len(mask.shape) == 2 else mask[:, 0, 0]
     return row == 0 if row.dtype.is_floating_point else row != 0
 
 
-#: those whose pooler reads the class token, and whose models read the pooler
+#: models that read only the pooler, which reads only the class token
 _PREFIX_POOLED = ("clip", "metaclip_2", "altclip", "chinese_clip")
 _PREFIX = {name: _CLIPS[name] for name in _PREFIX_POOLED}
 

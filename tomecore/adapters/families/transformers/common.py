@@ -1,8 +1,8 @@
-"""What all families of Hugging Face transformers share.
+"""Code that all families of Hugging Face transformers share.
 
-Layers call ``attention(x, attention_mask=...)``, which hands queries, keys, values and mask to the kernel
-named by ``config._attn_implementation``; the key is the output of the layer's own projection. Layers are
-given whatever keyword arguments the user gave the model, flags of the outputs among them.
+Layers call ``attention(x, attention_mask=...)``, which passes queries, keys, values and mask to the kernel
+named by ``config._attn_implementation``; the key is the output of the layer's own projection. Layers
+get all keyword arguments of the model's call, including flags for its outputs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "with_bias",
 ]
 
-#: arguments that say nothing about tokens, and so hold for merged ones too
+#: arguments that do not describe tokens, so they are valid for merged tokens too
 FLAGS = (
     "output_attentions",
     "output_hidden_states",
@@ -45,10 +45,10 @@ FLAGS = (
     "num_items_in_batch",
     "interpolate_pos_encoding",
 )
-#: what layers that take a mask are called with, in order
+#: arguments of layers that accept a mask, in order
 MASKED = ("attention_mask", *FLAGS)
 
-#: kernels that add a bias of one number for each key to the attention scores
+#: kernels that can add a bias with one number for each key to the attention scores
 _WITH_BIAS = ("sdpa", "eager")
 
 _POOLS = "pools over tokens, and would count a merged token once instead of as often as its size"
@@ -56,7 +56,7 @@ _LAYS_OUT = "lays tokens out as the image they came from"
 
 
 def of(module: str, *classes: str) -> tuple[str, ...]:
-    """Full names of classes of one model of transformers."""
+    """Return the full names of classes of one model of transformers."""
     return tuple(f"transformers.models.{module}.modeling_{module}.{cls}" for cls in classes)
 
 
@@ -85,7 +85,7 @@ READERS = {
 
 
 def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[str, Any]:
-    """What ``attention`` is called with, so that ``bias`` is added to its scores."""
+    """Return arguments for ``attention`` with which it adds ``bias`` to its scores."""
     if bias is None:
         return block_kwargs
     kernel = attention.config._attn_implementation
@@ -93,17 +93,18 @@ def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[
         raise UnsupportedModelError(
             f"the model attends by {kernel!r}, which cannot add the sizes of merged tokens (or leave "
             "out padding) to its scores. Call model.set_attn_implementation('sdpa'), or patch with "
-            "prop_attn=False where there is no padding."
+            "prop_attn=False if there is no padding."
         )
     mask = block_kwargs.get("attention_mask")
     return {**block_kwargs, "attention_mask": bias if mask is None else mask + bias}
 
 
 def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
-    """``Spec.carry`` of layers whose only argument about tokens is a mask by the user.
+    """Return ``block_kwargs`` without a mask that the library adds; raise for a user's mask.
 
-    While torch.export traces, the library makes a mask even where it was given none: one row for each
-    query, expanded over the keys. Such a mask says nothing about keys, and is left out.
+    It is the ``Spec.carry`` of layers with no other argument about tokens. While torch.export traces, the
+    library builds a mask even if none was passed: one value for each query, expanded over the keys. Such a
+    mask does not describe keys, and is removed.
     """
     mask = block_kwargs.get("attention_mask")
     if mask is None:
@@ -113,7 +114,7 @@ def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str
     raise UnsupportedModelError(
         "a layer was called with attention_mask=, which describes all tokens while merging leaves "
         "fewer. Call the model without it, or set model.r = 0 (without trim_last) for such calls. "
-        "(torch.export makes one under attn_implementation='eager': export with 'sdpa'.)"
+        "(torch.export adds one with attn_implementation='eager': export with 'sdpa'.)"
     )
 
 
@@ -128,7 +129,7 @@ def attentions_wanted(tower: Any) -> bool:
 
 
 def hooked_by_others(host: Any, attention: Any) -> bool:
-    """Whether a hook waits for the forward of ``attention`` that is not the library's own recorder."""
+    """Whether ``attention`` has a hook on its forward that is not the library's own recorder."""
     if not host.hooked(attention):
         return False
     if attention._backward_hooks or attention._backward_pre_hooks or attention._forward_pre_hooks:
@@ -142,7 +143,7 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
 def attend_rows(
     host: Any, attention: Any, y: Array, bias: Array | None, block_kwargs: Kwargs, rows: int
 ) -> Array:
-    """The output of ``attention`` for the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
+    """Return ``attention`` of the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
     q, k, v, scale = qkv(host, attention, y, block_kwargs, rows)
     dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
     out = attend_heads(host, (q, k, v), bias, dropout, scale)
@@ -152,9 +153,9 @@ def attend_rows(
 def qkv(
     host: Any, attention: Any, y: Array, block_kwargs: Kwargs, rows: int | None
 ) -> tuple[Array, Array, Array, float]:
-    """The anatomy of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
+    """Return q, k, v and the scale of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
 
-    Rotary tables are those of the tokens behind the prefix; ``rows`` are prefix tokens.
+    Rotary tables have no rows for prefix tokens, so queries of the first ``rows`` tokens are not rotated.
     """
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
@@ -166,7 +167,7 @@ def qkv(
 
 
 def rotated(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
-    """x (B, N, H, D), rotated by the library's own function with ``tables`` of cos and sin."""
+    """Return x (B, N, H, D), rotated by the library's own function with ``tables`` of cos and sin."""
     rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
     x = x.transpose(1, 2)
     y: Array = rotate(x[:, :1], x, *tables)[1].transpose(1, 2)
@@ -174,7 +175,7 @@ def rotated(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
 
 
 def either(module: Any, name: str, other: str) -> Any:
-    """The attribute ``name`` of ``module``, which some classes call ``other``."""
+    """Return the attribute ``name`` of ``module``, which some classes call ``other``."""
     return getattr(module, name) if hasattr(module, name) else getattr(module, other)
 
 
@@ -185,13 +186,13 @@ def anatomy_of(
     classes: tuple[str, ...],
     output: str = "o_proj",
 ) -> Anatomy:
-    """The anatomy of layers with an attention of these classes, at ``path``; see :class:`Anatomy`."""
+    """Return the anatomy of layers with an attention of these classes at ``path``; see :class:`Anatomy`."""
     parts = ("q_proj", "k_proj", "v_proj", output)
     return Anatomy(attend, path, norm, qkv, dict.fromkeys(classes, parts))
 
 
 def why_not_rows(attention: Any) -> str | None:
-    """Why :func:`attend_rows` would not be what ``attention`` computes, or None."""
+    """Return why :func:`attend_rows` would differ from ``attention``, or None."""
     kernel = attention.config._attn_implementation
     if kernel not in _WITH_BIAS:
         return (
@@ -202,7 +203,7 @@ def why_not_rows(attention: Any) -> str | None:
 
 
 def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
-    """The trimmed form of these layers; see :class:`Trim`."""
+    """Return the trimmed form of layers with this anatomy; see :class:`Trim`."""
     keys = {f"{anatomy.attention}.{name}": 1 for name in ("k_proj", "v_proj")}
     return trim_with(anatomy, keys=keys, refuse=why_not_rows, watched=attentions_wanted, **known)
 
@@ -210,7 +211,7 @@ def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
 def recorded(what: str) -> bool:
     """Whether transformers records ``what`` ("hidden_states" or "attentions") in this forward pass.
 
-    Its hooks on layers look into one variable, which a model sets while it runs; so does this.
+    Its hooks on layers read one variable, which a model sets while it runs; so does this function.
     """
     capturing = sys.modules.get("transformers.utils.output_capturing")
     collected = None if capturing is None else capturing._active_collector.get()
@@ -226,12 +227,12 @@ def one_prefix_token(tower: Any) -> int:
 
 
 def class_and_registers(tower: Any) -> int:
-    """The class token, and registers where the model has any."""
+    """Return the number of class and register tokens."""
     return 1 + (getattr(tower.config, "num_register_tokens", 0) or 0)
 
 
 def where_pooled(tower: Any) -> str | None:
-    """Why the towers that pool over tokens by themselves need all of them."""
+    """Return why a tower that pools over its tokens needs all of them, or None."""
     head = getattr(tower, "head", None)
     mean = getattr(tower.config, "use_mean_pooling", False)
     if head is not None or (mean and getattr(tower, "pooler", tower) is not None):

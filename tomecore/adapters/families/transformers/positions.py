@@ -1,8 +1,8 @@
 """Hugging Face transformers: vision transformers whose layers know the positions of tokens.
 
-DINOv3 rotates queries and keys by tables of all patches, handed to every layer: cos and sin are averaged
-over each group. BEiT adds a bias for each pair of tokens, made in the layer from the image's resolution,
-or once for all layers, where it comes as the mask: rows and columns are averaged over each group.
+DINOv3 rotates queries and keys by tables of all patches, which every layer gets: cos and sin are averaged
+over each group. BEiT adds a bias for each pair of tokens. It is computed in the layer from the image's
+resolution, or once for all layers and passed as the mask; rows and columns are averaged over each group.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FRAMEWORK = "torch"
 
 
 def carry_tables(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
-    """Rotary tables of the merged tokens; the class token and registers have no rows in them."""
+    """Merge the rotary tables; the class token and registers have no rows in them."""
     block_kwargs = no_mask(host, block, block_kwargs, state)
     cos, sin = block_kwargs["position_embeddings"]
     tables = (merge_rotary_table(host, cos, state), merge_rotary_table(host, sin, state))
@@ -58,7 +58,7 @@ def feed_beit(block: Any, x: Array) -> Array:
 
 
 def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[str, Any]:
-    """``block_kwargs`` with the layer's own bias of ``num_tokens`` tokens in the mask, if it lacks it."""
+    """Return ``block_kwargs`` with the layer's bias for ``num_tokens`` tokens in the mask, if it lacks it."""
     if "resolution" not in block_kwargs:
         return block_kwargs
     known = ("resolution", "interpolate_pos_encoding")
@@ -76,10 +76,10 @@ def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[st
 
 
 def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
-    """The bias of all tokens, shared or the layer's own, as that of the merged ones."""
+    """Merge the position bias of all tokens, shared or the layer's own."""
     mask = block_kwargs.get("attention_mask")
     shared = block.attention.config.use_shared_relative_position_bias
-    if mask is not None and (not shared or mask.shape[0] != 1):  # a user's, for each sample
+    if mask is not None and (not shared or mask.shape[0] != 1):  # a user's mask, for each sample
         no_mask(host, block, block_kwargs, state)
     block_kwargs = with_positions(block, block_kwargs, state.num_tokens)
     if "attention_mask" in block_kwargs:

@@ -7,16 +7,16 @@ from tomecore.adapters.families.transformers.common import of
 __all__ = ["REFUSED"]
 
 _PACKED = (
-    "it packs the patches of all images into one sequence, in an order that what follows relies on, and "
-    "merging works on samples of their own"
+    "it packs the patches of all images into one sequence, in an order that later modules rely on, and "
+    "merging needs one sequence for each image"
 )
 _BEHIND = (
-    "its detection tokens stand behind the patches, where nothing would protect them, and position "
+    "its detection tokens stand behind the patches, where tomecore does not protect them, and position "
     "embeddings of all tokens may be added between its layers"
 )
 _COLLECTING = (
-    "its encoder collects hidden states by itself, where merging cannot see that all tokens are wanted, and "
-    "its attention may add a position bias for all of them that is made inside it"
+    "its encoder collects hidden states by itself, so merging cannot know that all tokens are needed, and "
+    "its attention may add a position bias for all tokens that it computes itself"
 )
 _OLD = "its parts have other names in this version of transformers; tomecore knows 5.9 and later"
 
@@ -40,7 +40,7 @@ _PACKED_TOWERS = {
     "video_llama_3": "VideoLlama3VisionModel",
 }
 
-#: where what tomecore knows is not found, though the class is one that it does know
+#: supported classes in versions of transformers in which their parts have other names
 _MOVED_TOWERS = {
     "beit": "BeitModel",
     "deit": "DeiTModel",

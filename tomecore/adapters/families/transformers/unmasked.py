@@ -1,10 +1,10 @@
-"""Hugging Face transformers: vision transformers whose layers take no mask.
+"""Hugging Face transformers: vision transformers whose layers accept no mask.
 
-VideoMAE's attention, that of DPT's own ViT, and DINOv2's before transformers 5.18 have no place for one.
-So where there are sizes to add, the attention half is ours, around the fused kernel; its projections and
-dropouts are the module's. BLIP's towers moreover project queries, keys and values at once, so there the
-half is always ours. What it bypasses must have no hooks, and attentions cannot be recorded meanwhile:
-both are refused. InternVL's attention takes a mask, only its layer does not.
+The attention of VideoMAE, of DPT's own ViT, and of DINOv2 before transformers 5.18 has no argument for one.
+So if there are sizes to add, the attention half is ours: the fused kernel with the module's projections and
+dropouts. BLIP's towers also project queries, keys and values at once, so their
+half is always ours. Hooks on the bypassed modules are refused, and so is recording attentions while tokens
+merge. InternVL's attention accepts a mask, but its layer does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
-#: module -> start of its names
+#: module -> prefix of its class names
 _BLIPS = {
     "blip": "Blip",
     "blip_2": "Blip2",
@@ -45,7 +45,7 @@ _BLIPS = {
 }
 
 
-#: the attention that takes no mask, and what is in it
+#: the attention that accepts no mask, and the module inside it
 _INNER = ("attention", "attention.attention")
 
 
@@ -54,18 +54,18 @@ def _blip(ending: str) -> tuple[str, ...]:
 
 
 def check_not_recorded() -> None:
-    """Raise if attentions are recorded in this pass, which the half that stands in does not compute."""
+    """Raise if this pass records attentions, which our attention half does not compute."""
     if recorded("attentions"):
         raise UnsupportedModelError(
-            "the attention of this model takes no bias, so that merging attends by a kernel that gives "
-            "no attentions to record. Call it without output_attentions, or set model.r = 0."
+            "the attention of this model accepts no bias, so merging uses a kernel that gives no "
+            "attentions to record. Call it without output_attentions, or set model.r = 0."
         )
 
 
 def attend_two_deep(
     host: Any, block: Any, y: Array, bias: Array | None, block_kwargs: Kwargs
 ) -> Array:
-    """``block.attention`` of ``y``, whose parts are ``attention`` and, to project, ``output``."""
+    """Return ``block.attention`` of ``y``; its parts are ``attention`` and the projection ``output``."""
     if bias is None:
         return block.attention(y, **block_kwargs)
     inner = block.attention.attention

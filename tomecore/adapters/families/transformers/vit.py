@@ -1,8 +1,9 @@
 """Hugging Face transformers: the plain vision transformers, whose layers know no positions.
 
-Covers ViT, DeiT, ViTMAE's encoder, ViTMSN, I-JEPA and ViViT, and DINOv2 with and without registers. Only
-the tower is patched: MAE's decoder has layers of the same class. ``clip.py`` holds the towers of models with
-text, ``positions.py`` those with rotary positions or biases, ``unmasked.py`` those whose layers take no mask.
+It supports ViT, DeiT, ViTMAE's encoder, ViTMSN, I-JEPA and ViViT, and DINOv2 with and without registers.
+Only the tower is patched; MAE's decoder has layers of the same class. ``clip.py`` has the towers of models
+with text, ``positions.py`` those with rotary positions or biases, and ``unmasked.py`` those whose layers
+accept no mask.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _VITS = {
     "ijepa": "IJepa",
     "vivit": "Vivit",
 }
-#: those whose classifiers read only prefix tokens
+#: models whose classifiers read only prefix tokens
 _IMAGES = {name: _VITS[name] for name in ("vit", "deit", "vit_msn")}
 _PREFIX_READ = _IMAGES | {"vivit": "Vivit"}
 _DINOS = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
@@ -75,13 +76,13 @@ def heads_vit(block: Any) -> int:
 
 
 def prefix_vit(tower: Any) -> int:
-    """The class token and DeiT's distillation token; I-JEPA has neither."""
+    """Return the number of class and distillation tokens; I-JEPA has neither."""
     names = ("cls_token", "distillation_token")
     return sum(getattr(tower.embeddings, name, None) is not None for name in names)
 
 
 def not_vit_mae(tower: Any) -> bool:
-    """False for masked autoencoders, which were trained without (ToMe, appendix)."""
+    """Return False for masked autoencoders, trained without proportional attention (ToMe, appendix)."""
     names = [qualified_name(cls) for cls in original_class(tower).__mro__]
     return not any(name in names for name in of("vit_mae", "ViTMAEModel"))
 

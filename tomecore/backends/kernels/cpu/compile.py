@@ -1,4 +1,4 @@
-"""The loops of ``loops.py``, compiled by Numba and kept, as functions of addresses and numbers."""
+"""Compile the loops of ``loops.py`` with Numba, as functions of addresses and numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _FLOATS, _INTS = types.CPointer(types.float32), types.CPointer(types.int64)
 
 
 def compiled(element: str) -> tuple[Any, Any]:
-    """The two kernels for activations of "float32" or "bfloat16"; both return 0 if memory ran out.
+    """Return the two kernels for activations of "float32" or "bfloat16"; both return 0 if memory ran out.
 
-    The first makes units of keys: key, samples, tokens, heads, width of a head, strides of samples, tokens
-    and heads, protected tokens; into even and odd units. The second does all the rest: see ``fused.py``.
-    Compiling takes seconds, once: Numba keeps what it made beside ``loops.py``, or in the user's cache.
+    The first normalizes keys. Its arguments are key, samples, tokens, heads, width of a head, strides of
+    samples, tokens and heads, protected tokens, and the even and odd units that it fills in. The second does
+    the rest: see ``fused.py``. Compiling takes seconds, once: Numba stores its results beside ``loops.py``,
+    or in the user's cache.
     """
     of = types.CPointer(types.uint16 if element == "bfloat16" else types.float32)
     plan = (_INTS, _INTS, _INTS)
@@ -36,7 +37,7 @@ def compiled(element: str) -> tuple[Any, Any]:
 def _function(function: Any, signature: Any, element: str) -> Any:
     try:
         made = cfunc(signature, cache=True)(_named(function, element))
-    except (OSError, RuntimeError):  # no folder that can be written to, no space in it, no source
+    except (OSError, RuntimeError):  # no writable folder, no space in it, no source
         made = cfunc(signature)(function)
     arguments = [ctypes.c_int64 if one is _INT else ctypes.c_void_p for one in signature.args]
     call = ctypes.CFUNCTYPE(ctypes.c_int64, *arguments)(made.address)  # type: ignore[arg-type]
@@ -45,10 +46,10 @@ def _function(function: Any, signature: Any, element: str) -> Any:
 
 
 def _named(function: Any, element: str) -> Any:
-    """A copy under a name of its own for each source, dtype and processor, by which Numba names its files.
+    """Return a copy whose name differs for each source, dtype and processor; Numba names its files by it.
 
-    It keeps all that it made of a function in files with numbers, and nothing locks them: two processes that
-    begin at once could both take number 1, and one would later find the code of the other's dtype there.
+    Numba stores all versions of a function in numbered files without a lock: two processes that start at
+    once could both take number 1, and one would later load the code for the other's dtype.
     """
     what = inspect.getsource(loops), binding.get_host_cpu_name(), binding.get_host_cpu_features()
     mark = zlib.crc32(repr(what).encode())

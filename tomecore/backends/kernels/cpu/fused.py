@@ -1,9 +1,9 @@
-"""Matching and merging in two compiled kernels, for libraries whose arrays lie in a CPU's memory.
+"""Matching and merging in two compiled kernels, for libraries whose arrays are in a CPU's memory.
 
-In calls of a library the same takes about forty, each of which costs microseconds whatever it computes. The
-kernels are an extra (``pip install tomecore[fast]``): without Numba, and wherever an array is not plain
-memory (gradients, graphs, other devices and dtypes), the calls are made, and the result is the same to
-rounding.
+Without kernels, a merge takes about forty calls of a library, and each costs microseconds whatever it
+computes. The kernels are an extra (``pip install tomecore[fast]``): without Numba, and if an array is not
+plain memory (gradients, graphs, other devices and dtypes), the library's calls are used, and the result is
+the same to rounding.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["ArrayMemory", "Fused", "Keys", "match_and_merge", "pays_off", "unava
 
 Array = Any
 
-#: elements of x that one thread merges in the time that the calls of a library take beside their work
+#: elements of x that one thread merges in the time of the overhead of a library's calls
 _ELEMENTS = 250_000
 #: how much more memory the calls of a library move than the kernels do
 _PASSES = 2.5
-#: space is kept up to so many numbers, and in each thread so many bytes of it
+#: largest workspace that is cached, in numbers, and the limit for each thread, in bytes
 _KEPT_FLOATS = 2**17
 _KEPT_BYTES = 2**23
 
@@ -37,8 +37,8 @@ class Keys(NamedTuple):
 
     Args:
         array: (B, H, N, D) or (B, N, H, D), or (B, N, H * D).
-        axis: of the heads, 1 or 2; None where they lie in the last axis.
-        heads: H.
+        axis: axis of the heads, 1 or 2; None if they are in the last axis.
+        heads: H, the number of heads.
     """
 
     array: Array
@@ -47,15 +47,15 @@ class Keys(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """What one merge makes: a plan, what merged by it, and what the next block needs.
+    """The results of one merge: its plan, the merged tokens, and what the next block needs.
 
     Args:
-        tokens: (B, N) int64, the kept tokens and behind them the merged ones.
-        into: (B, r) int64, the slot each of these goes to.
+        tokens: (B, N) int64, the kept tokens, then the merged ones.
+        into: (B, r) int64, the slot that each merged token goes to.
         source: (B, N0) int64, original token -> slot.
-        x: (B, n, C) in the dtype of the activations.
-        sizes: (B, n) float32.
-        bias: (B, 1, 1, n), their logarithms in the dtype of the activations.
+        x: the tokens, (B, n, C) in the dtype of the activations.
+        sizes: their sizes, (B, n) float32.
+        bias: (B, 1, 1, n), the logarithms of the sizes in the dtype of the activations.
     """
 
     tokens: Array
@@ -67,12 +67,12 @@ class Fused(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Room for the units of keys, and their products; of one thread, which uses it again.
+    """Memory for normalized keys, and their products; each thread reuses its own.
 
     Args:
         even: (B, s, D) float32.
         odd: (B, t, D) float32.
-        products: makes (B, s, t) float32, contiguous, of what is in the two.
+        products: returns the products of the two, (B, s, t) float32, contiguous.
     """
 
     even: Array
@@ -82,15 +82,15 @@ class Workspace(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ArrayMemory:
-    """How a library gives memory away, and says how an array lies in it.
+    """How to allocate arrays of a library, and how to find their layout in memory.
 
     Args:
-        elements: arrays -> "float32" or "bfloat16" of each, if all are plain memory on the host, of which no
-            gradient is wanted and no graph made; else None.
-        strides: an array -> its strides, counted in elements.
+        elements: arrays -> "float32" or "bfloat16" for each, if all are plain memory on the host without
+            gradients, and no graph is traced; else None.
+        strides: an array -> its strides, in elements.
         empty: ``(like, shape, dtype)``, where dtype is "float32", "int64" or None for that of ``like``.
-        space: ``(x, B, s, t, D)`` -> room for units, on the device of ``x``; see :class:`Workspace`.
-        threads: how many the library's calls run on.
+        space: ``(x, B, s, t, D)`` -> a :class:`Workspace`, on the device of ``x``.
+        threads: returns the number of threads of the library's calls.
     """
 
     elements: Callable[..., list[str] | None]
@@ -101,7 +101,7 @@ class ArrayMemory:
 
 
 def pays_off(elements: int, threads: int) -> bool:
-    """Whether kernels on one thread beat a library's calls on several, by elements of x."""
+    """Whether kernels on one thread are faster than a library's calls on several, by elements of x."""
     return elements * (1 - _PASSES / threads) < _ELEMENTS
 
 
@@ -114,16 +114,16 @@ def match_and_merge(
     r: int,
     protected: int,
 ) -> Fused | None:
-    """Match by the keys' cosine, merge r tokens, follow them; None where that takes the library's calls.
+    """Match by the keys' cosine, merge r tokens, update the source; return None if the kernels cannot.
 
     Args:
         memory: the library.
-        keys: what tokens are compared by.
+        keys: the keys that tokens are compared by.
         x: (B, N, C).
-        size: (B, N) float32, none of them padding; None: one each.
-        source: makes (B, N0) int64, original token -> token of ``x``; None: these are the originals.
+        size: (B, N) float32, without padding; None: all tokens have size 1.
+        source: returns (B, N0) int64, original token -> token of ``x``; None: ``x`` has the original ones.
         r: 0 < r <= (N - protected) // 2.
-        protected: tokens at the front that do not merge.
+        protected: number of prefix tokens, which do not merge.
     """
     elements = memory.elements(x, keys.array)
     # In this order: compilers cannot follow the import in ``unavailable``.
@@ -177,7 +177,7 @@ def match_and_merge(
 
 
 def fits(keys: Keys, batch: int, count: int) -> bool:
-    """Whether there is a key for each token; the library's calls say what is wrong where there is not."""
+    """Whether there is a key for each token; if not, the library's calls raise an error that says why."""
     shape = keys.array.shape
     if keys.axis is None:
         return bool(shape[0] == batch and shape[1] == count and shape[2] % keys.heads == 0)
@@ -187,7 +187,7 @@ def fits(keys: Keys, batch: int, count: int) -> bool:
 def workspace(
     memory: ArrayMemory, x: Array, batch: int, evens: int, odds: int, width: int
 ) -> Workspace:
-    """Space, kept for the next merge of the same shapes in this thread if it is small."""
+    """Return a workspace; a small one is cached for the next merge of the same shapes in this thread."""
     floats = batch * (evens * odds + (evens + odds) * width)
     if floats > _KEPT_FLOATS:
         return memory.space(x, batch, evens, odds, width)
@@ -200,7 +200,7 @@ def workspace(
 
 
 class Kept(threading.local):
-    """The spaces of each thread."""
+    """The workspaces of each thread."""
 
     def __init__(self) -> None:
         self.spaces = ConstantCache(_KEPT_BYTES)
@@ -211,15 +211,15 @@ _kept = Kept()
 
 @functools.cache
 def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | None:
-    """The two kernels for a dtype, compiled when first asked for; None where that fails, with a warning."""
+    """Return the two kernels for a dtype, compiled at the first call; None with a warning if that fails."""
     try:
         found: tuple[Any, Any] = importlib.import_module(
             "tomecore.backends.kernels.cpu.compile"
         ).compiled(element)
-    except Exception as error:  # whatever a compiler or its cache raises: the calls need neither
+    except Exception as error:  # a compiler or its cache may raise anything; the calls need neither
         warnings.warn(
-            f"tomecore's kernels for {element} cannot be compiled ({type(error).__name__}: {error}), so that "
-            "merging takes the library's calls: the same numbers, slower. TOMECORE_KERNELS=0 turns them off.",
+            f"tomecore's kernels for {element} cannot be compiled ({type(error).__name__}: {error}), so "
+            "merging uses the library's calls: the same numbers, slower. TOMECORE_KERNELS=0 turns them off.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -229,12 +229,12 @@ def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | Non
 
 @functools.cache
 def unavailable() -> str | None:
-    """Why there are no kernels here; None where there are."""
+    """Return why the kernels are unavailable; None if they are available."""
     if os.environ.get("TOMECORE_KERNELS", "1") == "0":
         return "switched off by TOMECORE_KERNELS=0"
     try:
         numba = importlib.import_module("numba")
-    except (ImportError, OSError) as error:  # OSError: of its compiled library
+    except (ImportError, OSError) as error:  # OSError: from its compiled library
         return f"Numba cannot be imported: {error}"
     if numba.config.DISABLE_JIT:
         return "Numba is switched off by NUMBA_DISABLE_JIT"

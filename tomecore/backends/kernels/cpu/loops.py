@@ -1,8 +1,8 @@
-"""Matching and merging as two loops over memory, which ``compile.py`` compiles for a CPU by Numba.
+"""Matching and merging as two loops over memory, which ``compile.py`` compiles for a CPU with Numba.
 
-A second spelling of ``_matching.matched`` and ``_mean.merged_mean``, which stay the definition: tests
-hold this to them. It knows no array library, only addresses and strides, so every library that gives
-these shares it. Loops run over slices, because an index that may be negative cannot be vectorised.
+They repeat ``matching.bipartite.match_bipartite`` and ``core.mean.weighted_mean``, which stay the definition:
+tests compare the two. The loops use only addresses and strides, so they serve every library that provides
+these. They run over slices, because an index that may be negative cannot be vectorised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["merge_at", "units_at"]
 
 #: sums may be reordered, and products fused; NaN and infinity stay what they are
 _SUMS = {"reassoc", "contract", "arcp", "nsz"}
-#: the maximum of a row takes any order; of a row with NaN it is any number
+#: a maximum may be computed in any order; for a row with NaN it is any number
 _MAXIMA = {*_SUMS, "nnan"}
 
 _SMALLEST = np.float32(1e-18)
@@ -24,11 +24,11 @@ _LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 def wide(value):
-    """An element in float32; bfloat16 comes as its 16 bits."""
+    """Return an element as float32; bfloat16 arrives as its 16 bits."""
 
 
 def narrow(value, like):
-    """A float32 as an element like ``like``, rounded to even."""
+    """Return a float32 as an element of the dtype of ``like``, rounded to even."""
 
 
 @extending.overload(wide, inline="always")
@@ -55,7 +55,7 @@ def _rounded(value, like):
 
 @njit(fastmath=_SUMS, error_model="numpy")
 def _units(key, samples, count, first, heads, width, by_sample, by_token, by_head, out):
-    """Every second token's keys, summed over heads, at length 1; those of no length stay at 0."""
+    """Fill in ``out``: the keys of every second token, summed over heads, at length 1; zero keys stay 0."""
     total = np.empty(width, np.float32)
     for b in range(samples):
         for i in range(count):
@@ -126,10 +126,10 @@ def _choose(cosine, r, protected, tokens, into):
 
 @njit(error_model="numpy")
 def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
-    """Fill in a sample's merged tokens: each destination moves towards what merges into it, by its share.
+    """Fill in a sample's merged tokens: each destination moves towards the tokens that merge into it.
 
-    In two halves, and from a finite number, as in ``_mean.merged_mean``. Sums must not be reordered: that
-    would put the halves together again.
+    Each move is a share of the distance, in two halves and from a finite number, as in ``weighted_mean``.
+    Sums must not be reordered: that would join the halves again.
     """
     slots = out.shape[0]
     for j in range(slots):
@@ -167,7 +167,7 @@ def _move(x, start, by_token, width, tokens, into, weights, sizes, out):
 def _merge(
     cosine, x, by_sample, by_token, r, protected, size, source, out, sizes, logs, plan, into, now
 ):
-    """All samples, one after the other; ``size`` and ``source`` have no columns where nothing has merged."""
+    """Merge all samples in sequence; ``size`` and ``source`` have no columns if nothing has merged yet."""
     samples, slots, width = out.shape
     count = slots + r
     weights, slot_of = np.empty(r, np.float32), np.empty(count, np.int64)
@@ -188,11 +188,11 @@ def _merge(
         _move(x, b * by_sample, by_token, width, tokens, place, weights, sizes[b], out[b])
 
 
-_ANY = 1 << 62  # of memory whose extent strides say
+_ANY = 1 << 62  # length of memory whose extent follows from strides
 
 
 def units_at(key, samples, count, heads, width, by_sample, by_token, by_head, protected, even, odd):
-    """1; what Numba makes of a function that raised returns 0."""
+    """Fill in the even and odd units and return 1; the compiled function returns 0 if this one raises."""
     memory = carray(key, (_ANY,))
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     evens, odds = (count - first_even + 1) // 2, (count - first_odd + 1) // 2
@@ -225,7 +225,7 @@ def merge_at(
     into,
     now,
 ):
-    """1, as above."""
+    """Match and merge, and return 1; 0 as in :func:`units_at`."""
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
     evens, odds = (count - first_even + 1) // 2, (count - first_odd + 1) // 2
     slots = count - r

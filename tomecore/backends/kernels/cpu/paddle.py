@@ -1,4 +1,4 @@
-"""How arrays of Paddle lie in the memory of a CPU, for the compiled kernels."""
+"""Layout and allocation of Paddle arrays in the memory of a CPU, for the compiled kernels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["MEMORY"]
 
 
 def _elements(*arrays: Array) -> list[str] | None:
-    """In a static graph there is no memory yet; half precision has no kernels on a CPU."""
+    """Return None in a static graph, which has no memory yet; half precision has no kernels on a CPU."""
     if not paddle.in_dynamic_mode():
         return None
     gradients = paddle.is_grad_enabled() and not arrays[0].stop_gradient
@@ -40,7 +40,7 @@ def _strides(x: Array) -> Sequence[int]:
 
 
 def _threads() -> int:
-    """Paddle's calls on a CPU run on one, but for products, which are products here too."""
+    """Return 1: Paddle's calls on a CPU run on one thread, except for products, which run here too."""
     return 1
 
 

@@ -1,4 +1,4 @@
-"""How arrays of PyTorch lie in the memory of a CPU, for the compiled kernels."""
+"""Layout and allocation of PyTorch arrays in the memory of a CPU, for the compiled kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 def _elements(*arrays: Array) -> list[str] | None:
-    """Nothing may be watching that would miss what kernels do, or take their results for constants."""
+    """Return None if operations are recorded: the record would miss the kernels, or hold constants."""
     if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
         return None
     if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
@@ -46,11 +46,11 @@ def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:
 def memory(
     products: Callable[[Array, Array], Array], reduced: Callable[[str], bool]
 ) -> ArrayMemory:
-    """Of a CPU; the two functions are those of the backend."""
+    """Return the memory of a CPU; ``products`` and ``reduced`` are the functions of the backend."""
 
     def space(x: Array, batch: int, evens: int, odds: int, width: int) -> Workspace:
-        """Products into an array of ours, which autocast leaves in float32, unless settings reduce that."""
-        with torch.inference_mode(False):  # or it could not be used again outside
+        """Return a workspace; its products are in float32, whatever autocast and other settings allow."""
+        with torch.inference_mode(False):  # otherwise it could not be reused outside that mode
             even = torch.empty((batch, evens, width), dtype=torch.float32, device=x.device)
             odd = torch.empty((batch, odds, width), dtype=torch.float32, device=x.device)
             out = torch.empty((batch, evens, odds), dtype=torch.float32, device=x.device)
