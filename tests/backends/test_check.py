@@ -8,7 +8,6 @@ import types
 import array_api_compat.numpy as xp
 import numpy as np
 import pytest
-import torch
 from libraries import LIBRARIES
 
 import tomecore as tc
@@ -387,15 +386,3 @@ def test_a_library_is_looked_at_once(clean_registry, monkeypatch):
     for library in LIBRARIES.values():
         backend_of(library.to_array(np.ones(2)))
     assert looked == ["mylib"]
-
-
-def test_a_replaced_backend_is_traced_with_the_first_call(clean_registry):
-    """The search for gaps is nothing that a compiler can follow."""
-    mine = Backend("mine", backend_of(torch.ones(2)).xp, device=lambda x: x.device)
-    backends.register("torch", mine)
-    keys = torch.randn(2, 9, 4)
-    slots = torch.compile(
-        lambda keys: tc.bipartite_soft_matching(keys, 3).slots, fullgraph=True, backend="eager"
-    )(keys)
-    assert torch.equal(slots, tc.bipartite_soft_matching(keys, 3).slots)
-    assert backend_of(keys) is mine

@@ -15,9 +15,11 @@ import jax
 import numpy as np
 import pytest
 import reference
+import torch
 from libraries import LIBRARIES, Library
 
 import tomecore as tc
+from tomecore import backends
 from tomecore.backends import Backend, backend_of, check
 from tomecore.errors import ArgumentTypeError, UnsupportedLibraryError
 
@@ -225,3 +227,15 @@ def test_gradient_of_matching_and_merging_the_same_tokens():
     np.testing.assert_allclose(
         jax.grad(total)(jax.numpy.asarray(x)), torch.gradient(total, x), rtol=1e-6
     )
+
+
+def test_a_replaced_backend_is_traced_with_the_first_call(clean_registry):
+    """The search for gaps is nothing that a compiler can follow. (PyTorch 2.8 follows no look-up at all.)"""
+    mine = Backend("mine", backend_of(torch.ones(2)).xp, device=lambda x: x.device)
+    backends.register("torch", mine)
+    keys = torch.randn(2, 9, 4)
+    slots = torch.compile(
+        lambda keys: tc.bipartite_soft_matching(keys, 3).slots, fullgraph=True, backend="eager"
+    )(keys)
+    assert torch.equal(slots, tc.bipartite_soft_matching(keys, 3).slots)
+    assert backend_of(keys) is mine
