@@ -39,7 +39,6 @@ _LAZY = (
     "arithmetic",
     "backends",
     "benchmark",
-    "cli",
     "demo",
     "digits",
     "distributed",

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
+import torch
 
 import tomecore.adapters
+from adapters.cases import OWN, by_name
+from adapters.frameworks import TORCH
 from tomecore.adapters import PARTS, handle_of, is_patched
-from tomecore.errors import ArgumentTypeError, NotPatchedError
+from tomecore.adapters.families.timm.vit import VIT
+from tomecore.errors import ArgumentTypeError, LostStateError, NotPatchedError
+
+
+def one(tower):
+    return 1
+
+
+def nothing(tower):
+    return None
 
 
 def test_every_merge_is_seen_in_order(plain):
@@ -116,3 +129,53 @@ def test_functions_of_an_adapter_are_pickled_by_name(plain):
 def test_the_adapters_have_no_functions_of_their_own():
     with pytest.raises(AttributeError, match="import the framework's module"):
         tomecore.adapters.apply_patch  # noqa: B018
+
+
+def test_a_module_between_the_tower_and_its_blocks_that_was_replaced():
+    """It is called like a model of its own, and ``remove_patch`` finds it again."""
+    fw, case = TORCH, by_name(OWN)["torch-plain"]
+
+    class Inner(torch.nn.Module):
+        def __init__(self, blocks):
+            super().__init__()
+            self.layers = blocks
+
+        def forward(self, x):
+            found = []
+            for block in self.layers:
+                x = block(x)
+                found.append(x)
+            return x, {"hidden": found}
+
+    class Tower(torch.nn.Module):
+        def __init__(self, blocks):
+            super().__init__()
+            self.encoder = Inner(blocks)
+
+        def forward(self, x):
+            return self.encoder(x)[0]
+
+    spec = dataclasses.replace(
+        VIT,
+        family="mine",
+        towers={f"{Tower.__module__}.{Tower.__qualname__}": "encoder.layers"},
+        prefix=one,
+        patches="",
+        tower_mixin=None,
+        trim=None,
+        why_restore=nothing,
+    )
+    fw.tome.register(spec)
+    try:
+        model, x = Tower(case.model().blocks).eval(), torch.randn(2, 65, 32, dtype=torch.float64)
+        fw.tome.apply_patch(model, r=8)
+        assert model(x).shape == x.shape
+        with pytest.raises(LostStateError, match="in one of its outputs"):
+            model.encoder(x)
+        old, new = model.encoder, Inner(model.encoder.layers)
+        model.encoder = new
+        fw.tome.remove_patch(model)
+        assert type(old) is Inner
+        assert not [name for name in vars(old) if name.startswith("_tome")]
+    finally:
+        fw.tome.HOST.registered.clear()

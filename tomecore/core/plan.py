@@ -79,6 +79,8 @@ class MergePlan:
         plan._set(backend, into, num_slots, tokens)
         return plan
 
+    made = unchecked  # the name it had before
+
     def _set(
         self,
         backend: Backend,

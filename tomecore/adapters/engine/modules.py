@@ -30,6 +30,8 @@ class Modules:
         self._count = len(blocks)
         #: references to the modules with a hook of tomecore
         self.listening: list[Callable[[], Any]] = []
+        #: references to the modules between the tower and its blocks
+        self.between: list[Callable[[], Any]] = []
 
     def __getstate__(self) -> int:
         """Return only the number of blocks: the modules of a copy register themselves by :meth:`adopt`."""
@@ -37,7 +39,8 @@ class Modules:
 
     def __setstate__(self, count: int) -> None:
         self._root = self._tower = _nothing
-        self._blocks, self._count, self.listening = {}, count, []
+        self._blocks, self._count = {}, count
+        self.listening, self.between = [], []
 
     def adopt(self, module: Any) -> None:
         """Register a module of a copied or loaded model in place of the original."""

@@ -137,7 +137,7 @@ def check_classes(config: Config, model: Any) -> None:
     """
     mixins = config.spec.mixins_of(config.tower)
     wanted: list[tuple[Any, tuple[type, ...]]] = [(block, (Merging,)) for block in config.blocks]
-    wanted += [(module, (Watched,)) for module in between(config, config.tower)]
+    wanted += [(module, (Watched,)) for module in modules_between(config, config.tower)]
     if config.tower is not model:
         wanted.append((config.tower, (Watched, *mixins)))
     wanted.append((model, (Root, *(mixins if config.tower is model else ()))))
@@ -169,10 +169,11 @@ def install(config: Config, model: Any) -> None:
     mixins = spec.mixins_of(tower)
     vars(tower).update(_tome=config, _tome_tower=True)
     vars(model).update(_tome=config, _tome_root=True)
-    for module in between(config, tower):
+    for module in modules_between(config, tower):
         if module is not model:
             vars(module).update(_tome=config)
             swap(module, Watched)
+            config.modules.between.append(weakref.ref(module))
     if tower is not model:
         swap(tower, Watched, *mixins)
     swap(model, Root, *(mixins if tower is model else ()))
@@ -182,7 +183,7 @@ def install(config: Config, model: Any) -> None:
         config.modules.listening.append(weakref.ref(embedding))
 
 
-def between(config: Config, tower: Any) -> list[Any]:
+def modules_between(config: Config, tower: Any) -> list[Any]:
     """Return the modules between the tower and its list of blocks, which may be called by themselves."""
     names = config.layers.split(".")[:-1]
     return [attribute(tower, ".".join(names[: depth + 1])) for depth in range(len(names))]
@@ -239,7 +240,8 @@ def unpatch(host: Host, model: Any) -> Any:
 def undo(config: Config, model: Any) -> list[Any]:
     """Remove hooks, swapped classes and attributes; returns the modules, outermost first."""
     modules = [module for module, found in patched_modules(config.host, model) if found is config]
-    modules += [m for m in (config.root, config.tower, *config.blocks) if m is not None]
+    between = [reference() for reference in config.modules.between]
+    modules += [m for m in (config.root, config.tower, *between, *config.blocks) if m is not None]
     modules = list({id(module): module for module in modules}.values())
     for outer in (model, *modules):
         for _, module in config.host.named_modules(outer):

@@ -11,7 +11,7 @@ import inspect
 import itertools
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from tomecore.adapters.engine.swap import original_class
@@ -215,6 +215,7 @@ class Spec:
     key_heads: int = 1
     heads: Callable[[Any], int] | None = None
     prop_attn: Callable[[Any], bool] = not_mae
+    _: KW_ONLY
     # Arguments of the block, and what it returns
     arguments: tuple[str, ...] = ()
     accepts: Mapping[str, Any] = field(default_factory=dict)
