@@ -24,22 +24,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 #: what is wrong -> a program that makes it so, and what the failed check says
 FAULTS = {
     "tokens": (
-        "mean = reduce.merged_mean\n"
-        "reduce.merged_mean = lambda *given: (lambda x, s: (x * 1.001, s))(*mean(*given))",
+        "mean = reduce.weighted_mean\n"
+        "reduce.weighted_mean = lambda *given: (lambda x, s: (x * 1.001, s))(*mean(*given))",
         "merged tokens: ",
     ),
     "sizes": (
-        "mean = reduce.merged_mean\n"
-        "reduce.merged_mean = lambda *given: (lambda x, s: (x, s + 1))(*mean(*given))",
+        "mean = reduce.weighted_mean\n"
+        "reduce.weighted_mean = lambda *given: (lambda x, s: (x, s + 1))(*mean(*given))",
         "sizes: ",
     ),
     "partners": (
-        "plans = reduce.matched\n"
+        "plans = reduce.match_bipartite\n"
         "def wrong(*given):\n"
         "    plan = plans(*given)\n"
         "    plan.into[:] = plan.into[:, :1]\n"
         "    return plan\n"
-        "reduce.matched = wrong",
+        "reduce.match_bipartite = wrong",
         "lost cosine: ",
     ),
 }

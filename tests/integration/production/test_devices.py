@@ -98,7 +98,7 @@ def test_a_fault_would_be_seen(vit, monkeypatch, fault, error):
         fault(x)
         return weighted_mean(plan, x, *rest)
 
-    monkeypatch.setattr(reduce_module, "merged_mean", faulty)
+    monkeypatch.setattr(reduce_module, "weighted_mean", faulty)
     if error is None:
         assert on_fake_cuda(vit, r=8) != on_fake_cuda(vit)
     else:
