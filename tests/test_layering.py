@@ -97,7 +97,7 @@ BY_NAME = {
     "tomecore.backends",
     "tomecore.models.digits",
 }
-#: Public modules that moved: files that hand on the names of another. Nothing in the package imports them.
+#: Old paths of public modules that moved; each re-exports the names of the new module, for users only.
 OLD_PATHS = {"arithmetic", "digits", "distributed", "images", "running", "tracing"}
 
 #: Modules of ``tomecore.backends`` that are no library's backend.

@@ -144,7 +144,7 @@ def half_of_post_norm(host, block, x, bias, given):
 
 
 def test_an_anatomy_of_the_user_without_a_norm(one):
-    """Of a post-norm block: the attention gets the tokens as they are."""
+    """The attention of a post-norm block gets the tokens without a norm."""
     fw, model = one.fw, one.model()
     spec, block = spec_of(one, model), one.blocks(model)[1]
     anatomy = dataclasses.replace(spec.anatomy, of=half_of_post_norm, norm="")

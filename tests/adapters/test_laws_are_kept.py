@@ -125,7 +125,7 @@ def test_a_law_is_nowhere_else():
 
 
 class Reader(VisionTransformer):
-    """Hands out what every layer made if it is asked to, as MONAI's ViT does."""
+    """Return the output of every layer on request, as MONAI's ViT does."""
 
     def forward(self, x, states=False):
         found = []

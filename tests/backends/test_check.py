@@ -83,7 +83,7 @@ def run_everything(rng):
 
 
 def test_required_is_what_the_algorithms_use(clean_registry, rng):
-    """Names and keywords: nothing is used that is not checked, and nothing is asked for that is not used."""
+    """The check covers exactly the names and keywords that the algorithms use."""
     recorder = Recorder()
     backend = Backend("recorded", recorder)
     assert backends.gaps_of(backend) == []

@@ -153,7 +153,7 @@ class Passes(ForEachCase):
         fw.forward(model, case.images())
         assert len(model.tome.tokens) == 4
 
-    def test_tokens_that_nobody_announced(self, case):
+    def test_unannounced_prefix_tokens(self, case):
         """Refused with the number to give, wherever the family knows its patches; r=0 goes on."""
         fw, model = case.fw, case.model()
         spec, _, _ = find_tower(fw.tome.HOST, fw.tome.SPECS, model)

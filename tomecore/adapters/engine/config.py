@@ -141,11 +141,6 @@ class Config:
         """Return the tokens to merge in each layer, before clamping."""
         return parse_r(self.num_layers, self._r, num_tokens=num_tokens, protected=self.protected)
 
-    def last_state(self) -> TokenState | None:
-        """Return the last state of this thread, finished or not; None if there is none."""
-        outcome = self.passes.outcome.get(False)
-        return None if outcome is None else outcome.state
-
     def merges_nothing(self) -> bool:
         """Whether r is 0 in every layer."""
         return not callable(self._r) and not any(self.schedule(None))
