@@ -50,6 +50,7 @@ def openai_model():
         found = importlib.util.find_spec("clip")
         package = types.ModuleType("clip")
         package.__path__ = list(found.submodule_search_locations)
+        package.__spec__ = found  # find_spec() reads it
         sys.modules["clip"] = package
     return importlib.import_module("clip.model")
 

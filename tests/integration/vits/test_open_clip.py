@@ -47,7 +47,8 @@ def test_the_text_tower_stays_as_it_is(cls, inner):
     after = FW.fingerprint(model)
     changed = {path for path in before if path != "parameters" and before[path] != after[path]}
     blocks = {f"visual.transformer.resblocks.{i}" for i in range(4)}
-    assert changed == blocks | {"visual", "visual.conv1"} | (set() if inner else {""})
+    around = {"visual", "visual.conv1", "visual.transformer"}
+    assert changed == blocks | around | (set() if inner else {""})
     assert torch.equal(model.encode_text(texts()), words)
     merged = model.encode_image(images)
     assert not torch.allclose(merged, features)
@@ -133,7 +134,7 @@ def test_one_block_that_is_not_sequence_first():
     model = sequence_first(PLAIN.model())
     model.transformer.resblocks[2].attn.batch_first = True
     with pytest.raises(
-        UnsupportedModelError, match=r"resblocks\[2\]\.attn is not, so that it would"
+        UnsupportedModelError, match=r"resblocks\[2\]\.attn\.batch_first is not, so it would"
     ):
         tome.apply_patch(model)
 
