@@ -1,20 +1,21 @@
-"""Proportional attention (ToMe, eq. 1), softmax(q k^T / sqrt(d) + log s) v, in every form we know of.
+"""Proportional attention (ToMe, eq. 1), softmax(q k^T / sqrt(d) + log s) v, in all its forms.
 
     python benchmarks/attention_forms.py --dtype float32 bfloat16 --threads 1 --json forms.json
     python benchmarks/attention_forms.py --device cuda --dtype float16 bfloat16 --json forms-gpu.json
     python benchmarks/attention_forms.py --show benchmarks/results/attention-forms-cpu.json
 
-Each is timed in turn with the fused kernel without sizes, which is what the unpatched model runs; numbers
-are relative to it. Queries, keys and values are views of one projection, as libraries hand them on, and what
-a form makes of the sizes counts as its time. On a GPU the forms also run on each fused kernel by itself;
-which one was used, and which refused, is kept. tests/tools/test_attention_forms.py holds all to one result.
+Each form takes turns with the fused kernel without sizes, which the unpatched model runs; numbers are
+relative to it. Queries, keys and values are views of one projection, as in the libraries, and the time of a
+form includes what it computes from the sizes. On a GPU the forms also run on each fused kernel separately;
+the results say which kernel ran, and which ones refused. tests/tools/test_attention_forms.py checks that all
+forms give one result.
 
-key bias      the fused kernel with log s as its mask: what the adapters do
-products      two products and a softmax: what they do in bfloat16 on a CPU
-key column    a column sqrt(d) of the queries and a column log s of the keys: the kernel needs no mask; what
-              they do with prop_attn="column"
+key bias      the fused kernel with log s as its mask, as in the adapters
+products      two products and a softmax, as in the adapters in bfloat16 on a CPU
+key column    a column sqrt(d) of the queries and a column log s of the keys, so that the kernel needs no
+              mask, as in the adapters with prop_attn="column"
 value column  sum exp(q k) s v / sum exp(q k) s: sizes in the values (s v | s), and a division; no mask either
-Both columns widen queries, keys and values, padded to a multiple of eight as kernels want it.
+Both columns widen queries, keys and values, which are padded to the multiple of eight that kernels need.
 """
 
 from __future__ import annotations
@@ -36,19 +37,19 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tomecore.adapters.hosts.torch_attention import attention_by_column, widened
+from tomecore.adapters.hosts.torch_attention import append_column, attention_by_column
 from tomecore.benchmark import interleave, median_ratio, quartiles
 
 HEADS, TOKENS, BATCHES, WIDTH = (3, 6, 12), (25, 50, 101, 197, 389, 577), (1, 8), 64
-FEW = 2**15  # scores of a call, up to which what a form costs in calls decides
-#: fused kernels that a GPU has
+FEW = 2**15  # number of scores below which the overhead of calls dominates
+#: fused kernels of a GPU
 KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 # Forms: q, k, v (B, H, N, d) and sizes (B, N) float32 (of float64: float64) -> (B, H, N, d).
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    """Without the sizes: what the others are compared with."""
+    """Return attention without the sizes, with which the others are compared."""
     return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -58,7 +59,7 @@ def key_bias(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    """In any dtype what ``tomecore.adapters.torch`` does in bfloat16; a test holds them to the same bits."""
+    """Compute in any dtype what ``tomecore.adapters.torch`` computes in bfloat16; a test compares both."""
     batch, heads, tokens, width = q.shape
     bias = sizes.log().to(q.dtype)[:, None, None, :]
     rows = bias.expand(batch, heads, 1, tokens).reshape(-1, 1, tokens)
@@ -75,7 +76,7 @@ def value_column(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     width = q.shape[-1]
     shares = (sizes / sizes.amax(1, keepdim=True)).to(v.dtype)  # s v itself overflows in float16
     shares, none = shares[:, None, :, None], q.new_zeros(())
-    q, k, v = widened(q, none), widened(k, none), widened(v * shares, shares)
+    q, k, v = append_column(q, none), append_column(k, none), append_column(v * shares, shares)
     sums = F.scaled_dot_product_attention(q, k, v, scale=width**-0.5)
     return sums[..., :width] / sums[..., width : width + 1]
 
@@ -87,14 +88,14 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    """In float64, as the equation says."""
+    """Return attention in float64, by the equation."""
     q, k, v, sizes = (t.double() for t in (q, k, v, sizes))
     scores = q @ k.mT / q.shape[-1] ** 0.5 + sizes.log()[:, None, None, :]
     return scores.softmax(-1) @ v
 
 
 def inputs(batch: int, heads: int, tokens: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """q, k, v (B, H, N, 64), views of one tensor, and sizes (B, N) from 1 to 8."""
+    """Return q, k, v (B, H, N, 64), views of one tensor, and sizes (B, N) from 1 to 8."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, heads, WIDTH, generator=generator)
     sizes = torch.randint(1, 9, (batch, tokens), generator=generator)
@@ -117,7 +118,7 @@ def call(
 def calls_of(
     given: list[Tensor], kernels: Sequence[SDPBackend]
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """What can be timed, by name, each to be called with how often; and why the others cannot."""
+    """Return name -> call(repetitions) of the forms to time, and the reasons why the others cannot run."""
     tried: list[Any] = [(name, form, None) for name, form in FORMS.items()]
     for kernel, (name, form) in product(kernels, FORMS.items()):
         if form is not products:
@@ -135,7 +136,7 @@ def calls_of(
 
 
 def kernels_used(calls: dict[str, Call]) -> dict[str, str]:
-    """Which kernel each call ended in; "" where in none."""
+    """Return the kernel of each call; "" if it used none."""
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for name, run in calls.items():
             with record_function(name):
@@ -153,7 +154,7 @@ def kernels_used(calls: dict[str, Call]) -> dict[str, str]:
 def measure(
     batch: int, heads: int, tokens: int, dtype: str, device: str, rounds: int
 ) -> dict[str, Any]:
-    """One shape: milliseconds, time relative to plain, error to float64, and kernel of each form."""
+    """Measure one shape: milliseconds, time relative to plain, error to float64, and kernel of each form."""
     given = inputs(batch, heads, tokens, getattr(torch, dtype), device)
     wait = (lambda: None) if device == "cpu" else torch.cuda.synchronize
     calls, refused = calls_of(given, () if device == "cpu" else KERNELS)
@@ -188,7 +189,7 @@ def line(cell: dict[str, Any]) -> str:
 
 
 def summary(cells: list[dict[str, Any]]) -> str:
-    """Of each dtype and form, for few scores and for many: least to most of the shapes, and their median."""
+    """Return minimum, maximum and median over the shapes, by dtype, form, and few or many scores."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in cells:
         few = cell["batch"] * cell["heads"] * cell["tokens"] ** 2 < FEW
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="only these")
     parser.add_argument("--json", type=Path, help="keep the numbers in this file")
-    parser.add_argument("--note", default="", help="what to know of the machine, for the file")
+    parser.add_argument("--note", default="", help="remarks on the machine, for the file")
     parser.add_argument("--show", type=Path, help="print this file and measure nothing")
     args = parser.parse_args(arguments)
     if args.show:
@@ -222,11 +223,11 @@ def main(arguments: list[str] | None = None) -> None:
         print("\n".join([*map(line, cells), summary(cells)]))
         return
     if args.threads:
-        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # what the file says of the machine
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # what the file records about the machine
         torch.set_num_threads(args.threads)
     cells = []
-    for dtype, *shape in product(args.dtype, BATCHES, HEADS, args.tokens):
-        cells.append(measure(*shape, dtype, args.device, args.rounds))
+    for dtype, batch, heads, tokens in product(args.dtype, BATCHES, HEADS, args.tokens):
+        cells.append(measure(batch, heads, tokens, dtype, args.device, args.rounds))
         print(line(cells[-1]), flush=True)
     print(summary(cells))
     if args.json:

@@ -2,9 +2,9 @@
 
     python benchmarks/attention_forms_paddle.py --json benchmarks/results/attention-forms-paddle-cpu.json
 
-Times relative to attention without sizes, interleaved. ``form_of`` in
-``tomecore/adapters/hosts/paddle_attention.py`` chooses by them on a CPU; that both are the same function is
-tested in ``tests/adapters/test_paddle_only.py``.
+Times are relative to attention without sizes, and interleaved with it. ``form_of`` in
+``tomecore/adapters/hosts/paddle_attention.py`` uses them to choose the form on a CPU.
+``tests/adapters/test_paddle_only.py`` tests that both forms are the same function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = list(product((1, 8), (3, 6, 12), (50, 197, 577)))
 
 
 def measured(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
-    """Times of one shape with heads 64 wide, relative to those without sizes."""
+    """Return the times of one shape with 64 channels per head, relative to those without sizes."""
     import paddle
 
     from tomecore.adapters import paddle as tome

@@ -1,19 +1,19 @@
-"""Which of timm's published ViTs merge rightly: ``python benchmarks/census.py``.
+"""Which of timm's published ViTs merge correctly: ``python benchmarks/census.py``.
 
-Counted are the pretrained tags of ``timm.list_pretrained()`` whose architecture lives in one of the
-modules of plain ViTs in ``PLAIN`` below: with timm 1.0.31 these are 498, of which 333 in
-``vision_transformer`` and ``deit`` and 165 in the others. ``--others`` looks at all further tags too:
-what is no plain ViT must be refused, or be right.
+The census covers the pretrained tags of ``timm.list_pretrained()`` whose architecture is in one of the
+modules of plain ViTs in ``PLAIN`` below. With timm 1.0.31 these are 498, of which 333 are in
+``vision_transformer`` and ``deit`` and 165 in the others. ``--others`` covers all other tags too:
+a model that is not a plain ViT must be refused, or be right.
 
-No weights are loaded. Of each architecture the real arguments are taken; only depth, width, heads and
-image are made small, and the small model must have blocks of the very classes of the full one, which
-is built without memory. Parameters are random, LayerScale included. Models that come out alike share one
+No weights are loaded. Each model gets the real arguments of its architecture, but with a small depth, width,
+image and number of heads. Its blocks must have the same classes as those of the full model, which is built
+without memory. Parameters are random, including LayerScale. Models that turn out to be identical share one
 check. A model is
 
-- right: r=0 changes no bit; the two halves of each block are its forward (to the last bit, or within
-  1e-12 where another kernel runs); tokens fall as scheduled; sizes and sources agree; output and
+- right: r=0 changes no bit; the two halves of each block compute its forward (to the last bit, or within
+  1e-12 if another kernel runs); token counts follow the schedule; sizes and sources agree; output and
   intermediate layers keep their shapes and are finite; remove_patch restores the output;
-- refused: ``apply_patch`` or the forward says why it cannot be;
+- refused: ``apply_patch`` or the forward says why;
 - wrong: anything else.
 """
 
@@ -60,27 +60,27 @@ class Wrong(Exception):
 
 
 def module_of(tag: str) -> str:
-    """timm's module of a tag ``architecture.weights``."""
+    """Return the module of timm that defines a tag ``architecture.weights``."""
     return str(_registry._model_to_module[tag.partition(".")[0]])
 
 
 def tags(modules: Iterable[str] | None) -> list[str]:
-    """The pretrained tags of these modules; of all others where None."""
+    """Return the pretrained tags of these modules, or of all others if None."""
     every = timm.list_pretrained()
     if modules is None:
         return [tag for tag in every if module_of(tag) not in PLAIN]
     return [tag for tag in every if module_of(tag) in set(modules)]
 
 
-@functools.lru_cache(maxsize=1)  # tags of one architecture follow each other
+@functools.lru_cache(maxsize=1)  # tags of one architecture are adjacent
 def full(architecture: str) -> nn.Module:
-    """The published architecture, without memory."""
+    """Build the published architecture, without memory."""
     with torch.device("meta"):
         return timm.create_model(architecture).eval()
 
 
 def refusal(architecture: str) -> str | None:
-    """Why the published architecture cannot be patched."""
+    """Return why the published architecture cannot be patched."""
     try:
         tome.remove_patch(tome.apply_patch(full(architecture)))
     except UnsupportedModelError as error:
@@ -89,18 +89,18 @@ def refusal(architecture: str) -> str | None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks that merge, in order."""
+    """Return the blocks that merge, in order."""
     return find_tower(tome.HOST, tome.SPECS, model)[2]
 
 
 def anatomy(block: nn.Module) -> tuple[Any, ...]:
-    """Classes and names of what a block is made of, whatever its size."""
+    """Return the classes and names of a block's parts, whatever their size."""
     tensors = [n for n, _ in block.named_parameters()] + [n for n, _ in block.named_buffers()]
     return (*((path, type(module)) for path, module in block.named_modules()), *sorted(tensors))
 
 
 def sizes_of(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Arguments that make a model of this architecture small, the smallest first."""
+    """Yield arguments for a small model of this architecture, smallest first."""
     embeds = [m for path, m in model.named_modules() if re.search(r"(patch_embed|embeds)$", path)]
     ratio = (
         embeds[0].feat_ratio(as_scalar=False)
@@ -125,10 +125,10 @@ def sizes_of(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def small(tag: str) -> nn.Module:
-    """A model of the same anatomy that is small enough to run.
+    """Build a model with the same anatomy that is small enough to run.
 
     Raises:
-        LookupError: no choice of sizes gives the full model's blocks.
+        LookupError: no choice of sizes gives the blocks of the full model.
     """
     published = full(tag.partition(".")[0])
     wanted = {anatomy(block) for block in blocks_of(published)}
@@ -147,7 +147,7 @@ def small(tag: str) -> nn.Module:
 
 
 def signature(model: nn.Module) -> str:
-    """Equal for models that differ in nothing that a check can see."""
+    """Return a key that is equal for models between which a check sees no difference."""
     plain = (bool, int, float, str, tuple, type(None))
     attributes = [
         (path, sorted((k, repr(v)) for k, v in vars(m).items() if isinstance(v, plain)))
@@ -158,7 +158,7 @@ def signature(model: nn.Module) -> str:
 
 
 def randomise(model: nn.Module) -> None:
-    """Float64, and no neutral norm, bias or LayerScale."""
+    """Convert to float64, without any neutral norm, bias or LayerScale."""
     model.double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def check(model: nn.Module) -> None:
-    """Raise Wrong, or what apply_patch raises, unless the model is right."""
+    """Return if the model is right; otherwise raise Wrong, or the error of apply_patch."""
     randomise(model)
     image = torch.rand(2, 3, *model.census_image, dtype=torch.float64)  # type: ignore[misc]
     before, layers = model(image), intermediates(model, image)
@@ -195,7 +195,7 @@ def check(model: nn.Module) -> None:
 
 
 def halves(model: nn.Module, image: torch.Tensor) -> None:
-    """Compare the halves of each block with its forward, on what really enters it."""
+    """Compare the halves of each block with its forward, on the real input of the block."""
     spec, _, blocks = find_tower(tome.HOST, tome.SPECS, model)
     entered: list[tuple[Any, Any, Any]] = []
 
@@ -232,7 +232,7 @@ def same(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
 
 @torch.no_grad()
 def verdict(model: nn.Module) -> tuple[str, str]:
-    """("right" | "refused" | "wrong", why)."""
+    """Return ("right" | "refused" | "wrong", why)."""
     try:
         check(model)
     except UnsupportedModelError as error:
@@ -243,13 +243,13 @@ def verdict(model: nn.Module) -> tuple[str, str]:
 
 
 def judge(tag: str, known: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """One line of the census; ``known`` holds the verdicts so far by signature."""
+    """Return one line of the census; ``known`` contains the verdicts so far by signature."""
     state, why = "refused", refusal(tag.partition(".")[0])
     if why is None:
         try:
             model = small(tag)
         except LookupError as error:
-            state, why = "wrong", f"apply_patch takes it, but no small one could be made: {error}"
+            state, why = "wrong", f"apply_patch takes it, but no small one could be built: {error}"
         else:
             sign = signature(model)
             if sign not in known:
@@ -259,14 +259,14 @@ def judge(tag: str, known: dict[str, tuple[str, str]]) -> dict[str, str]:
 
 
 def short(why: str) -> str:
-    """A reason without what differs between models that are refused for the same one."""
+    """Return a reason without the parts that differ between models that are refused for it."""
     why = re.sub(r"`model` .*? (has a window_size|holds no)(?: \(.*?\))?", r"the model \1", why)
     why = re.sub(r"\. ?Supported: .*|; (see|call|merging could).*|\. Call .*", "", why)
     return re.sub(r"blocks\[\d+\]", "blocks[*]", why)
 
 
 def table(cells: list[dict[str, str]]) -> str:
-    """Markdown: counts by module, then each architecture that is not right."""
+    """Return Markdown: counts by module, then each architecture that is not right."""
     states = ("right", "refused", "wrong")
     modules = list(dict.fromkeys(cell["module"] for cell in cells))
     lines = [f"| timm module | checkpoints | {' | '.join(states)} |", "|---|---:|---:|---:|---:|"]

@@ -1,13 +1,13 @@
-"""The core alone, on every array library here: matching, merging, unmerging, from 197 to 1025 tokens; and
-matching and merging in one go by the compiled kernels, where a library has them.
+"""The core without a model, on every array library here: matching, merging and unmerging, from 197 to 1025
+tokens; and matching and merging together with the compiled kernels, if a library has them.
 
     python benchmarks/core.py --json benchmarks/results/core-cpu.json
 
-Beside each time stands what it is for one unit of its arithmetic: a pair of tokens and channel for matching,
-a number of x for merging and unmerging, either for the kernels. Where that stays level, nothing grows faster
-than arithmetic says. As a control there is x + 1, which passes over x once into new memory: the largest
-arrays (1025 x 1280, 42 MB) are handed out as pages that must first be mapped. Only ratios within a run mean
-anything on a shared machine.
+Each time is also divided by the units of its arithmetic: pairs of tokens times channels for matching, and
+numbers of x for merging, unmerging and the kernels. If that quotient stays level, no time grows faster than
+the arithmetic. The control is x + 1, which reads x once and writes new memory: the largest arrays (1025 x
+1280, 42 MB) are allocated as pages that must first be mapped. On a shared machine only ratios within a run
+are meaningful.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WIDTHS = (192, 384, 768, 1280)
 
 
 def libraries() -> dict[str, Callable[[np.ndarray], Any]]:
-    """Name -> from NumPy to an array of that library."""
+    """Return name -> function from NumPy to an array of that library."""
     found: dict[str, Callable[[np.ndarray], Any]] = {"numpy": np.asarray}
     if importlib.util.find_spec("torch"):
         import torch
@@ -51,12 +51,12 @@ def libraries() -> dict[str, Callable[[np.ndarray], Any]]:
 
 
 def wait_for(x: Any) -> Any:
-    """JAX works behind our back."""
+    """Wait for results: JAX computes asynchronously."""
     return x.block_until_ready() if hasattr(x, "block_until_ready") else x
 
 
 def calls_of(to_array: Callable[[np.ndarray], Any], tokens: int, width: int) -> dict[str, Any]:
-    """The operations at about a twelfth of the tokens merged, as in r=16 of 197."""
+    """Return the operations; about a twelfth of the tokens merge, as for r=16 of 197."""
     generator = np.random.default_rng(0)
     r = tokens // 12
     keys = to_array(generator.standard_normal((BATCH, tokens, HEAD)).astype(np.float32))

@@ -1,7 +1,7 @@
 """The checks of ``gpu.py``: does a merging model compute the right numbers on this device?
 
-Each check returns what it found, as plain data, and raises AssertionError where a number is above its limit.
-Those that end in "information" have no limit. Models are ViTs of timm with random weights.
+Each check returns its results as plain data, and raises AssertionError if a number is above its limit.
+Checks whose description ends in "information" have no limit. Models are ViTs of timm with random weights.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import tomecore.adapters.torch as tome
 from tomecore import bipartite_soft_matching, merge_weighted
 from tomecore.adapters.engine.patch import config_of
 from tomecore.adapters.engine.reduce import matching_key
+from tomecore.backends import Keys
+from tomecore.backends.torch import BACKEND
 from tomecore.benchmark import Place, peak_bytes
 
 Found = dict[str, Any]
@@ -33,7 +35,7 @@ F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat1
 #: the largest difference allowed, relative to the largest number: of logits from those in float64, and
 #: of merged tokens from their definition
 LIMITS = {F64: (1e-10, 1e-12), F32: (1e-4, 1e-6), F16: (2e-2, 1e-3), BF16: (1e-1, 4e-3)}
-#: the largest share of images in which near ties may be decided otherwise than in float64
+#: the largest share of images in which near-ties may be decided differently than in float64
 OTHERWISE = {F64: 0.0, F32: 0.25, F16: 0.9, BF16: 0.9}
 MODELS = {"S": "small_patch16_224", "B": "base_patch16_224", "L": "large_patch16_224"}
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "num_heads": 4}
@@ -41,11 +43,11 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "merge.npz"
 
 
 class Device:
-    """A device, and the models and images that are tried on it.
+    """A device, and the models and images for its checks.
 
     Args:
         name: "cuda" or "cpu".
-        tiny: models so small that their speed says nothing.
+        tiny: whether models are so small that their speed means nothing.
     """
 
     def __init__(self, name: str, tiny: bool) -> None:
@@ -53,14 +55,14 @@ class Device:
         self.wait = torch.cuda.synchronize if self.gpu else lambda: None
 
     def images(self, batch: int, dtype: torch.dtype = F32, side: int = 224) -> Tensor:
-        """Random images (batch, 3, side, side); at most 16 of 32 pixels where all is tiny."""
+        """Return random images (batch, 3, side, side); at most 16 of 32 pixels if the models are tiny."""
         batch, side = (min(batch, 16), TINY["img_size"]) if self.tiny else (batch, side)
         return torch.randn(batch, 3, side, side, device=self.name).to(dtype)
 
     def pair(
         self, dtype: torch.dtype = F32, name: str = "S", depth: int = 4, side: int = 224, **how: Any
     ) -> Any:
-        """A model and a patched copy with r = 8; its keys differ more than those of a new model."""
+        """Return a model and a patched copy with r = 8; its keys differ more than those of a new model."""
         sizes = TINY if self.tiny else {"img_size": side}
         torch.manual_seed(0)
         with torch.device(self.name):
@@ -72,13 +74,13 @@ class Device:
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest number expected."""
+    """Return the largest difference, relative to the largest number expected."""
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
     return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
 def within(limit: float, **found: float) -> Found:
-    """Return the numbers found; raise if one is above the limit, or not a number."""
+    """Return the numbers; raise if one is above the limit, or NaN."""
     for name, number in found.items():
         if not number <= limit:
             raise AssertionError(f"{name.replace('_', ' ')}: {number:.3g}, above {limit:g}")
@@ -90,8 +92,10 @@ def watch(model: nn.Module) -> list[Found]:
     settings, found = config_of(model), []
     merge = settings.reduce
 
-    def compared(config: Any, block: Any, x: Tensor, keys: Any, run: Any, amount: int) -> Any:
-        tokens, after = merge(config, block, x, keys, run, amount)
+    def compared(
+        config: Any, block: Any, x: Tensor, keys: Any, run: Any, amount: int, entered: Any
+    ) -> Any:
+        tokens, after = merge(config, block, x, keys, run, amount, entered)
         plan, rows = after.history.plan, torch.arange(len(x), device=x.device)[:, None]
         units = nn.functional.normalize(matching_key(config, block, keys).double(), dim=-1)
         best = (units[:, 2::2] @ units[:, 1::2].mT).amax(2).topk(amount).values
@@ -110,7 +114,7 @@ def watch(model: nn.Module) -> list[Found]:
 
 
 def train_step(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits and gradients of one training step, in one row."""
+    """Return logits and gradients of one training step, in one row."""
     model.train().zero_grad()
     with torch.enable_grad():
         output = model(x)
@@ -138,7 +142,7 @@ class Graphed(nn.Module):
 
 
 def golden(device: Device) -> Found:
-    """The core gives the numbers of the published implementations, and merges the same tokens."""
+    """Check that the core gives the numbers of the published implementations, and merges the same tokens."""
     with np.load(GOLDEN) as stored:
         arrays = dict(stored)
     found, otherwise = {"tokens": 0.0, "sizes": 0.0}, 0
@@ -160,14 +164,14 @@ def golden(device: Device) -> Found:
 def numbers(
     device: Device, dtype: torch.dtype, half: Any = None, backend: Any = None, **how: Any
 ) -> Found:
-    """Every merge is as defined; logits are those of float64 on the CPU where the same tokens merge.
+    """Check each merge against its definition, and logits against float64 if the same tokens merge.
 
     With r = 0 and without the patch the model computes the same bits as before.
 
     Args:
         device: where the model runs.
         dtype: of its weights and images.
-        half: the dtype of autocast; none if None.
+        half: the dtype of autocast; no autocast if None.
         backend: the kernel of attention; None: torch chooses.
         **how: settings of the patch.
     """
@@ -196,8 +200,42 @@ def numbers(
     return found | within(LIMITS[half or dtype][0], logits=error)
 
 
+def fused_kernels(device: Device) -> Found:
+    """Check the Triton kernels: the plans and sizes of the calls, their tokens, and the same bits twice."""
+    found: Found = {}
+    for dtype, prefix, weighted in product((F32, BF16, F16), (0, 1), (False, True)):
+        torch.manual_seed(0)
+        qkv = torch.randn(16, 197, 3, 6, 64, device=device.name).to(dtype)
+        x, key = (
+            torch.randn(16, 197, 384, device=device.name).to(dtype),
+            qkv.permute(2, 0, 3, 1, 4)[1],
+        )
+        size = torch.randint(1, 9, (16, 197), device=device.name).float() if weighted else None
+        first, second = (
+            BACKEND.fused(Keys(key, 1, 6), x, size, None, 16, prefix) for _ in range(2)
+        )
+        if first is None or second is None:
+            raise AssertionError("the kernels did not run; the warnings say why")
+        plan = bipartite_soft_matching(key.float().sum(1), 16, protected=prefix)
+        tokens, sizes = merge_weighted(plan, x, size)
+        same = zip(first, second, strict=True)
+        found |= within(
+            0,
+            plans=float((first.slots != plan.slots).sum() + (first.into != plan.into).sum()),
+            sizes=difference(first.sizes, sizes),
+            twice=float(sum(a is not b and not torch.equal(a, b) for a, b in same)),
+        )
+        found |= within(
+            LIMITS[dtype][1], **{f"tokens_{str(dtype)[6:]}": difference(first.x, tokens)}
+        )
+    with torch.enable_grad():
+        given = key.float(), x.float().requires_grad_(), size, 16, 1, F32
+        results = torch.library.opcheck(torch.ops.tomecore.match_and_merge.default, given)
+    return found | {"opcheck": results}
+
+
 class AttentionDtypes(TorchFunctionMode):
-    """While active, notes the dtypes of queries and mask in each call of the fused attention."""
+    """While active, records the dtypes of queries and mask in each call of the fused attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +251,7 @@ class AttentionDtypes(TorchFunctionMode):
 
 
 def mask_dtypes(device: Device) -> Found:
-    """The mask has the dtype of the queries: some kernels read it as if it had."""
+    """Check that the mask has the dtype of the queries, because some kernels read it as if it had."""
     seen: Found = {}
     for dtype in (F32, F16, BF16):
         with AttentionDtypes() as dtypes:
@@ -225,7 +263,7 @@ def mask_dtypes(device: Device) -> Found:
 
 
 def deterministic(device: Device) -> Found:
-    """By deterministic algorithms: the same bits twice, and nearly the same with checkpoints."""
+    """Check that deterministic algorithms give the same bits twice, and nearly the same with checkpoints."""
     torch.use_deterministic_algorithms(True)
     found: Found = {}
     for dtype, reentrant in product((F32, BF16), (False, True)):
@@ -243,7 +281,7 @@ def deterministic(device: Device) -> Found:
 
 
 def again(device: Device, precision: str) -> Found:
-    """How a second run differs whose float32 products have this precision: information."""
+    """Return how a second run differs with this precision of float32 products: information."""
     model, x = device.pair()[1], device.images(64)
     first, source, merges = model(x), model.tome.source, watch(model)
     torch.set_float32_matmul_precision(precision)
@@ -254,7 +292,7 @@ def again(device: Device, precision: str) -> Found:
 
 
 def cudnn_gradients(device: Device) -> Found:
-    """Gradients through cuDNN's attention where a layer attends 192 tokens: information.
+    """Return the gradients through cuDNN's attention if a layer attends to 192 tokens: information.
 
     Some versions of torch give NaN there with any mask.
     """
@@ -266,7 +304,7 @@ def cudnn_gradients(device: Device) -> Found:
 
 
 def another_form(device: Device, make: Callable[[nn.Module], Any], *batches: int) -> Found:
-    """Another form of a model, made once, gives what the model gives, for each batch."""
+    """Check that another form of a model gives the same output for each batch."""
     model = device.pair(depth=2)[1]
     form, errors = make(model), []
     for x in map(device.images, batches):
@@ -275,12 +313,12 @@ def another_form(device: Device, make: Callable[[nn.Module], Any], *batches: int
 
 
 def streams(device: Device) -> Found:
-    """Two streams at once on shapes that neither has met, of which the first is late."""
+    """Check two concurrent streams on shapes that are new to both; the first stream is late."""
     late, other = torch.cuda.Stream(), torch.cuda.Stream()
     worst = {"late": 0.0, "other": 0.0}
     for trial in range(10):
         keys, got = torch.randn(3 + trial, 301 + 2 * trial, 64, device=device.name), []
-        with torch.cuda.stream(late):  # what is read too early is zeros, not wild addresses
+        with torch.cuda.stream(late):  # an early read gives zeros, not random addresses
             blank = [torch.zeros(2**17, device=device.name) for _ in range(32)]
         del blank
         device.wait()
@@ -297,7 +335,7 @@ def streams(device: Device) -> Found:
 
 
 def no_waits(device: Device) -> Found:
-    """Nothing waits for the device in a training step with a new batch size."""
+    """Check that nothing waits for the device in a training step with a new batch size."""
     model, x = device.pair(BF16)[1], device.images(5, BF16)
     train_step(model, x[:4])
     torch.cuda.set_sync_debug_mode("error")
@@ -305,7 +343,7 @@ def no_waits(device: Device) -> Found:
 
 
 def memory(device: Device) -> Found:
-    """The peak of a forward pass is at most 1.05 times that of the unpatched model."""
+    """Check that the peak of a forward pass is at most 1.05 times that of the unpatched model."""
     place, x, peaks = Place("torch", device.name, "bfloat16"), device.images(64, BF16), []
     for model in device.pair(BF16):
         model(x)

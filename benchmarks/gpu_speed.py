@@ -1,4 +1,4 @@
-"""The measurements of ``gpu.py``: how fast merging is on this device, and what it launches."""
+"""The measurements of ``gpu.py``: the speed of merging on this device, and the kernels it launches."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 
 import tomecore.adapters.torch as tome
 from tomecore.adapters.engine.patch import config_of
+from tomecore.backends.kernels.cuda import torch as fused
 from tomecore.benchmark import interleave, measure
 from tomecore.loading import Loaded
 from tomecore.loading.images import Preprocess
 
 FLASH, EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 CUDNN, MATH = SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH
-#: what torch says where it has no kernel for the arguments on this device
+#: torch's message if it has no kernel for the arguments on this device
 NO_KERNEL = ("No available kernel", "No viable backend")
 
 
@@ -32,13 +33,13 @@ def has_no_kernel(error: BaseException) -> bool:
 
 
 def best_microseconds(device: Device, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """The best time of each call, in microseconds."""
+    """Return the best time of each call, in microseconds."""
     rounds = list(interleave(calls, 9, wait=device.wait, repeat=1 if device.tiny else 20))
     return {name: 1e6 * min(one[name] for one in rounds) for name in calls}
 
 
 def kernels(device: Device, call: Callable[[], Any]) -> list[tuple[str, int, int]]:
-    """Kernels and copies of one call: name, how often, microseconds; the longest first."""
+    """Return the kernels and copies of one call as (name, count, microseconds), longest first."""
     if not device.gpu:
         return []
     call()
@@ -50,8 +51,18 @@ def kernels(device: Device, call: Callable[[], Any]) -> list[tuple[str, int, int
     return sorted(found, key=lambda kernel: -kernel[2])
 
 
+def by_calls(call: Callable[[], Any]) -> Any:
+    """Return what a call computes without the Triton kernels."""
+    devices = set(fused.DEVICES)
+    fused.DEVICES.clear()
+    try:
+        return call()
+    finally:
+        fused.DEVICES.update(devices)
+
+
 def ceilings(device: Device) -> Found:
-    """The best that the device gives: a copy in GB/s, matrix products in TFLOP/s."""
+    """Measure the limits of the device: a copy in GB/s, matrix products in TFLOP/s."""
     big, small, into = (torch.randn(n, n, device=device.name) for n in (2**15, 2**12, 2**15))
     half = big[: 2**13, : 2**13].to(BF16)
     took = best_microseconds(
@@ -67,7 +78,7 @@ def ceilings(device: Device) -> Found:
 
 
 def merge(device: Device, name: str, batch: int, side: int) -> Found:
-    """One merge, from keys to tokens and sizes: microseconds, launches, and the bytes of a single pass."""
+    """Measure one merge, from keys to tokens: microseconds, launches, and the bytes of a single pass."""
     model, given = device.pair(BF16, name, 2, side)[1], []
     settings = config_of(model)
     reduction = settings.reduce
@@ -78,17 +89,18 @@ def merge(device: Device, name: str, batch: int, side: int) -> Found:
 
     settings.reduce = noted
     model(device.images(batch, BF16, side))
-    _, _, x, keys, _, _ = given[1]  # the second block's tokens have sizes
+    _, _, x, keys, *_ = given[1]  # the tokens of the second block have sizes
     call = partial(reduction, *given[1])
     floor = sum(array.nbytes for array in (x, keys[0], call()[0]))
     launches = sum(count for _, count, _ in kernels(device, call))
-    took = best_microseconds(device, {"microseconds": call})
+    forms = {"microseconds": call, "microseconds_by_calls": partial(by_calls, call)}
+    took = best_microseconds(device, forms)
     speed = 1e-3 * floor / took["microseconds"]
     return {**took, "bytes_at_least": floor, "gb_per_second": speed, "launches": launches}
 
 
 def attention(device: Device, tokens: int) -> Found:
-    """Attention with no sizes, sizes as a mask and as a column of the keys: microseconds by kernel."""
+    """Measure attention without sizes, with a mask and with a key column: microseconds by kernel."""
     batch, heads, width = (2, 2, 16) if device.tiny else (64, 12, 64)
     shape = (batch, heads, tokens, width)
     q, k, v = (torch.randn(shape, device=device.name, dtype=BF16) for _ in range(3))
@@ -116,13 +128,13 @@ def attention(device: Device, tokens: int) -> Found:
 
 
 def table(device: Device) -> Found:
-    """The 20 kernels of two merging blocks that take the longest."""
+    """Return the 20 kernels of two merging blocks that take the longest."""
     model, x = device.pair(BF16, "B", 2)[1], device.images(256, BF16)
     return {"kernels": kernels(device, partial(model, x))[:20]}
 
 
 def cell(device: Device, name: str, batch: int, r: Any, how: dict[str, str]) -> Found:
-    """A model in all its forms, timed in turn; before that, the seconds of each first call.
+    """Time all forms of a model in turn, after measuring the seconds of each first call.
 
     Args:
         device: where it runs.
@@ -130,7 +142,7 @@ def cell(device: Device, name: str, batch: int, r: Any, how: dict[str, str]) -> 
         batch: images per call.
         r: the schedule.
         how: ``dtype``, ``side`` in pixels, ``mode`` of compiling, and flags: ``autocast``, ``train``,
-            ``graph`` (two further forms as CUDA graphs) and ``cudnn`` (its attention first).
+            ``graph`` (two more forms as CUDA graphs) and ``cudnn`` (use its attention first).
     """
     dtype = how.get("dtype", "float32" if "autocast" in how else "bfloat16")
     depth, side = 4 if "mode" in how else 24 if name == "L" else 12, int(how.get("side", 224))

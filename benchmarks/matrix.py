@@ -1,17 +1,17 @@
-"""The matrix of cells: every model, size, batch and r beside the unpatched model, both limits, and the
-published form of token merging, each cell one interleaved run.
+"""The full matrix: every model, size, batch and r, with the unpatched model, both limits and the published
+form of token merging. Each cell is one interleaved run.
 
     make bench                                     # the short matrix, under five minutes on two cores
     python benchmarks/matrix.py --full --json benchmarks/results/cpu.json
     python benchmarks/matrix.py --full --json benchmarks/results/cpu.json --rounds 11   # steadier
     python benchmarks/matrix.py --show benchmarks/results/cpu.json
     python benchmarks/matrix.py --show FILE --only "torch small 224 float32" --plot speed.png
-    python benchmarks/matrix.py --show FILE --missed # cells that miss an aim, and where their time goes
+    python benchmarks/matrix.py --show FILE --missed # cells that miss a target, and where their time goes
 
-A file that is there already is gone on with: cells it has are not measured again, unless in fewer rounds than
-``--rounds`` asks for; the new numbers then take the place of the old, better or worse. Weights are random,
-which does not change the speed. What is aimed at: 93 % of free-drop in each cell, 97 % in the median; nowhere
-slower than the unpatched model, or than the published form.
+An existing file is resumed. Its cells are not measured again, unless they have fewer rounds than
+``--rounds``; new numbers then replace the old ones, better or worse. Weights are random, which does not
+change the speed. The targets: 93 % of free-drop in each cell, 97 % in the median; never slower than the
+unpatched model, or than the published form.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from published_form import published_form
+from speed_figure import draw as draw_figure
 
 from tomecore import benchmark
 from tomecore.errors import ClampWarning
 from tomecore.frameworks import evaluating, to_tensor
 from tomecore.loading import adapter_of, load
 
-#: framework -> (what a model of a size is called, dtypes its CPU computes in)
+#: framework -> (the name of a model of a size, the dtypes it supports on a CPU)
 FRAMEWORKS = {
     "torch": ("timm:vit_{}_patch16_224", ("float32", "bfloat16")),
     "paddle": ("paddle:{}", ("float32",)),
@@ -65,7 +66,7 @@ FULL = [
 
 
 def measure(cell: tuple[Any, ...], seconds: float, least: int) -> dict[str, Any]:
-    """One cell, in about so many seconds, but at least so many rounds."""
+    """Measure one cell for about ``seconds``, and at least ``least`` rounds."""
     framework, size, side, batch, r, dtype = cell
     loaded = load(FRAMEWORKS[framework][0].format(size), resolution=side)
     shorter = functools.partial(adapter_of(framework).apply_patch, r=r, restore=False)
@@ -86,27 +87,27 @@ def measure(cell: tuple[Any, ...], seconds: float, least: int) -> dict[str, Any]
 
 
 def missed(found: dict[str, Any]) -> list[str]:
-    """The aims that a cell misses, by name."""
+    """Return the names of the targets that a cell misses."""
     aims = {
         "below 93 % of free-drop": found["drop_share"] >= 0.93,
         "slower than unpatched": found["speedup"] >= 1,
-        "behind the published form": ahead(found) >= 1,
+        "slower than the published form": ahead(found) >= 1,
     }
     return [name for name, met in aims.items() if not met]
 
 
 def shorter(found: dict[str, Any]) -> float:
-    """Share of free-drop with ``restore=False``, which is how free-drop and the published form run, too."""
+    """Return the share of free-drop with ``restore=False``, as in free-drop and the published form."""
     return float(found["drop_share"] / found["ahead"]["shorter"])
 
 
 def ahead(found: dict[str, Any]) -> float:
-    """Speed over that of the published form, both without restoring."""
+    """Return the speed relative to the published form, both without restoring."""
     return float(found["ahead"]["published"] / found["ahead"]["shorter"])
 
 
 def explained(found: dict[str, Any]) -> str:
-    """What a cell misses, and where its time over free-drop goes, in microseconds for each forward pass."""
+    """Return the targets that a cell misses, and its time beyond free-drop, in microseconds per forward."""
     reasons = f"    {', '.join(missed(found))} ({ahead(found):.2f}x of the published form)"
     profile = found.get("profile")
     if profile is None:
@@ -129,60 +130,57 @@ def line(found: dict[str, Any]) -> str:
 
 
 def summary(cells: list[dict[str, Any]]) -> str:
-    """How the cells stand to what was aimed at."""
+    """Return how the cells compare with the targets."""
     drop, short = [one["drop_share"] for one in cells], [shorter(one) for one in cells]
     against, slower = [ahead(one) for one in cells], sum(one["speedup"] < 1 for one in cells)
     return (
         f"{len(cells)} cells: of free-drop {aimed(drop)}; with restore=False {aimed(short)}; slower than "
         f"unpatched: {slower}; against the published form {statistics.median(against):.2f}x in the median, "
-        f"{min(against):.2f}x at least, {sum(a < 1 for a in against)} behind it"
+        f"{min(against):.2f}x at least, {sum(a < 1 for a in against)} slower than it"
     )
 
 
 def aimed(shares: list[float]) -> str:
-    """Shares of free-drop beside what was aimed at."""
+    """Return shares of free-drop compared with their target."""
     below = sum(share < 0.93 for share in shares)
     return f"{statistics.median(shares):.1%} in the median, {min(shares):.1%} at least, {below} below 93 %"
 
 
 def asked(cell: Sequence[Any], words: str) -> bool:
-    """Whether a cell has all the words that were asked for."""
+    """Whether a cell has all of these words."""
     return set(words.split()) <= set(map(str, cell))
 
 
-def draw(cells: list[dict[str, Any]], path: Path) -> None:
-    """Images per second against r; all cells must be of one model at one size in one dtype."""
+def draw(cells: list[dict[str, Any]], path: Path, machine: dict[str, Any]) -> None:
+    """Draw images per second against r; all cells must be of one model at one size in one dtype."""
     models = {(one["model"], *one["image"], one["dtype"]) for one in cells}
     if len(models) != 1:
         raise SystemExit(f"--plot draws one model; --only leaves {len(models)}: {sorted(models)}")
-    fields = [
-        {name: one[name] for name in one if name not in ("cell", "note", "profile")}
-        for one in cells
-    ]
-    for one in fields:  # of nearly the same speed as the default, which is drawn
-        one["images_per_second"].pop("shorter")
-    benchmark.draw([benchmark.Measurement(**one) for one in fields], path)
+    draw_figure(cells, path, machine)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="all cells, for hours; else a few")
+    parser.add_argument(
+        "--full", action="store_true", help="all cells, which takes hours; otherwise a few"
+    )
     parser.add_argument("--only", default="", help="only cells that have all these words")
-    parser.add_argument("--seconds", type=float, default=20, help="of each cell")
-    parser.add_argument("--rounds", type=int, default=3, help="of each cell, at least")
+    parser.add_argument("--seconds", type=float, default=20, help="for each cell")
+    parser.add_argument("--rounds", type=int, default=3, help="at least, for each cell")
     parser.add_argument("--threads", type=int, help="on a CPU")
-    parser.add_argument("--json", type=Path, help="keep the numbers, or go on with them")
+    parser.add_argument("--json", type=Path, help="write the numbers, or resume an existing file")
     parser.add_argument("--show", type=Path, help="print this file and measure nothing")
     parser.add_argument(
-        "--missed", action="store_true", help="of --show, only cells that miss an aim"
+        "--missed", action="store_true", help="with --show: only cells that miss a target"
     )
     parser.add_argument("--plot", type=Path, help="draw the cells that --only leaves of one model")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", ClampWarning)
     path = arguments.show or arguments.json
-    found = json.loads(path.read_text())["cells"] if path and path.exists() else []
+    content = json.loads(path.read_text()) if path and path.exists() else {"cells": []}
+    found = content["cells"]
     print(
         f"{'':28s}batch   r    before    after published  speed  limit   drop   of drop  shorter    ahead"
     )
@@ -217,7 +215,7 @@ def main() -> None:
     if found:
         print(summary(found))
     if arguments.plot:
-        draw(found, arguments.plot)
+        draw(found, arguments.plot, content.get("machine") or benchmark.machine())
 
 
 if __name__ == "__main__":

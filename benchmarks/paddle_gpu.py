@@ -1,14 +1,14 @@
-"""For a machine with a GPU and Paddle: does merging compute the right numbers there, and how fast is it?
+"""On a GPU with Paddle: does merging compute the right numbers, and how fast is it?
 
-    python benchmarks/paddle_gpu.py --out results --seconds 480    # --skip results/paddle_gpu.jsonl goes on
+    python benchmarks/paddle_gpu.py --out results --seconds 480    # resume: --skip results/paddle_gpu.jsonl
 
-Nothing but Paddle and tomecore is needed. Each result is a line of paddle_gpu.jsonl, on the disk before the
-next begins. Exit status 1 if a check failed.
+It needs only Paddle and tomecore. Each result is a line of paddle_gpu.jsonl, which is on disk before the
+next item begins. The exit status is 1 if a check failed.
 
-Near ties fall differently in half precision, and images that decide differently cannot be compared. So the
-device merges the tokens that the CPU merged in float64, and every block is held to the CPU's, image by image.
-What the device would have merged itself is held to the definition, by its own keys. Without a GPU all of it
-runs on the CPU, in float32.
+In half precision, near-ties are decided differently, and images with different decisions cannot be compared.
+So the device merges the tokens that the CPU merged in float64, and every block is compared with the CPU's,
+image by image. The merge that the device would have chosen is compared with the definition, with its own
+keys. Without a GPU, ``--device cpu --tiny`` runs everything, in float32.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import os
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 # The float32 of a GPU is TF32 unless this is set before CUDA starts.
@@ -30,6 +29,7 @@ os.environ |= {"NVIDIA_TF32_OVERRIDE": "0", "TOMECORE_KERNELS": "0"}
 
 import numpy as np
 import paddle
+from gpu_results import Found, Item, attempt, commit, parser_of, run_items
 
 import tomecore.adapters.paddle as tome
 from tomecore import MergePlan, __version__, benchmark
@@ -39,7 +39,7 @@ from tomecore.adapters.engine.state import MergeHistory
 from tomecore.core.merging import weighted_mean
 from tomecore.models.paddle import VisionTransformer
 
-Found = dict[str, Any]
+FILE = "paddle_gpu.jsonl"
 SIZES = {
     "tiny": {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 2},
     "vit_s": {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -47,20 +47,20 @@ SIZES = {
     "vit_l": {"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
 #: largest difference allowed, relative to the largest number: of attention, of merged tokens, of cosines,
-#: and of blocks, these at least; where an unpatched model is further off, three times as far as that
+#: and of blocks; if an unpatched model differs by more, three times its difference is allowed
 LIMITS = {
     "float32": (1e-5, 1e-5, 1e-5, 1e-4),
     "float16": (1e-2, 2e-3, 1e-5, 1e-2),
     "bfloat16": (6e-2, 1.6e-2, 1e-5, 6e-2),
 }
-#: tokens that attention is tried with: some multiples of 8, some not
+#: numbers of tokens for attention: some are multiples of 8, some are not
 TOKENS = (197, 192, 184, 181, 168, 128, 9)
-#: the schedules that are checked: some of their layers attend a multiple of 8 tokens, some do not
+#: the schedules to check: some of their layers attend to a multiple of 8 tokens, some do not
 CHECKED = {"tiny": (8, [1, 8, 16], [9, 15, 0]), "": (5, 13, 16, [5, 8, 3, 13, 40])}
 
 
 def build(name: str, dtype: str, weights: Found | None = None) -> VisionTransformer:
-    """A model in evaluation mode whose attention is not nearly uniform."""
+    """Build a model in evaluation mode whose attention is not nearly uniform."""
     model = VisionTransformer(class_num=1000, qkv_bias=True, **SIZES[name]).to(dtype="float64")
     if weights is None:
         for block in model.blocks:
@@ -77,7 +77,7 @@ def pictures(name: str, batch: int) -> np.ndarray:
 
 
 def difference(got: Any, expected: Any) -> float:
-    """The largest, relative to the largest number expected; NaN where a number is none."""
+    """Return the largest difference, relative to the largest number expected; NaN if any number is NaN."""
     got, expected = (
         (x if isinstance(x, np.ndarray) else x.astype("float64").numpy()) for x in (got, expected)
     )
@@ -85,7 +85,7 @@ def difference(got: Any, expected: Any) -> float:
 
 
 def within(limit: float, **found: float) -> Found:
-    """What was found; raises if it is above the limit, or no number."""
+    """Return the results; raise if one is above the limit, or NaN."""
     for name, number in found.items():
         if not number <= limit:
             raise AssertionError(f"{name.replace('_', ' ')}: {number:.3g}, above {limit:.3g}")
@@ -93,11 +93,11 @@ def within(limit: float, **found: float) -> Found:
 
 
 class Merges:
-    """Has a patched model merge what another merged, and keeps what it would have merged itself.
+    """Lets a patched model merge what another merged, and records what it would have merged itself.
 
     Args:
         model: patched.
-        plans: of a run of another model, layer by layer; None: the model merges what it finds.
+        plans: of a run of another model, layer by layer; None: the model merges as it chooses.
     """
 
     def __init__(self, model: Any, plans: list[tuple[np.ndarray, ...]] | None = None) -> None:
@@ -115,12 +115,12 @@ class Merges:
         self.blocks.append(output.astype("float64").numpy())
 
     def observe(self, layer: int, key: Any, plan: MergePlan, sizes: Any, x: Any) -> None:
-        self.plan = plan  # which the run does not keep where kernels merged
+        self.plan = plan  # the run does not keep the plan if kernels merged
 
     def __call__(
-        self, config: Any, block: Any, x: Any, keys: Any, run: Any, amount: int
+        self, config: Any, block: Any, x: Any, keys: Any, run: Any, amount: int, entered: Any
     ) -> tuple[Any, Any]:
-        tokens, after = self.merge(config, block, x, keys, run, amount)
+        tokens, after = self.merge(config, block, x, keys, run, amount, entered)
         plan = self.plan
         arrays = tuple(a.numpy() for a in (plan.kept, plan.merged, plan.into))
         key = matching_key(config, block, keys).numpy().astype("float64")
@@ -131,13 +131,13 @@ class Merges:
             return tokens, after
         plan = MergePlan(*(paddle.to_tensor(a, place=x.place) for a in self.given[layer]))
         tokens, sizes = weighted_mean(plan, x, run.sizes, False)
-        return tokens, run.merged(sizes, MergeHistory(plan, run.history), None)
+        return tokens, run.after_merge(sizes, MergeHistory(plan, run.history), None)
 
 
 def held(
     plan: tuple[np.ndarray, ...], key: np.ndarray, x: Any, size: Any, tokens: Any, sizes: Any
 ) -> Found:
-    """A merge against the definition in float64; the class token stands in front."""
+    """Compare a merge with the definition in float64; the class token comes first."""
     kept, merged, into = plan
     units = key / np.linalg.norm(key, axis=2, keepdims=True)
     best = np.sort((units[:, 2::2] @ units[:, 1::2].swapaxes(1, 2)).max(2))[:, ::-1]
@@ -163,11 +163,11 @@ class Bench:
     def __init__(self, device: str) -> None:
         self.device = device
         self.gpu = device.startswith("gpu")
-        self.dtypes = list(LIMITS) if self.gpu else ["float32"]  # a CPU has no kernels for halves
+        self.dtypes = list(LIMITS) if self.gpu else ["float32"]  # a CPU has no half precision
         self.reference: dict[str, Any] = {}
 
     def expected(self, name: str, batch: int, r: Any) -> Found:
-        """The model in float64 on the CPU: weights, plans, blocks and logits."""
+        """Return the model in float64 on the CPU: weights, plans, blocks and logits."""
         key = f"{name} {batch} {r}"
         if key not in self.reference:
             paddle.set_device("cpu")
@@ -181,7 +181,7 @@ class Bench:
         return self.reference[key]
 
     def attention(self, dtype: str) -> Found:
-        """The bias of sizes and of positions, as Paddle's kernels read it."""
+        """Check the bias of sizes and of positions, as Paddle's kernels read it."""
         found, draw = {}, np.random.default_rng(0).standard_normal
         for tokens in TOKENS:
             for batch, rows, heads in ((1, tokens, 1), (3, tokens, 1), (3, tokens, 4), (3, 2, 1)):
@@ -201,7 +201,7 @@ class Bench:
         return {"worst": max(found.values()), "limit": LIMITS[dtype][0]}
 
     def model(self, name: str, r: Any, dtype: str) -> Found:
-        """Each block and the logits as on the CPU; merges as defined."""
+        """Compare each block and the logits with the CPU, and each merge with its definition."""
         batch, (_, tokens, cosine, least) = 3, LIMITS[dtype]
         expected, plain = self.expected(name, batch, r), self.expected(name, batch, 0)
         x, off, merges = paddle.to_tensor(pictures(name, batch)).astype(dtype), [], []
@@ -221,15 +221,28 @@ class Bench:
             found |= within(max(least, 3 * unpatched), **{where: merging})
         return found | {"unpatched": off[0]}
 
-    def again(self, name: str, r: Any, dtype: str) -> Found:
-        """For information: whether two forwards give the same bits."""
+    def again(self, name: str, r: Any, dtype: str, deterministic: bool) -> Found:
+        """Check that two forwards give the same bits, with and without Paddle's deterministic kernels.
+
+        The flag must not make merging slow, so the time of the second forward is recorded.
+        """
+        self.set_deterministic(deterministic)
         model = tome.apply_patch(build(name, dtype), r=r)
         x = paddle.to_tensor(pictures(name, 3)).astype(dtype)
-        first, second = (model(x).astype("float32").numpy() for _ in range(2))
-        return {"same": bool(np.array_equal(first, second))}
+        first = model(x).astype("float32").numpy()
+        start = time.perf_counter()
+        second = model(x).astype("float32").numpy()
+        took = time.perf_counter() - start
+        self.set_deterministic(False)
+        return {"milliseconds": 1e3 * took, **within(0.0, twice=difference(second, first))}
+
+    def set_deterministic(self, on: bool) -> None:
+        """Set Paddle's flag, which a Paddle without CUDA does not have."""
+        if self.gpu:
+            paddle.set_flags({"FLAGS_cudnn_deterministic": on})
 
     def static(self, name: str, r: Any) -> Found:
-        """A static graph computes what the model computes."""
+        """Check that a static graph computes the same as the model."""
         model = tome.apply_patch(build(name, "float32"), r=r)
         x = paddle.to_tensor(pictures(name, 3)).astype("float32")
         exact, size = model(x), SIZES[name]["img_size"]
@@ -238,7 +251,7 @@ class Bench:
         return within(1e-4, graph=difference(program(x), exact))
 
     def gradients(self, name: str, r: Any, dtype: str) -> Found:
-        """Those of the logits, as on the CPU; the device merges what the CPU merged."""
+        """Compare the gradients of the logits with the CPU; the device merges what the CPU merged."""
         expected, found = self.expected(name, 3, r), []
         for device, kind in (("cpu", "float64"), (self.device, dtype)):
             paddle.set_device(device)
@@ -251,7 +264,7 @@ class Bench:
         return within(3 * LIMITS[dtype][3], gradients=difference(found[1], found[0]))
 
     def speed(self, name: str, batch: int, r: Any, dtype: str, rounds: int) -> Found:
-        """Unpatched, merging and dropping in turn, and the ratios within each round."""
+        """Time unpatched, merging and dropping in turn, and return the ratios within each round."""
         unpatched = build(name, dtype)
         merging = tome.apply_patch(build(name, dtype), r=r)
         dropping = benchmark.free_drop(tome.apply_patch(build(name, dtype), r=r))
@@ -280,55 +293,51 @@ class Bench:
         }
 
     def machine(self) -> Found:
-        """What the numbers depend on."""
+        """Return the properties of the machine on which the numbers depend."""
         device = paddle.device.cuda.get_device_name() if self.gpu else "cpu"
-        return {"device": device, "paddle": paddle.__version__, "tomecore": __version__}
+        versions = {"paddle": paddle.__version__, "cuda": paddle.version.cuda()}
+        return {"device": device, **commit(), **versions, "tomecore": __version__}
 
 
 def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Attention of (B, n, H, D), by its definition."""
+    """Compute the attention of (B, n, H, D), by its definition."""
     q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))
     scores = q @ k.swapaxes(2, 3) * q.shape[3] ** -0.5 + bias
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
 
 
-def items(bench: Bench, asked: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Found]]]:
-    """The checks in order, each as a name and the call that runs it."""
-    yield "machine", bench.machine
+def items(bench: Bench, given: argparse.Namespace) -> Iterator[Item]:
+    """Return everything, in order: the machine, the checks, and the measurements."""
+    yield Item("machine", 0, bench.machine)
     for dtype in bench.dtypes:
-        yield f"check attention {dtype}", partial(bench.attention, dtype)
-    small = asked.models[0]
-    for r in CHECKED["tiny" if small == "tiny" else ""]:
+        yield Item(f"check attention {dtype}", 15, partial(bench.attention, dtype))
+    small = given.models[0]
+    checked = CHECKED["tiny" if small == "tiny" else ""]
+    for r, dtype in product(checked, bench.dtypes):
+        yield Item(f"check model r {r} {dtype}", 20, partial(bench.model, small, r, dtype))
+    for deterministic in (False, True):
+        name = "check deterministic" if deterministic else "check twice"
         for dtype in bench.dtypes:
-            yield f"check model r {r} {dtype}", partial(bench.model, small, r, dtype)
-    first = CHECKED["tiny" if small == "tiny" else ""][0]
-    yield "check static graph", partial(bench.static, small, first)
+            call = partial(bench.again, small, checked[0], dtype, deterministic)
+            yield Item(f"{name} {dtype}", 10, call)
+    yield Item("check static graph", 30, partial(bench.static, small, checked[0]))
     for dtype in bench.dtypes:
-        yield f"check gradients {dtype}", partial(bench.gradients, small, first, dtype)
-        yield f"twice {dtype}", partial(bench.again, small, first, dtype)
-    for name in asked.models:
-        for batch in asked.batches:
-            for r in asked.r:
-                for dtype in bench.dtypes:
-                    call = partial(bench.speed, name, batch, r, dtype, asked.rounds)
-                    yield f"{name} batch {batch} r {r} {dtype}", call
+        call = partial(bench.gradients, small, checked[0], dtype)
+        yield Item(f"check gradients {dtype}", 20, call)
+    for name, batch, r, dtype in product(given.models, given.batches, given.r, bench.dtypes):
+        call = partial(bench.speed, name, batch, r, dtype, given.rounds)
+        yield Item(f"{name} batch {batch} r {r} {dtype}", 12, call)
 
 
-def ran(name: str, call: Callable[[], Found]) -> Found:
-    """The line of a result."""
-    start = time.monotonic()
-    try:
-        with paddle.no_grad():
-            line: Found = {"name": name, "status": "done", **call()}
-    except Exception:
-        last = traceback.format_exc().splitlines()[-6:]
-        line = {"name": name, "status": "FAILED", "traceback": last}
-    return line | {"seconds": round(time.monotonic() - start, 1)}
+def ran(item: Item) -> Found:
+    """Run an item and return its line of the results."""
+    with paddle.no_grad():
+        return attempt(item)
 
 
 def shown(line: Found) -> str:
-    """A result in a line."""
+    """Return a result in readable form, as one line."""
     start = f"{line['status']:8s}{line['name']:34s}"
     if "speedup" in line:
         share = f"{line['free_drop_share']:6.1%} of free-drop"
@@ -339,48 +348,23 @@ def shown(line: Found) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of paddle_gpu.jsonl")
-    parser.add_argument("--seconds", type=float, default=480, help="what begins later is skipped")
-    parser.add_argument("--device", help="gpu:0, cpu ...; a GPU if there is one")
-    parser.add_argument("--models", nargs="+", choices=SIZES, help="the first is checked")
+    """Run everything that fits; return the exit status."""
+    parser = parser_of((__doc__ or "").partition("\n")[0], FILE)
+    parser.add_argument("--device", default="gpu:0", help="gpu:0, gpu:1 ... or cpu")
+    parser.add_argument("--models", nargs="+", choices=SIZES, help="the checks use the first")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256])
     parser.add_argument("--r", nargs="+", type=int, default=[8, 13, 16])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--tiny", action="store_true", help="so small that speed says nothing")
-    parser.add_argument("--skip", type=Path, help="what has run in this file does not run again")
-    asked = parser.parse_args(argv)
-    if asked.tiny:
-        asked.batches, asked.r, asked.rounds = [2], [8], 4
-    asked.models = asked.models or (["tiny"] if asked.tiny else ["vit_s", "vit_b"])
+    given = parser.parse_args(argv)
+    if given.tiny:
+        given.batches, given.r, given.rounds = [2], [8], 4
+    given.models = given.models or (["tiny"] if given.tiny else ["vit_s", "vit_b"])
     has_gpu = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
-    deadline = time.monotonic() + asked.seconds
-    bench = Bench(asked.device or ("gpu:0" if has_gpu else "cpu"))
+    if given.device != "cpu" and not has_gpu:
+        parser.error("Paddle finds no CUDA device here; without one: --device cpu --tiny")
+    bench = Bench(given.device)
     paddle.set_device(bench.device)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    before = asked.skip.read_text().splitlines(keepends=True) if asked.skip else []
-    kept = [json.loads(text) for text in before if text.endswith("}\n")]  # a cut may halve a line
-    lines = {line["name"]: line for line in kept if line["status"] == "done"}
-    path = asked.out / "paddle_gpu.jsonl"
-    path.with_suffix(".kept").write_text("".join(json.dumps(one) + "\n" for one in lines.values()))
-    path.with_suffix(".kept").replace(path)
-    with path.open("a") as file:
-        for name, call in items(bench, asked):
-            if name in lines and name != "machine":
-                continue
-            if time.monotonic() > deadline:
-                line = {"name": name, "status": "skipped", "why": "no time is left"}
-            else:
-                line = ran(name, call)
-            lines[name] = line
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            print(shown(line), flush=True)
-    failed = [name for name, line in lines.items() if line["status"] == "FAILED"]
-    skipped = sum(line["status"] == "skipped" for line in lines.values())
-    print(f"{len(lines)} results, {len(failed)} failed, {skipped} skipped", *failed, sep="\n")
-    return int(bool(failed))
+    return run_items(items(bench, given), given, FILE, gpu=bench.gpu, run=ran, shown=shown)
 
 
 if __name__ == "__main__":

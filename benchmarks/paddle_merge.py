@@ -1,10 +1,10 @@
-"""What merging costs in Paddle, beside the form of ToMe's published text, at ViT-S/16 shapes.
+"""The cost of merging in Paddle, compared with the form of ToMe's published text, at ViT-S/16 shapes.
 
-Two ways to match the most similar tokens and merge them, timed in turn on the same arrays: tomecore's (by
-compiled kernels where there are any, else by index arrays and flat rows), and strided slices with two sorts
-and ``put_along_axis``, as the published text and its ports have it. Then their share of a whole forward
-pass, what a clock within the patched model says, and the model beside the unpatched one and free-drop. Only
-ratios within a run mean anything on a shared machine.
+Two ways to match the most similar tokens and merge them take turns on the same arrays. tomecore's uses
+compiled kernels if there are any, and otherwise index arrays and flat rows. The published text and its ports
+use strided slices, two sorts and ``put_along_axis``. The script also reports their share of a whole forward
+pass, the time measured within the patched model, and the model compared with the unpatched one and free-drop.
+Only ratios within a run are meaningful on a shared machine.
 
     python benchmarks/paddle_merge.py --json benchmarks/results/paddle-merge-cpu.json
 """
@@ -38,7 +38,7 @@ HEAD = 64
 def strided(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
     """Match and merge on strided slices, adding in place: slow here, and it cannot be trained.
 
-    Where ``x`` or ``size`` is an intermediate value of the caller, it writes into it.
+    It overwrites ``x`` or ``size`` if that is an intermediate value of the caller.
     """
     key = key.mean(axis=2)
     key = key / key.norm(axis=-1, keepdim=True)
@@ -63,7 +63,7 @@ def strided(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
 
 
 def flat(key: Any, x: Any, size: Any, r: int) -> tuple[Any, Any]:
-    """The same by tomecore, as a patched block does it: by compiled kernels, or by calls."""
+    """Match and merge as tomecore does in a patched block: with compiled kernels, or with calls."""
     backend = tome.HOST.backend()
     found = backend.fused(Keys(key, 2, key.shape[2]), x, size[:, :, 0], None, r, 1)
     if found is not None:
@@ -77,7 +77,7 @@ FORMS: dict[str, Callable[..., tuple[Any, Any]]] = {"flat": flat, "strided": str
 
 
 def layers(batch: int, width: int, counts: list[int]) -> list[tuple[Any, Any, Any]]:
-    """(keys of each head, x, size) as they meet each layer; all sizes are 1."""
+    """Return (keys of each head, x, size) as each layer receives them; all sizes are 1."""
     generator = np.random.default_rng(0)
 
     def normal(*shape: int) -> Any:
@@ -98,7 +98,7 @@ def all_layers(form: Callable[..., Any], inputs: list[Any], r: int) -> Callable[
 
 
 class Clocked:
-    """What a patched model merges by, and how long that takes: everything from keys to tokens."""
+    """The reduction of a patched model, with its time: everything from keys to tokens."""
 
     def __init__(self, reduce: Callable[..., Any]) -> None:
         self.reduce = reduce
@@ -112,7 +112,7 @@ class Clocked:
 
 
 def measure(batch: int, r: int, rounds: int, sizes: dict[str, int]) -> dict[str, Any]:
-    """Everything, in turn, ``rounds`` times."""
+    """Measure everything in turn, ``rounds`` times."""
 
     def fresh() -> VisionTransformer:
         model = VisionTransformer(class_num=1000, qkv_bias=True, **sizes)
@@ -156,8 +156,8 @@ def measure(batch: int, r: int, rounds: int, sizes: dict[str, int]) -> dict[str,
         "merge_share_if_strided": statistics.median(
             t["strided"] / (t["merging"] - t["flat"] + t["strided"]) for t in timed
         ),
-        # Within the model keys are a slice of qkv, which the mean over heads copies, and tokens are followed
-        # to be restored. The first round counts the warm-up, too.
+        # Within the model, keys are a slice of qkv, which the mean over heads copies, and tokens are followed
+        # so that they can be restored. The first round also counts the warm-up.
         "share_of_all_between_keys_and_tokens": statistics.median(shares[1:]),
     }
 

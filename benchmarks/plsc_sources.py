@@ -1,12 +1,12 @@
-"""PLSC's and PASSL's own classes, from their sources: does tomecore serve them?
+"""Does tomecore support the classes of PLSC and PASSL, from their sources?
 
     python benchmarks/plsc_sources.py /path/to/PLSC --output benchmarks/results/plsc-sources.md
 
-The path is a checkout of PLSC, or of PASSL: the folder that holds ``plsc/`` or ``passl/``. Both were written
-for Paddle 2 and are not published for Paddle 3; their models import once ``paddle.fluid`` is there, which is
-all that the shim here provides. Each model is built small with random weights, written to a ``.pdparams``
-file, read back by its own ``load_pretrained``, and patched. Of PLSC, the example of its README runs too, and
-its own ToMe computes the same images. Exit status 1 if a check fails.
+The path is a checkout of PLSC, or of PASSL: the folder that contains ``plsc/`` or ``passl/``. Both were
+written for Paddle 2 and are not published for Paddle 3. Their models can be imported if ``paddle.fluid``
+exists, and the shim here provides just that. Each model is built small with random weights, written to a
+``.pdparams`` file, loaded with its own ``load_pretrained``, and patched. For PLSC, the example of its README
+runs too, and its own ToMe computes the same images. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ Build = Callable[[], Any]
 
 
 def shim() -> None:
-    """Give Paddle 3 the module ``paddle.fluid``, whose parts live in ``paddle.base`` now."""
+    """Give Paddle 3 the module ``paddle.fluid``, whose parts are now in ``paddle.base``."""
     from paddle.base import core, framework, unique_name
 
     fluid = ModuleType("paddle.fluid")
     for name, part in (("core", core), ("framework", framework), ("unique_name", unique_name)):
         setattr(fluid, name, part)
         sys.modules[f"paddle.fluid.{name}"] = part
-    paddle.fluid = fluid
+    paddle.fluid = fluid  # type: ignore[attr-defined]
     sys.modules["paddle.fluid"] = fluid
 
 
 def library_in(path: Path) -> str:
-    """``plsc`` or ``passl``, imported from the sources at ``path``; or the end of the program."""
+    """Return ``plsc`` or ``passl``, imported from the sources at ``path``; exit if it cannot be imported."""
     names = [name for name in ("plsc", "passl") if (path / name / "models").is_dir()]
     if not names:
         found = (
@@ -82,13 +82,13 @@ def library_in(path: Path) -> str:
 
 
 def models(library: str) -> dict[str, Build]:
-    """What is built of a library, by the name of the row."""
+    """Return the models to build from a library, by the name of the row."""
 
     def cls(path: str, **given: Any) -> Build:
         def build() -> Any:
             module, _, name = path.rpartition(".")
             models = importlib.import_module(f"{library}.models.{module}")
-            # Some print, and take their arguments apart; DeiT's parameters have names, free only once.
+            # Some print, and change their arguments; DeiT's parameters have names that are free only once.
             with contextlib.redirect_stdout(io.StringIO()), paddle.utils.unique_name.guard():
                 return getattr(models, name)(**copy.deepcopy(given))
 
@@ -113,7 +113,7 @@ def models(library: str) -> dict[str, Build]:
 
 
 def built(build: Build) -> tuple[Any, str]:
-    """A model of the library, and what is wrong with the library if it does not build by itself."""
+    """Return a model of the library, and the reason if the library cannot build it without help."""
     try:
         return build(), ""
     except NameError as error:
@@ -126,7 +126,7 @@ def built(build: Build) -> tuple[Any, str]:
 
 
 def randomise(model: Any) -> None:
-    """Values that make every part of a block matter: no zero bias, no neutral norm."""
+    """Set values that make every part of a block matter: no zero bias, no neutral norm."""
     generator = np.random.default_rng(0)
     for name, parameter in model.named_parameters():
         noise = generator.standard_normal(parameter.shape)
@@ -138,7 +138,7 @@ def randomise(model: Any) -> None:
 
 
 def loaded(build: Build, folder: Path) -> tuple[Any, bool]:
-    """A model with weights that went through a file and its ``load_pretrained``; whether all came."""
+    """Return a model whose weights went through a file and ``load_pretrained``, and whether all arrived."""
     path = str(folder / "weights")
     model, _ = built(build)
     randomise(model)
@@ -155,14 +155,14 @@ def loaded(build: Build, folder: Path) -> tuple[Any, bool]:
 
 
 def difference(got: Any, expected: Any) -> float:
-    """The largest, relative to the largest expected number; infinite for other shapes or NaN."""
+    """Return the largest difference, relative to the largest expected number; infinite if it is undefined."""
     if got.shape != expected.shape or not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
 def halves(model: Any, images: Any) -> float:
-    """How far the two halves, one after the other, are from the forward of the block."""
+    """Return how far the two halves, in sequence, are from the forward of the block."""
     spec, _, blocks = find_tower(tome.HOST, tome.SPECS, model)
     entered: list[Any] = []
     hooks = [b.register_forward_pre_hook(lambda _, x: entered.append(x[0])) for b in blocks]
@@ -177,17 +177,17 @@ def halves(model: Any, images: Any) -> float:
 
 
 def own_merging(library: str, model: Any, images: Any, prop_attn: bool) -> Any:
-    """What the library's own ToMe makes of the images, which it merges right, if not its gradients."""
+    """Return the output of the library's own ToMe, which merges correctly, but has wrong gradients."""
     own = importlib.import_module(f"{library}.models.utils.tome")
     if not hasattr(model, "global_pool"):
-        model.global_pool = False  # its patch reads what a plain ViT does not have
+        model.global_pool = False  # its patch reads this attribute, which a plain ViT lacks
     own.apply_patch(model, prop_attn=prop_attn)
     model.r = 8
     return model(images).numpy()
 
 
 def check(library: str, name: str, build: Build, folder: Path) -> dict[str, Any]:
-    """Everything asked of one model: the columns of the table, and ``failed``, what went wrong."""
+    """Check one model; return the columns of the table, and ``failed``, the checks that failed."""
     _, note = built(build)
     model, same = loaded(build, folder)
     images = paddle.to_tensor(np.random.default_rng(1).standard_normal((3, 3, 64, 64)))
@@ -241,7 +241,7 @@ def check(library: str, name: str, build: Build, folder: Path) -> dict[str, Any]
 
 
 def readme_example(folder: Path) -> dict[str, Any]:
-    """The example of PLSC's README, whose import of ToMe is the one line that is another here."""
+    """Run the example of PLSC's README; only its import of ToMe differs."""
     from plsc.models import vision_transformer
 
     path = str(folder / "imagenet2012-ViT-B_16-224")
@@ -281,9 +281,9 @@ def readme_example(folder: Path) -> dict[str, Any]:
 
 
 def report(library: str, commit: str, rows: list[dict[str, Any]]) -> str:
-    """The table, in Markdown."""
+    """Return the table, in Markdown."""
     columns = [name for name in rows[0] if name != "failed"]
-    example = " but for the example" if library == "plsc" else ""
+    example = " except for the example" if library == "plsc" else ""
     columns = [name for name in columns if any(row[name] != "-" for row in rows)]
     lines = [
         f"# {library.upper()}'s own classes",
@@ -311,7 +311,7 @@ def commit_of(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="a checkout of PLSC or of PASSL")
-    parser.add_argument("--commit", help="what to call it, where git does not know")
+    parser.add_argument("--commit", help="its name, if git does not know it")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     asked = parser.parse_args(arguments)
     library = library_in(asked.path)

@@ -1,9 +1,9 @@
-"""Token merging the way its published code goes about it, as a baseline for benchmarks and nothing else.
+"""Token merging as in its published code, only as a baseline for benchmarks.
 
-Attention is eager, with the log of sizes added to a full matrix of scores; similarities are sorted, and
-sorted again; tokens are gathered from strided halves, scattered and concatenated, x and sizes one after the
-other. Written anew on a patched model, whose blocks' attention half and reduction are replaced; for models
-with a fused qkv: timm's ViT, and the plain ViT of ``tomecore.models.paddle``.
+Attention is eager, with the log of sizes added to a full matrix of scores. Similarities are sorted twice.
+Tokens are gathered from strided halves, scattered and concatenated, first x and then sizes. It is written
+from scratch on a patched model, whose attention half and reduction it replaces. It supports models with a
+fused qkv: timm's ViT, and the plain ViT of ``tomecore.models.paddle``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["published_form"]
 
 
 def published_form(model: Any, r: Any) -> Any:
-    """Patch an unpatched ``model`` so that it merges in the published form; for timing only."""
+    """Patch an unpatched ``model`` so that it merges in the published form; only for timing."""
     framework = framework_of(model)
     config = config_of(adapter_of(framework).apply_patch(model, r=r, restore=False))
     attend, reduce = {
@@ -44,7 +44,7 @@ def torch_attend(host: Any, block: Any, x: Any, bias: Any, given: Any) -> tuple[
 
 
 def torch_reduce(
-    config: Any, block: Any, x: Any, keys: list[Any], run: Any, amount: int
+    config: Any, block: Any, x: Any, keys: list[Any], run: Any, amount: int, entered: Any
 ) -> tuple[Any, Any]:
     import torch
 
@@ -67,7 +67,7 @@ def torch_reduce(
 
     size = torch.ones_like(x[..., :1]) if run.sizes is None else run.sizes[..., None].to(x.dtype)
     x, size = merge(x * size), merge(size)
-    return x / size, run.merged(size[..., 0], order, None)
+    return x / size, run.after_merge(size[..., 0], order, None)
 
 
 def paddle_attend(host: Any, block: Any, x: Any, bias: Any, given: Any) -> tuple[Any, Any]:
@@ -85,7 +85,7 @@ def paddle_attend(host: Any, block: Any, x: Any, bias: Any, given: Any) -> tuple
 
 
 def paddle_reduce(
-    config: Any, block: Any, x: Any, keys: list[Any], run: Any, amount: int
+    config: Any, block: Any, x: Any, keys: list[Any], run: Any, amount: int, entered: Any
 ) -> tuple[Any, Any]:
     import paddle
 
@@ -108,4 +108,4 @@ def paddle_reduce(
 
     size = paddle.ones_like(x[..., :1]) if run.sizes is None else run.sizes.unsqueeze(-1)
     x, size = merge(x * size), merge(size)
-    return x / size, run.merged(size[..., 0], order, None)
+    return x / size, run.after_merge(size[..., 0], order, None)

@@ -1,8 +1,8 @@
-"""Your own array library: a few lines make it fast, and none are needed to make it right.
+"""Use your own array library. It needs no code to give correct results, and a few lines to be fast.
 
-A library that follows the array API standard works as it is, with a scatter of the standard, and `check`
-tells whether it does. Here the library is made up: NumPy arrays that say which library they belong to, and
-count the scatters. In your own, scatter_add is one call of your library.
+A library that follows the array API standard works without changes, with a scatter from the standard's
+functions. ``check`` tests whether it follows the standard. The library here is made up: NumPy arrays of
+another class, which count the scatters. With your own library, scatter_add is one call.
 
     python examples/custom_backend.py
 """
@@ -15,7 +15,7 @@ from tomecore.backends import Backend, check, register
 
 
 class MyArray(np.ndarray):
-    """Arrays of mylib. tomecore goes by the module of the class, and by that of its bases."""
+    """Arrays of mylib. tomecore identifies the library by the module of the class or of a base class."""
 
     __module__ = "mylib"
 
@@ -28,15 +28,15 @@ calls = []
 
 
 def scatter_add(base, index, updates):
-    """(B, n, C), (B, r), (B, r, C) -> a new (B, n, C); repeated indices accumulate."""
+    """Add to a copy of base: (B, n, C), (B, r), (B, r, C) -> (B, n, C). Repeated indices accumulate."""
     calls.append(index.shape)
-    found = base.copy()  # never in place: `base` is the caller's
+    found = base.copy()  # never in place: `base` belongs to the caller
     np.add.at(found, (np.arange(len(index))[:, None], index), updates)
     return found
 
 
 def main() -> None:
-    check(Backend("mylib", xp, scatter_add))  # raises with all that is missing or wrong
+    check(Backend("mylib", xp, scatter_add))  # raises if anything is missing or wrong
     calls.clear()
     register("mylib", lambda: Backend("mylib", xp, scatter_add))
     generator = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def main() -> None:
     merged, sizes = tc.merge_weighted(plan, asarray(tokens))
     expected, _ = tc.merge_weighted(tc.bipartite_soft_matching(keys, r=16, protected=1), tokens)
     print("tokens:", tokens.shape[1], "->", merged.shape[1], "of", type(merged).__name__)
-    print("sizes sum to the tokens there were:", float(sizes.sum(-1)[0]))
+    print("sizes sum to the original number of tokens:", float(sizes.sum(-1)[0]))
     print("the same as NumPy, to the last bit:", bool((merged == expected).all()))
     print("scatters by mylib:", len(calls))
 

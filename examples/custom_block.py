@@ -1,4 +1,4 @@
-"""Token merging in a ViT of your own: describe its block once, then ``apply_patch`` works as ever.
+"""Merge tokens in your own ViT: describe its block once, and ``apply_patch`` works as usual.
 
 python examples/custom_block.py
 """
@@ -53,7 +53,7 @@ class MyViT(nn.Module):
         return self.head(x[:, 0])
 
 
-# What tomecore has to know: the block's two halves, where its keys come out, how many tokens never merge.
+# What tomecore needs: the halves of the block, the module that returns the key, the number of prefix tokens.
 
 
 def attend(host, block, x, bias, given):  # bias: (B, 1, 1, n), to be added to the attention scores

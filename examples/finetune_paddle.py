@@ -1,9 +1,9 @@
-"""Train with token merging: a trained ViT is fine-tuned with the r it will run with, in Paddle.
+"""Train with token merging: fine-tune a trained ViT with the r that it will run with, in Paddle.
 
-Starts from the digits model that comes with tomecore, which was trained without merging. For each wished
-speed-up: accuracy off the shelf, and after one short fine-tune with merging. The unpatched model gets the
-same fine-tune, because more training can help by itself. finetune_torch.py is the same in PyTorch, on the
-same images in the same order.
+It starts from the digits model that comes with tomecore, which was trained without merging. For each target
+speed-up it prints the accuracy of the pretrained model, and the accuracy after a short fine-tuning with
+merging. The unpatched model is fine-tuned too, because more training can help by itself. finetune_torch.py
+does the same in PyTorch, with the same images in the same order.
 
     python examples/finetune_paddle.py --json finetune.json
 """
@@ -24,7 +24,7 @@ TOKENS = 197  # 14 x 14 patches and the class token
 
 
 def finetune(model: paddle.nn.Layer, images, labels, *, epochs, batch, lr, seed) -> None:
-    """Plain training; that tokens merge in the forward pass changes nothing here."""
+    """Train as usual: merging in the forward pass changes nothing here."""
     steps = max(1, len(images) // batch)
     slower = paddle.optimizer.lr.CosineAnnealingDecay(lr, epochs * steps)
     optimizer = paddle.optimizer.AdamW(slower, parameters=model.parameters(), weight_decay=0.05)
@@ -49,15 +49,15 @@ def accuracy(model: paddle.nn.Layer, images, labels) -> float:
     return float((predict(model, images).argmax(-1) == labels).mean())
 
 
-def run(speedups, train, test, **settings) -> list[dict]:
-    """One row for the unpatched model and one for each speed-up by arithmetic."""
+def run(speedups, rule, train, test, **settings) -> list[dict]:
+    """Return one row for the unpatched model and one for each target speed-up (by operation count)."""
     rows = []
     for speedup in (1.0, *speedups):
         model = loading.load("digits:paddle").model
         patched = speedup > 1
         if patched:
             tome.apply_patch(model)
-            model.r = schedule.for_speedup(model, speedup)
+            model.r = schedule.for_speedup(model, speedup, rule)
         shelf = accuracy(model, *test)
         merged, left = (model.tome.schedule, model.tome.tokens[-1]) if patched else ([], TOKENS)
         finetune(model, *train, **settings)
@@ -77,7 +77,7 @@ def run(speedups, train, test, **settings) -> list[dict]:
 
 
 def write(path: Path, found: dict) -> None:
-    """Add ``found``, by framework, to what the file holds."""
+    """Add ``found``, by framework, to the contents of the file."""
     before = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**before, **found}, indent=1) + "\n")
@@ -86,11 +86,12 @@ def write(path: Path, found: dict) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--speedups", type=float, nargs="+", default=[1.5, 2.0, 5.0, 8.0])
+    parser.add_argument("--rule", help="of for_speedup: ratio (the default), constant or early")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, help="only so many to train on and to test on")
+    parser.add_argument("--images", type=int, help="number of images for training, and for testing")
     parser.add_argument("--json", type=Path, help="add all numbers to this file")
     args = parser.parse_args(arguments)
     train, test = (
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"epochs": args.epochs, "batch": args.batch, "lr": args.lr, "seed": args.seed}
     print(f"{len(train[0])} digits to train on, {len(test[0])} held out")
     print("           tokens left  off the shelf  finetuned")
-    rows = run(args.speedups, train, test, **settings)
+    rows = run(args.speedups, args.rule, train, test, **settings)
     if args.json:
         made = {"version": paddle.__version__, "images": len(test[0]), **settings, "rows": rows}
         write(args.json, {"paddle": made})

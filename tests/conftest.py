@@ -32,9 +32,7 @@ pytest.register_assert_rewrite("adapters.laws", "adapters.ways")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--fast", action="store_true", help="of the models of tests/adapters, the plain ViTs only"
-    )
+    parser.addoption("--fast", action="store_true", help="plain ViTs only, and no graphs")
     parser.addoption(
         "--list-warnings",
         action="store_true",
@@ -43,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """In environments that are not locked, a new deprecation of a library is no failure."""
+    """In environments that are not locked, a new deprecation of a library is not a failure."""
     if config.getoption("list_warnings"):
         config.addinivalue_line("filterwarnings", "default")
         for name, kind in vars(tomecore.errors).items():
@@ -52,22 +50,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--fast``, leave out every test that got a case of another model than a plain ViT."""
+    """With ``--fast``, leave out tests marked "graph", and those of other models than a plain ViT."""
     if not config.getoption("fast"):
         return
-    chosen = [item for item in items if all(is_plain(value) for value in parameters(item))]
+    chosen = [
+        item
+        for item in items
+        if item.get_closest_marker("graph") is None
+        and all(is_plain(value) for value in parameters(item))
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
 
 
 def parameters(item: pytest.Item) -> list[Any]:
-    """What a test is parametrised with, by its marks and by its fixtures."""
+    """Return the parameters of a test, from its marks and its fixtures."""
     call = getattr(item, "callspec", None)
     return list(call.params.values()) if call else []
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a parameter is no model case, or the case that the golden files describe."""
+    """Whether a parameter is the case that the golden files describe, or not a model case."""
     return type(value).__name__ != "Case" or value.golden is not None
 
 
@@ -100,7 +103,7 @@ def clean_registry() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def gradients_of_paddle() -> None:
-    """Paddle leaves gradients off after an error in a recomputation, for every test that comes behind."""
+    """Paddle leaves gradients off after an error in a recomputation, for every later test."""
     paddle = sys.modules.get("paddle")
     if paddle is not None:
         paddle.set_grad_enabled(True)
@@ -124,7 +127,7 @@ def golden() -> Callable[[str], tuple[dict[str, np.ndarray], Any]]:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One case of merge.npz: what was asked, and every array of it by its name."""
+    """One case of merge.npz: its arguments, and every array by its name."""
 
     number: int
     asked: dict[str, Any]
@@ -140,14 +143,14 @@ class GoldenCase:
         return self.arrays["x"].shape[1] - self.arrays["merged_sum"].shape[1]
 
     def match(self, keys: Any) -> tomecore.MergePlan:
-        """The plan tomecore makes of ``keys``, asked as ToMe is asked."""
+        """Return tomecore's plan for ``keys``, with the arguments of ToMe."""
         options = {name: value for name, value in self.asked.items() if name != "kind"}
         if self.asked["kind"] == "kth":
             return tomecore.kth_bipartite_soft_matching(keys, **options)
         return tomecore.bipartite_soft_matching(keys, **options)
 
     def compute(self, metric: Any, x: Any, size: Any) -> dict[str, Any]:
-        """What tomecore makes of the case, named as in the file; ``slots`` stands for ``source``."""
+        """Return tomecore's results for the case, named as in the file; ``slots`` replaces ``source``."""
         plan = self.match(metric)
         merge, unmerge = plan
         found = {"merged_sum": merge(x, mode="sum")}

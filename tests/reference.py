@@ -1,7 +1,7 @@
-"""Token Merging as the paper tells it, in plain loops over plain lists: slow, obvious, and the judge.
+"""Token Merging as in the paper, in plain loops over plain lists: slow and obvious, as a reference.
 
 Written from section 3 and appendix D of "Token Merging: Your ViT But Faster" (Bolya et al., ICLR 2023)
-and from what this package promises about order, ties and clamps. It imports nothing of the package.
+and from the package's rules for order, ties and clamps. It imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def most_similar(keys: np.ndarray, token: int, candidates: list[int]) -> tuple[int, float]:
-    """The place in ``candidates`` of the token most similar to ``token``; the first of equals."""
+    """The place in ``candidates`` of the token most similar to ``token``; ties go to the first."""
     best, best_similarity = 0, -math.inf
     for place, candidate in enumerate(candidates):
         similarity = cosine(keys[token], keys[candidate])
@@ -81,29 +81,65 @@ def bipartite(keys: np.ndarray, r: int, protected: int = 0) -> Plan:
     )
 
 
-def kth(keys: np.ndarray, k: int) -> Plan:
+def kth(keys: np.ndarray, k: int, protected: int = 0) -> Plan:
     """Every k-th token is a destination for all others; what is left after the last group stays."""
     tokens = len(keys)
-    if k <= 1 or tokens < k:
+    if k <= 1 or tokens - protected < k:
         return identity(tokens)
     destinations, sources = [], []
-    for group in range(tokens // k):
-        members = list(range(group * k, group * k + k))
+    first = protected
+    while first + k <= tokens:
+        members = list(range(first, first + k))
         sources += members[:-1]
         destinations.append(members[-1])
-    tail = list(range(tokens // k * k, tokens))
-    into = [most_similar(keys, token, destinations)[0] for token in sources]
-    return Plan(destinations + tail, sources, into)
+        first += k
+    front, tail = list(range(protected)), list(range(first, tokens))
+    into = [protected + most_similar(keys, token, destinations)[0] for token in sources]
+    return Plan(front + destinations + tail, sources, into)
 
 
-def random(keys: np.ndarray, r: int, permutation: list[int]) -> Plan:
-    """The first r tokens of a permutation merge, each into the most similar of the others."""
-    r = min(r, len(keys) - 1)
+def random(keys: np.ndarray, r: int, permutation: list[int], protected: int = 0) -> Plan:
+    """The first r tokens of a permutation merge, each into the most similar of the others.
+
+    The permutation is of the tokens after the protected ones, counted from 0.
+    """
+    r = min(r, len(keys) - protected - 1)
     if r <= 0:
         return identity(len(keys))
-    sources, destinations = list(permutation[:r]), list(permutation[r:])
-    into = [most_similar(keys, token, destinations)[0] for token in sources]
-    return Plan(destinations, sources, into)
+    free = [protected + place for place in permutation]
+    sources, destinations = free[:r], free[r:]
+    into = [protected + most_similar(keys, token, destinations)[0] for token in sources]
+    return Plan(list(range(protected)) + destinations, sources, into)
+
+
+def partition(
+    keys: np.ndarray, sources: list[int], destinations: list[int], r: int | None = None
+) -> Plan:
+    """The r sources most similar to a destination merge into it; all tokens that stay keep their order."""
+    edges = []
+    for place, token in enumerate(sources):
+        best, similarity = most_similar(keys, token, destinations)
+        edges.append((place, token, destinations[best], similarity))
+    if r is not None:
+        strongest_first = sorted(edges, key=lambda edge: -edge[3])
+        edges = sorted(strongest_first[:r])
+    merged = [token for _, token, _, _ in edges]
+    kept = [token for token in range(len(keys)) if token not in merged]
+    return Plan(kept, merged, [kept.index(destination) for _, _, destination, _ in edges])
+
+
+def grid(
+    height: int, width: int, cell: tuple[int, int], place: list[list[int]] | None = None
+) -> tuple[list[int], list[int]]:
+    """Sources and destinations of a grid: ``place[i][j]`` counts the tokens of cell (i, j) row by row."""
+    destinations = []
+    for i in range(height // cell[0]):
+        for j in range(width // cell[1]):
+            chosen = 0 if place is None else place[i][j]
+            row, column = i * cell[0] + chosen // cell[1], j * cell[1] + chosen % cell[1]
+            destinations.append(row * width + column)
+    sources = [token for token in range(height * width) if token not in destinations]
+    return sources, sorted(destinations)
 
 
 def merge(plan: Plan, x: np.ndarray, reduce: str) -> np.ndarray:

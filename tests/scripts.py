@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def load_script(path: str) -> Any:
-    """The module of ``path``, relative to the repository; what lies beside it can be imported meanwhile."""
+    """Load the module of ``path``, relative to the repository; files next to it can be imported meanwhile."""
     file = ROOT / path
     spec: Any = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)

@@ -3,11 +3,14 @@
     cli, demo -> tools -> adapters/{torch,paddle} -> families, hosts -> engine
     -> schedule, matching -> core -> backends -> errors
 
+``schedule`` also uses ``frameworks``, for the search, which runs models. Every layer may import ``_project``,
+which imports nothing.
+
 A framework is imported in the files that are about it: ``adapters/hosts/torch.py``, ``backends/torch.py`` and
-``models/torch.py``, and their parts, which lie beside them (``hosts/torch_attention.py``). A part is of the
-layer of its file. Tools see the engine through ``tomecore.adapters`` and ``model.tome`` only, and each other
-through their packages. No name with an underscore crosses from one storey to another, and there is no circle.
-Checked on a planted violation of every rule, too, so that a silent checker is noticed.
+``models/torch.py``, and their parts, which are next to them (``hosts/torch_attention.py``). A part belongs to
+the layer of its file. Tools see the engine through ``tomecore.adapters`` and ``model.tome`` only, and each
+other through their packages. No name with an underscore crosses from one layer to another, and there is no
+cycle. The check also runs on a planted violation of every rule, so that a silent checker is noticed.
 """
 
 from __future__ import annotations
@@ -31,33 +34,46 @@ _BELOW = {"errors", "backends", "core", "matching", "schedule"}
 _MODELS = {"frameworks", "models", "weights"}
 #: What every tool may import.
 _SEEN = {*_BELOW, *_MODELS, "adapter", "fused", "package"}
-TOOLS = ("loading", "benchmark", "evaluation", "parity", "visualization", "demo", "cli")
+TOOLS = (
+    "loading",
+    "benchmark",
+    "evaluation",
+    "exporting",
+    "parity",
+    "visualization",
+    "demo",
+    "cli",
+)
 #: The layers of tomecore that a layer may import.
 MAY_IMPORT = {
+    "_project": set(),
     "errors": set(),
     "frameworks": {"errors"},
-    "fallback": {"errors", "fused"},
-    "conformance": {"conformance", "fallback"},
-    "constants": set(),
+    "fallback": {"arrays", "errors", "fused"},
+    "conformance": {"arrays", "conformance", "fallback"},
+    "arrays": set(),
+    "constants": {"arrays"},
     "kernels": {"kernels"},
-    "fused": {"kernels", "constants", "fused"},
-    "backends": {"conformance", "errors", "fallback", "fused"},
-    "backend": {"errors", "backends", "fused", "constants", "backend"},
+    "fused": {"arrays", "kernels", "constants", "fused"},
+    "operations": {"kernels"},
+    "backends": {"arrays", "conformance", "errors", "fallback", "fused"},
+    "backend": {"errors", "backends", "fused", "constants", "backend", "operations"},
     "core": {"errors", "backends", "core"},
     "matching": {"errors", "backends", "conformance", "core", "matching"},
-    "schedule": {"errors", "core", "schedule"},
+    "schedule": {"errors", "core", "frameworks", "schedule"},
     "package": {"core", "matching", "schedule"},
     "engine": {*_BELOW, "engine"},
     "hosts": {*_BELOW, "backend", "engine", "hosts"},
     "families": {*_BELOW, "engine", "families"},
-    "adapter": {*_BELOW, "engine", "families", "hosts"},
+    "adapter": {*_BELOW, "engine", "families", "frameworks", "hosts"},
     "models": {"errors", "models"},
     "weights": {*_MODELS, "errors"},
     "loading": {*_SEEN, "loading"},
     "benchmark": {*_SEEN, "benchmark", "loading"},
     "evaluation": {*_SEEN, "evaluation", "loading"},
+    "exporting": {*_SEEN, "benchmark", "exporting", "loading"},
     "parity": {*_SEEN, "loading", "parity"},
-    "visualization": {*_SEEN, "visualization"},
+    "visualization": {*_SEEN, "loading", "visualization"},
     "demo": {*_SEEN, *TOOLS} - {"cli", "demo"},
     "cli": {*_SEEN, *TOOLS},
     "old path": {*_MODELS, "evaluation", "loading", "schedule", "visualization"},
@@ -65,13 +81,16 @@ MAY_IMPORT = {
 
 #: The packages from elsewhere that a layer may import; "own" is the framework that the file is named after.
 FROM_ELSEWHERE = {
+    "_project": set(),
     "errors": set(),
     "frameworks": {"numpy", "paddle", "torch"},
     "fallback": {"array_api_compat"},
     "conformance": {"array_api_compat", "numpy"},
+    "arrays": set(),
     "constants": set(),
-    "kernels": {"llvmlite", "numba", "numpy"},
+    "kernels": {"llvmlite", "numba", "numpy", "triton"},
     "fused": {"numba"},
+    "operations": {"own"},
     "backends": {"array_api_compat"},
     "backend": {"array_api_compat", "numpy", "own"},
     "core": {"numpy"},
@@ -87,6 +106,9 @@ FROM_ELSEWHERE = {
     "old path": set(),
 }
 
+#: The constants of the project, which any module may import, although its name is private to the package.
+PROJECT = "tomecore._project"
+
 #: Where a module may be imported by a name that is only known when it runs.
 BY_NAME = {
     "tomecore",
@@ -95,17 +117,19 @@ BY_NAME = {
     "tomecore.adapters.engine.host",
     "tomecore.adapters.families",
     "tomecore.backends",
+    "tomecore.models",
     "tomecore.models.digits",
 }
 #: Old paths of public modules that moved; each re-exports the names of the new module, for users only.
 OLD_PATHS = {"arithmetic", "digits", "distributed", "images", "running", "tracing"}
 
-#: Modules of ``tomecore.backends`` that are no library's backend.
+#: Modules of ``tomecore.backends`` that are not a library's backend.
 SMALL_LAYERS = {
     "": "backends",
     "standard": "fallback",
     "required": "conformance",
     "conformance": "conformance",
+    "arrays": "arrays",
     "constants": "constants",
     "partial_products": "constants",
     "kernels": "fused",
@@ -113,9 +137,12 @@ SMALL_LAYERS = {
     "kernels.cpu.fused": "fused",
     "kernels.cpu.compile": "kernels",
     "kernels.cpu.loops": "kernels",
+    "kernels.cuda": "kernels",
+    "kernels.cuda.programs": "kernels",
+    "kernels.cuda.torch_operations": "operations",
 }
 
-#: Folders of ``tomecore.adapters``; what lies beside them are the adapters.
+#: Folders of ``tomecore.adapters``; the files next to them are the adapters.
 INSIDE_ADAPTERS = {"engine", "hosts", "families"}
 FRAMEWORKS = ("torch", "paddle")
 
@@ -132,11 +159,11 @@ def layer_of(module: str) -> str:
         return "weights"  # between the layouts of two frameworks
     if top in OLD_PATHS:
         return "old path"
-    return top or "package"
+    return "cli" if top == "__main__" else top or "package"
 
 
 def framework_of(module: str) -> str:
-    """What "own" means in a module: the library that its file is named after."""
+    """Return the meaning of "own" in a module: the library that its file is named after."""
     return module.rpartition(".")[2].lstrip("_").partition("_")[0]
 
 
@@ -199,6 +226,8 @@ def right(name: str, layer: str, imported: str) -> bool:
             return True
         allowed = {own if one == "own" else one for one in FROM_ELSEWHERE[layer]}
         return top in sys.stdlib_module_names or top in allowed
+    if imported == PROJECT:
+        return True
     target = layer_of(imported)
     if target not in MAY_IMPORT[layer]:
         return False
@@ -264,6 +293,8 @@ def test_the_layers_are_those_of_the_package():
     """A renamed file must not slip out of its layer."""
     expected = {
         "tomecore": "package",
+        "tomecore.__main__": "cli",
+        "tomecore._project": "_project",
         "tomecore.core.merging": "core",
         "tomecore.core.plan": "core",
         "tomecore.matching": "matching",
@@ -273,11 +304,15 @@ def test_the_layers_are_those_of_the_package():
         "tomecore.errors": "errors",
         "tomecore.frameworks": "frameworks",
         "tomecore.backends": "backends",
+        "tomecore.backends.arrays": "arrays",
         "tomecore.backends.standard": "fallback",
         "tomecore.backends.kernels.cpu.fused": "fused",
         "tomecore.backends.kernels.cpu.compile": "kernels",
         "tomecore.backends.kernels.cpu.loops": "kernels",
         "tomecore.backends.kernels.cpu.torch": "backend",
+        "tomecore.backends.kernels.cuda.programs": "kernels",
+        "tomecore.backends.kernels.cuda.torch": "backend",
+        "tomecore.backends.kernels.cuda.torch_operations": "operations",
         "tomecore.backends.numpy": "backend",
         "tomecore.backends.torch": "backend",
         "tomecore.backends.torch_products": "backend",
@@ -308,7 +343,8 @@ def test_a_framework_is_imported_in_three_files_and_their_parts(framework):
         if layer_of(name) not in {"frameworks", "weights", *TOOLS}
         and any(one.partition(".")[0] == framework for _, one in imports(name, path, known))
     }
-    assert importing == {
+    on_gpu = {"tomecore.backends.kernels.cuda.torch"} if framework == "torch" else set()
+    assert importing == on_gpu | {
         f"tomecore.adapters.hosts.{framework}",
         f"tomecore.backends.{framework}",
         f"tomecore.backends.kernels.cpu.{framework}",
@@ -332,10 +368,13 @@ PLANTED = [
     ("core/checks.py", "import importlib\nimportlib.import_module('jax')", "(core) imports jax"),
     ("core/checks.py", "m = 'jax'\n__import__(m)", "(core) imports ?"),
     ("errors.py", "import tomecore.schedule", "(errors) imports tomecore.schedule"),
+    ("_project.py", "from tomecore import errors", "(_project) imports tomecore.errors"),
     ("frameworks.py", "from tomecore import models", "(frameworks) imports tomecore.models"),
     ("backends/__init__.py", "import torch", "(backends) imports torch"),
     ("backends/__init__.py", "from tomecore.core import plan", "imports tomecore.core.plan"),
     ("backends/__init__.py", "from tomecore.backends import jax", "tomecore.backends.jax"),
+    ("backends/arrays.py", "import numpy", "(arrays) imports numpy"),
+    ("backends/arrays.py", "from tomecore import errors", "(arrays) imports tomecore.errors"),
     ("backends/numpy.py", "import torch", "(backend) imports torch"),
     ("backends/torch.py", "import paddle", "(backend) imports paddle"),
     ("backends/torch.py", "from tomecore import schedule", "(backend) imports tomecore.schedule"),
@@ -374,6 +413,7 @@ PLANTED = [
     ("loading/_torch.py", "from tomecore.demo import run", "(loading) imports tomecore.demo"),
     ("benchmark/_forms.py", "def f():\n    from tomecore import demo", "imports tomecore.demo"),
     ("benchmark/_forms.py", "from tomecore.loading import _torch", "tomecore.loading._torch"),
+    ("exporting/_export.py", "from tomecore import evaluation", "imports tomecore.evaluation"),
     ("visualization/_page.py", "from tomecore import benchmark", "imports tomecore.benchmark"),
     ("cli/bench.py", "from tomecore.benchmark._timing import quartiles", "benchmark._timing"),
     ("demo.py", "from tomecore.cli import main", "(demo) imports tomecore.cli"),
@@ -415,7 +455,7 @@ def test_a_planted_circle_is_found(copy):
 
 
 def names_defined(tree: ast.Module) -> set[str]:
-    """What a module's source binds at its top level, inside ``if`` and ``try`` too."""
+    """Return the names that a module's source binds at its top level, inside ``if`` and ``try`` too."""
     names, blocks = set(), list(tree.body)
     while blocks:
         node = blocks.pop()
@@ -495,4 +535,4 @@ def test_dir_names_what_is_public():
     assert {"adapters", "backends", "errors", "schedule"} <= set(dir(tomecore))
     assert tomecore.errors.TomeError is sys.modules["tomecore.errors"].TomeError
     with pytest.raises(AttributeError, match="module 'tomecore' has no attribute 'nothing'"):
-        tomecore.nothing  # noqa: B018
+        getattr(tomecore, "nothing")  # noqa: B009

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +19,9 @@ from tomecore.errors import UnsupportedModelError
 #: module -> public names in it. Add to it; what is here stays.
 NAMES = {
     "tomecore": (
-        "MergePlan __version__ bipartite_soft_matching compose kth_bipartite_soft_matching "
-        "merge_weighted parse_r random_bipartite_soft_matching tokens_per_layer"
+        "MergePlan __version__ apply_patch bipartite_soft_matching compose "
+        "kth_bipartite_soft_matching merge_weighted parse_r partition_matching "
+        "random_bipartite_soft_matching remove_patch tokens_per_layer visualize"
     ),
     "tomecore.adapters": "Spec Trim",
     "tomecore.adapters.paddle": "apply_patch handle register remove_patch",
@@ -30,11 +33,18 @@ NAMES = {
     "tomecore.distributed": "Processes join local_rank",
     "tomecore.errors": (
         "ArgumentTypeError ArgumentValueError ClampWarning InnerHookWarning LostStateError "
-        "NoForwardError NotPatchedError StaleProgramWarning TomeError UnsupportedModelError"
+        "MissingLibraryError NoForwardError NotPatchedError StaleProgramWarning TomeError "
+        "UnsupportedModelError"
     ),
     "tomecore.evaluation": "Pictures Result Row draw evaluate find",
     "tomecore.images": "Preprocess read_image",
     "tomecore.loading": "Loaded adapter_of load",
+    "tomecore.matching": (
+        "Context Matching bidirectional bipartite_soft_matching diffrate drop_similar evit find kth "
+        "kth_bipartite_soft_matching name_of names needs needs_of partition_matching pitome ppt random "
+        "random_bipartite_soft_matching register tofu tome tome_cis"
+    ),
+    "tomecore.matching.partitions": "partition_frames partition_grid",
     "tomecore.models.paddle": "VisionTransformer load_weights",
     "tomecore.models.torch": "VisionTransformer",
     "tomecore.parity": (
@@ -42,12 +52,15 @@ NAMES = {
         "convert_weights diagnose load_arrays transfer_weights"
     ),
     "tomecore.running": "evaluating framework_of logits_of predict require to_numpy to_tensor",
-    "tomecore.schedule": "Ratio Schedule for_speedup for_tokens parse_r tokens_per_layer",
+    "tomecore.schedule": (
+        "Ratio Schedule for_speedup for_tokens load parse_r search tokens_per_layer tune"
+    ),
     "tomecore.tracing": "Grid patch_grid sources_by_layer",
-    "tomecore.visualization": "make_visualization",
+    "tomecore.visualization": "make_visualization preprocess_of sources_by_layer visualize",
 }
 #: parameters of ``apply_patch``: all by name but the model
-PARAMETERS = ["model", "r", "protected", "prop_attn", "trace_source", "restore", "trim_last"]
+PARAMETERS = ["model", "r", "matching", "protected", "prop_attn"]
+PARAMETERS += ["trace_source", "restore", "trim_last"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,8 +74,26 @@ def test_public_modules_resolve_lazily():
     """``import tomecore`` is enough to reach each of them, and imports no framework."""
     source = "import sys, tomecore\n"
     source += "".join(f"{name}\n" for name in NAMES if name.count(".") == 1)
-    source += "assert not {'torch', 'paddle', 'jax'} & set(sys.modules), sorted(sys.modules)"
+    source += "tomecore.matching.partitions, tomecore.models.digits, tomecore.schedule.arithmetic\n"
+    source += "assert not {'torch', 'paddle', 'jax'} & set(sys.modules), sorted(sys.modules)\n"
+    source += "tomecore.adapters.torch, tomecore.models.torch\n"
+    source += "tomecore.adapters.paddle, tomecore.models.paddle"
     subprocess.run([sys.executable, "-c", source], check=True)
+
+
+def test_type_checkers_see_what_is_there():
+    """The stub next to ``__init__.py`` has every name of ``tomecore``, and no other."""
+    functions_of = vars(tomecore)["_FUNCTIONS"]
+    stub = ast.parse(Path(tomecore.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imported = {
+        (node.module if alias.name in functions_of else None, alias.asname)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    functions = {(f"tomecore.{home}", name) for name, home in functions_of.items()}
+    others = {(None, name) for name in {*dir(tomecore)} - {*functions_of, "__version__"}}
+    assert imported == functions | others
 
 
 @pytest.mark.parametrize("adapter", [tomecore.adapters.torch, tomecore.adapters.paddle])
@@ -73,6 +104,10 @@ def test_apply_patch_takes_what_it_took(adapter):
 
 
 def test_a_model_that_was_pickled_before_the_modules_moved():
-    """The first thing that its pickle asks for."""
+    """The first thing that its pickle loads."""
     with pytest.raises(UnsupportedModelError, match="then call apply_patch with this"):
         pickle.loads(b"ctomecore.adapters._swap\nrebuild\n.")
+
+
+def test_a_renamed_method_has_its_old_name():
+    assert tomecore.adapters.Spec.listed is tomecore.adapters.Spec.block_list

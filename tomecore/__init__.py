@@ -1,8 +1,9 @@
 """Token Merging for every framework.
 
-The algorithms, on NumPy, PyTorch, Paddle, JAX and any other array-API library, are here. The patches
-for real models are ``tomecore.adapters.torch`` and ``tomecore.adapters.paddle``; they, and the
-frameworks, are imported when first used and not before.
+``apply_patch(model)`` patches a model of PyTorch or Paddle. ``tomecore.adapters.torch`` and
+``tomecore.adapters.paddle`` have it for one framework each. The algorithms, on NumPy, PyTorch, Paddle, JAX
+and any other array-API library, are here. ``export`` writes ONNX files, and ``visualize`` draws what
+merges. Adapters and frameworks are imported on first use.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from tomecore.core.plan import MergePlan
 from tomecore.matching import (
     bipartite_soft_matching,
     kth_bipartite_soft_matching,
+    partition_matching,
     random_bipartite_soft_matching,
 )
 from tomecore.schedule import parse_r, tokens_per_layer
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "MergePlan",
@@ -29,11 +31,12 @@ __all__ = [
     "kth_bipartite_soft_matching",
     "merge_weighted",
     "parse_r",
+    "partition_matching",
     "random_bipartite_soft_matching",
     "tokens_per_layer",
 ]
 
-#: what is imported when it is first used: every storey, and the public modules
+#: what is imported when it is first used: every package, and the public modules
 _LAZY = (
     "adapters",
     "arithmetic",
@@ -44,6 +47,7 @@ _LAZY = (
     "distributed",
     "errors",
     "evaluation",
+    "exporting",
     "frameworks",
     "images",
     "loading",
@@ -55,13 +59,22 @@ _LAZY = (
     "tracing",
     "visualization",
 )
+#: functions, and the packages that have them
+_FUNCTIONS = {
+    "apply_patch": "adapters",
+    "remove_patch": "adapters",
+    "export": "exporting",
+    "visualize": "visualization",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"tomecore.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"tomecore.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'tomecore' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_LAZY})
+    return sorted({*__all__, *_LAZY, *_FUNCTIONS})

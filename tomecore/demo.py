@@ -1,7 +1,8 @@
 """The main job: one trained ViT on held-out digits, in torch and in Paddle, unpatched and merging.
 
     result, models = run(["torch", "paddle"])
-    draw(models["torch"], Path("merged.png"))
+    draw_digits(models["torch"], Path("digits.png"))
+    draw_photo("torch", Path("photo.png"))
 
 The tools do the work: ``tomecore.benchmark`` times the model unpatched, merging and dropping tokens in turn,
 and ``tomecore.parity`` compares the two frameworks decision by decision. The accuracy comes from the outputs
@@ -10,29 +11,30 @@ of the same comparison, on images never used in training. ``cli/demo.py`` shows 
 
 from __future__ import annotations
 
+import importlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tomecore import benchmark, parity
-from tomecore.frameworks import predict
+from tomecore.frameworks import RUNTIMES, predict, to_numpy
 from tomecore.loading import adapter_of, load
 from tomecore.loading.images import Preprocess
 from tomecore.models import digits
 from tomecore.schedule import R, as_data
-from tomecore.visualization import follow_images
+from tomecore.visualization import draw_strip, follow_images, pixels_to_draw, visualize
 
-__all__ = ["SCHEDULES", "DemoResult", "DemoRow", "draw", "run", "steps"]
+__all__ = ["SCHEDULES", "DemoResult", "DemoRow", "draw_digits", "draw_photo", "run", "steps"]
 
 #: the schedules that the demo shows after the unpatched model
 SCHEDULES: tuple[R, ...] = (8, 16, (16, -1))
-#: layers that are drawn
-_LAYERS = (3, 6, 9, 12)
-_GAP = 8
+#: layers that are drawn, from 0
+_LAYERS = (2, 5, 8, 11)
 
 Progress = Callable[[str], None]
 
@@ -104,7 +106,7 @@ def run(
     limit_images: int | None = None,
     progress: Progress = lambda step: None,
 ) -> tuple[DemoResult, dict[str, Any]]:
-    """Measure everything; return the result and the patched models by framework.
+    """Measure the accuracy and speed of the digits model at each r; return them and the patched models.
 
     Args:
         frameworks: any of "torch" and "paddle", installed.
@@ -173,8 +175,8 @@ def _rows(accuracy: Sequence[float], timed: Sequence[benchmark.Measurement]) -> 
         )
 
 
-def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
-    """Draw ``count`` held-out digits, a column each, and below them their merged groups after some layers.
+def draw_digits(model: Any, path: Path, r: R = 16, count: int = 4) -> None:
+    """Draw ``count`` held-out digits, a row each, and next to them their merged groups after some layers.
 
     Args:
         model: a patched model.
@@ -182,17 +184,52 @@ def draw(model: Any, path: Path, r: R = 16, count: int = 6) -> None:
         r: the schedule to draw.
         count: number of digits to draw: 0, 1, 2 and so on, one of each, at most 10.
     """
-    from PIL import Image
-
     images, labels = digits.load("test")
     images = images[[int(np.flatnonzero(labels == digit)[0]) for digit in range(count)]]
     preprocess = Preprocess(mean=(digits.MEAN,), std=(digits.STD,))
-    pixels = [preprocess.pixels(image) for image in images]
-    merged = follow_images(model, images, pixels, [""] * count, [r])
-    rows = [merged.pixels]
-    rows += [tuple(merged.painted(i, 0, layer) for i in range(count)) for layer in _LAYERS]
-    gap = ((0, _GAP), (0, _GAP), (0, 0))
-    cells = [[np.pad(cell, gap, constant_values=255) for cell in row] for row in rows]
-    sheet = np.concatenate([np.concatenate(row, axis=1) for row in cells])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet[:-_GAP, :-_GAP]).save(path)
+    pixels = [pixels_to_draw(image, preprocess, scale=4) for image in images]
+    names = [f"digit {digit}" for digit in range(count)]
+    merged = follow_images(model, images, pixels, names, [r])
+    title = "Handwritten digits: the tokens that a trained ViT merges"
+    draw_strip(merged, _LAYERS, title=title).save(path)
+
+
+def draw_photo(framework: str, path: Path, r: R = 16) -> None:
+    """Draw a photograph, and its merged groups after some layers of a ViT-Ti/16 with random weights.
+
+    The photograph is china.jpg of scikit-learn (CC BY 2.0, danielbuechele). With random weights, groups
+    follow colour and position; with trained ones they also follow what is shown.
+
+    Args:
+        framework: "torch" or "paddle".
+        path: the file to write; its ending decides the format.
+        r: the schedule to draw.
+    """
+    visualize(
+        _random_vit(framework),
+        files("sklearn.datasets") / "images" / "china.jpg",
+        r=r,
+        layers=_LAYERS,
+        title="A photograph in a ViT with random weights: patches of similar colour merge",
+        save=path,
+    )
+
+
+def _random_vit(framework: str) -> Any:
+    """Return a ViT-Ti/16 with random weights, the same in every framework."""
+    module = importlib.import_module(f"tomecore.models.{framework}")
+    sizes = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    # The frameworks have other defaults for these two.
+    model = module.VisionTransformer.from_config({**sizes, "qkv_bias": True, "norm_eps": 1e-6})
+    layout = RUNTIMES[framework].layout
+    own = {name: to_numpy(value) for name, value in model.state_dict().items()}
+    weights = parity.convert_weights(own, source=layout, target="timm")
+    rng = np.random.default_rng(0)
+    for name in sorted(weights):
+        shape = weights[name].shape
+        if len(shape) > 1:
+            found = rng.normal(0, 0.02, shape)
+        else:
+            found = np.zeros(shape) if name.endswith("bias") else np.ones(shape)  # of norms
+        weights[name] = found.astype(np.float32)
+    return parity.load_arrays(model, parity.convert_weights(weights, source="timm", target=layout))

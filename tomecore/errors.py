@@ -15,6 +15,7 @@ __all__ = [
     "ClampWarning",
     "InnerHookWarning",
     "LostStateError",
+    "MissingLibraryError",
     "NoForwardError",
     "NotPatchedError",
     "StaleProgramWarning",
@@ -34,6 +35,10 @@ class ArgumentValueError(TomeError, ValueError):
 
 class ArgumentTypeError(TomeError, TypeError):
     """An argument has the wrong type."""
+
+
+class MissingLibraryError(TomeError, ImportError):
+    """A library that this needs is not installed; the message has the command that installs it."""
 
 
 class UnsupportedLibraryError(ArgumentTypeError):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tomecore.errors import ArgumentTypeError, TomeError
+from tomecore._project import install_hint
+from tomecore.errors import ArgumentTypeError, MissingLibraryError, TomeError
 
 __all__ = [
     "FRAMEWORKS",
@@ -31,6 +32,7 @@ __all__ = [
     "predict",
     "require",
     "runtime_of",
+    "stacked",
     "to_numpy",
     "to_tensor",
 ]
@@ -41,7 +43,7 @@ class Torch:
 
     name = "torch"
     #: the command that installs it
-    install = 'pip install "tomecore[torch]"'
+    install = install_hint("torch")
     #: the layout of its plain ViTs' weights, by its name in ``tomecore.models.convert``
     layout = "timm"
     #: its name for a GPU, and examples of its devices
@@ -72,11 +74,11 @@ class Torch:
         return module.register_forward_hook(hook)
 
     def no_grad(self) -> Any:
-        """Return a context without gradients."""
+        """Return a context manager that disables gradients."""
         return self.library.no_grad()
 
     def fastest(self) -> Any:
-        """Return the context without gradients that costs least, for timing."""
+        """Return the context manager that disables gradients at the lowest cost, for timing."""
         return self.library.inference_mode()
 
     def forget_gradients(self, model: Any) -> None:
@@ -140,7 +142,7 @@ class Paddle:
     """The parts of Paddle that the tools need, with the names of :class:`Torch`, which explains them."""
 
     name = "paddle"
-    install = 'pip install "tomecore[paddle-cpu]"'
+    install = install_hint("paddle-cpu")
     layout = "plsc"
     gpu, devices = "gpu", "cpu, gpu, gpu:1 ..."
     launcher = "python -m paddle.distributed.launch"
@@ -207,7 +209,7 @@ class Paddle:
         yield gather
 
 
-#: A type checker ensures that both have all that the tools use.
+#: A type checker ensures that both have everything that the tools use.
 Runtime = Torch | Paddle
 
 #: name -> framework
@@ -220,7 +222,9 @@ FRAMEWORKS = {name: runtime.install for name, runtime in RUNTIMES.items()}
 def require(framework: str) -> None:
     """Raise if a framework is missing, with the command that installs it."""
     if importlib.util.find_spec(framework) is None:
-        raise TomeError(f"{framework} is not installed; install it with: {FRAMEWORKS[framework]}")
+        raise MissingLibraryError(
+            f"{framework} is not installed; install it with: {FRAMEWORKS[framework]}"
+        )
 
 
 def framework_of(model: Any) -> str:
@@ -248,6 +252,11 @@ def to_tensor(model: Any, array: np.ndarray) -> Any:
     """Return ``array`` as a tensor of the model's framework, with the device and dtype of its weights."""
     runtime, parameter = runtime_of(model), next(iter(model.parameters()))
     return runtime.tensor(array, runtime.device_of(parameter), parameter.dtype)
+
+
+def stacked(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return arrays (C, H, W) as one array (B, C, H, W)."""
+    return np.stack(images)
 
 
 def to_numpy(array: Any) -> np.ndarray:

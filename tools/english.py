@@ -1,4 +1,4 @@
-"""Find phrases in docstrings, comments and strings that are not plain English, and suggest others.
+"""Find phrases in Python files, documents and notebooks that are not plain English, and suggest others.
 
 python tools/english.py            # list them
 python tools/english.py --check    # exit 1 if there are any
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import json
 import re
 import sys
 import tokenize
@@ -18,29 +19,23 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
-#: the files to check; add a pattern here when a part of the package is clean
-FILES = (
-    "tomecore/errors.py",
-    "tomecore/core/*.py",
-    "tomecore/matching/*.py",
-    "tomecore/schedule/*.py",
-    "tomecore/adapters/*.py",
-    "tomecore/adapters/hosts/*.py",
-    "tomecore/adapters/engine/*.py",
-    "tomecore/benchmark/*.py",
-    "tomecore/evaluation/*.py",
-    "tomecore/parity/*.py",
-    "tomecore/visualization/*.py",
-    "tomecore/loading/*.py",
-    "tomecore/cli/*.py",
-    "tomecore/demo.py",
-    "tomecore/frameworks.py",
-    "tomecore/adapters/families/**/*.py",
-    "tomecore/backends/**/*.py",
-    "tomecore/models/**/*.py",
+#: files whose docstrings, comments and other strings are checked
+FILES = ("tomecore/**/*.py", "examples/*.py", "benchmarks/*.py", "tools/*.py")
+#: files whose docstrings and comments are checked; their other strings are data
+DOCSTRINGS = ("tests/**/*.py", "tools/english.py")
+#: documents, and notebooks, whose Markdown is checked
+DOCUMENTS = (
+    "*.md",
+    "docs/**/*.md",
+    "examples/*.md",
+    "tomecore/**/*.md",
+    "tests/**/*.md",
+    "notebooks/*.ipynb",
 )
-#: files among these that are not clean yet
-LATER: tuple[str, ...] = ()
+#: generated documents, whose words are in the docstrings
+GENERATED = ("docs/reference/*.md",)
+#: the lines between these two are not checked in a document
+OFF, ON = "<!-- english: off -->", "<!-- english: on -->"
 
 #: regular expression -> what to write instead; a space matches any white space
 PHRASES = {
@@ -55,7 +50,7 @@ PHRASES = {
     r"told": "given, passed, reported",
     r"likewise": "too, in the same way",
     r"that which": "what, the one that",
-    r"tokens? (at the|in) front": "prefix tokens",
+    r"tokens? at the front|in front": "prefix tokens; before, first",
     r"hand(s|ed|ing)?( \w+){0,3} (on|back|over)": "returns, passes on",
     r"hand(s|ed|ing)?( \w+){1,3} to": "passes ... to",
     r"(to|cannot|can|may) be had": "is available, is supported",
@@ -68,21 +63,59 @@ PHRASES = {
     r"but for": "except for",
     r"(let|lets|letting) (itself|themselves)": "allows",
     r"wish(es|ed)?": "target, requested value",
+    r"made(?! up)": "created, built, computed",
+    r"all that": "everything that, all ... that",
+    r"behind": "after, below; out of date",
+    r"beside": "next to, besides",
+    r"(this|these) very|the very (?!first|last|same)\w+": "exactly this, this",
+    r"held to|hold(s|ing)? \w+ to": "is compared with, must equal",
+    r"knows? (nothing )?of": "knows, does not know",
+    r"(another|otherwise) than": "other than, different from, differently from",
+    r"(the|its|their) price": "the cost",
+    r"as ever": "as before",
+    r"strangers?": "unknown block, unknown code",
+    r"storeys?": "layer, package",
+    r"seams?": "interface",
+    r"take[sn]? off": "remove",
+    r"(gives?|gave|given) (out|away)": "returns, exposes",
+    r"(is|are|was|were) there": "exists, is available",
+    r"so many": "that many, at most N",
+    r"wants": "needs",
+    r"troubles?": "problem",
+    r"\w+, for (they|it|we|he|she)": "because",
+    r"prove[sd]? (itself|themselves|on)": "is tested, passes the test",
+    r"tells": "shows, reports, returns whether",
+    r"needs? of (an?|the|its)": "needs from",
+    r"(first )?of equals|of equal \w+,? the first": "ties go to the first",
+    r"contexts? without gradients": "context manager that disables gradients",
+    r"(is|are) of another": "belongs to another, has another",
+    r"most like (it|them)": "most similar",
+    r"in another way|by other things": "differently, by other criteria",
+    r"an? \w+ (\w+ )?of our own": "its own",
+    r"stands? (twice|elsewhere|together|at the same)": "occurs, is, has the same position",
+    r"tried out": "tested",
+    r"is all it takes": "needs nothing else",
+    r"\w+=\{\} must": "`name` must ...; got {value}",
 }
 #: regular expression for the beginning of a docstring -> what to write instead
 BEGINNINGS = {
     r"(Of|And|But|Or|Nor|Also|Likewise|By|From|Where|Why|What|Whose)\b": (
         "start with a verb (Return ..., Raise if ...) or a noun"
     ),
-    r"[a-z]\w": "start with a capital letter",
+    r"(?!(torch|timm|accelerate|transformers|tomecore|pip|docs)\b)[a-z][a-z]+\b(?![:'._(=/\w-])": (
+        "start with a capital letter"
+    ),
 }
 #: phrases that are right as they stand -> why
 ALLOWED = {
     "in front of the patches": "where unknown tokens stand, which may not be prefix tokens",
     "in front of the grid": "where unknown tokens stand, which may not be prefix tokens",
     "no schedule makes this model": "a cause, not a computation",
-    "every block hands on all tokens, for decoders": "text of the README's table of models",
 }
+#: a fenced block of code in a document
+BLOCK = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE
+)
 #: a piece of a message that is shorter than this, on a line of its own, was split by accident
 SHORTEST = 30
 
@@ -107,14 +140,19 @@ class Finding(NamedTuple):
         return f"{self.file}:{self.line}: {self.phrase!r}: {self.instead}"
 
 
-def find(source: str, file: str = "") -> list[Finding]:
-    """Return the phrases to replace in the source of a module, in the order of their lines."""
+def find(source: str, file: str = "", *, data: bool = False) -> list[Finding]:
+    """Return the phrases to replace in the source of a module, in the order of their lines.
+
+    Args:
+        source: of the module.
+        file: its name.
+        data: whether strings other than docstrings are data and are not checked.
+    """
+    texts = [text for text in strings(source) if text.docstring or not data]
     found = [
-        Finding(file, line, phrase, instead)
-        for text in (*strings(source), *comments(source))
-        for line, phrase, instead in phrases(text)
+        Finding(file, *phrase) for text in (*texts, *comments(source)) for phrase in phrases(text)
     ]
-    found += [Finding(file, *piece) for piece in split_pieces(source)]
+    found += [] if data else [Finding(file, *piece) for piece in split_pieces(source)]
     return sorted(found, key=lambda finding: finding.line)
 
 
@@ -220,21 +258,62 @@ def split_pieces(source: str) -> Iterator[tuple[int, str, str]]:
             yield number, quoted[2], "join the pieces of the message, and wrap them again"
 
 
+def find_in_document(source: str, file: str = "") -> list[Finding]:
+    """Return the phrases to replace in Markdown: in its text, and in its blocks of Python."""
+    hidden = re.compile(rf"{OFF}.*?{ON}", re.DOTALL)
+    source = hidden.sub(lambda match: "\n" * match[0].count("\n"), source)
+    found = []
+    for block in BLOCK.finditer(source):
+        if block["language"] == "python":
+            first = source.count("\n", 0, block.start("code"))
+            code = re.sub(f"(?m)^{block['indent']}", "", block["code"])
+            found += [one._replace(line=one.line + first) for one in find(code, file)]
+    prose = BLOCK.sub(lambda match: "\n" * match[0].count("\n"), source)
+    prose = re.sub(r"\]\([^)\s]*\)", "]", prose)
+    found += [Finding(file, *phrase) for phrase in phrases(build_text(prose, 1))]
+    return sorted(found, key=lambda finding: finding.line)
+
+
+def find_in_notebook(source: str, file: str = "") -> list[Finding]:
+    """Return the phrases to replace in the Markdown cells of a notebook, on the lines of its file."""
+    raw, last, found = source.splitlines(), 0, []
+    for cell in json.loads(source)["cells"]:
+        numbers = []
+        for line in cell["source"]:
+            text = json.dumps(line, ensure_ascii=False)
+            last = next(n for n in range(last, len(raw)) if text in raw[n]) + 1
+            numbers.append(last)
+        if cell["cell_type"] == "markdown":
+            cell_found = find_in_document("".join(cell["source"]), file)
+            found += [one._replace(line=numbers[one.line - 1]) for one in cell_found]
+    return found
+
+
+def find_in_file(path: Path) -> list[Finding]:
+    """Return the phrases to replace in a file, by its kind."""
+    name, source = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return find_in_document(source, name)
+    if path.suffix == ".ipynb":
+        return find_in_notebook(source, name)
+    return find(source, name, data=path in matching(DOCSTRINGS))
+
+
+def matching(patterns: tuple[str, ...]) -> set[Path]:
+    """Return the files of the repository that match any of the patterns."""
+    return {path for pattern in patterns for path in ROOT.glob(pattern)}
+
+
 def files() -> list[Path]:
     """Return the files to check."""
-    found = {path for pattern in FILES for path in ROOT.glob(pattern)}
-    return sorted(found - {ROOT / name for name in LATER})
+    return sorted(matching((*FILES, *DOCSTRINGS, *DOCUMENTS)) - matching(GENERATED))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 if there are any")
     check = parser.parse_args(arguments).check
-    found = [
-        finding
-        for path in files()
-        for finding in find(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
-    ]
+    found = [finding for path in files() for finding in find_in_file(path)]
     for finding in found:
         print(finding)
     if found and check:

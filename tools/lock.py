@@ -1,11 +1,12 @@
-"""Keep the locks: every version of an environment in which the tests pass.
+"""Write and read the locks: every version of an environment in which the tests pass.
 
-python tools/lock.py constraint full    # print pip's options for the running Python; none if it has no lock
+python tools/lock.py constraint full    # print pip's options for the running Python; none without a lock
 python tools/lock.py write full         # write locks/full.txt from the packages of the running Python
-python tools/lock.py readme             # rewrite the table of versions in README.md (--check: only compare)
+python tools/lock.py table              # rewrite the table of docs/supported.md (--check: only compare)
 
-``full`` is the environment of `make demo`, `make test` and CI, ``bare`` that of `make test-bare`. A lock is
-made for one Python on one platform. Use it as `pip install -c`, or `pip install --no-deps -r` for all of it.
+``full`` is the environment of `make demo`, `make test` and CI; ``bare`` is that of `make test-bare`, and
+``docs`` that of `make docs`. A lock is for one Python on one platform. Use it as `pip install -c`, or install
+all of it with `pip install --no-deps -r`.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from readme import README, with_part
+from pages import SUPPORTED, with_part
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "locks"
 BEGIN, END = "<!-- versions: tools/lock.py writes this -->\n", "<!-- versions: end -->\n"
-#: as the README calls it -> the distribution; in the order of the table
+#: name in the table -> distribution, in the order of the table
 SHOWN = {
     "NumPy": "numpy",
     "array-api-compat": "array-api-compat",
@@ -37,7 +38,7 @@ SHOWN = {
 
 
 def running() -> str:
-    """The Python that runs this, as the first line of a lock names it."""
+    """Return the running Python, as the first line of a lock names it."""
     python = f"{platform.python_implementation()} {sys.version_info[0]}.{sys.version_info[1]}"
     return f"{python} on {sys.platform} {platform.machine()}"
 
@@ -47,24 +48,24 @@ def path_of(name: str) -> Path:
 
 
 def made_for(name: str) -> str:
-    """The Python that a lock was made for."""
+    """Return the Python to which a lock applies."""
     return path_of(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def normal(name: str) -> str:
-    """A distribution's name as all ways to write it have in common."""
+    """Return a distribution's name in the form that all its spellings share."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def locked(name: str) -> dict[str, str]:
-    """Distribution -> version, of a lock."""
+    """Return distribution -> version, of a lock."""
     lines = path_of(name).read_text(encoding="utf-8").splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {normal(distribution): version for distribution, version in pairs}
 
 
 def floors() -> dict[str, str]:
-    """Distribution -> the oldest version allowed, from pyproject.toml and the integration requirements."""
+    """Return distribution -> the oldest version allowed, from pyproject.toml and the requirements files."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     files = (ROOT / "tests" / "integration").glob("requirements*.txt")
     text = "\n".join([project, *(file.read_text(encoding="utf-8") for file in sorted(files))])
@@ -73,7 +74,7 @@ def floors() -> dict[str, str]:
 
 
 def lines_of(freeze: str) -> list[str]:
-    """The lines of ``pip freeze``; exits where one is not a version that a registry has."""
+    """Return the lines of ``pip freeze``; exit if one is not a version of a package index."""
     lines = [line for line in freeze.splitlines() if line and not line.startswith("#")]
     if bad := [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)]:
         sys.exit(
@@ -84,7 +85,7 @@ def lines_of(freeze: str) -> list[str]:
 
 def write(name: str) -> None:
     """Write a lock from the packages of the running Python."""
-    command = [sys.executable, "-m", "pip", "freeze", "--exclude-editable"]
+    command = [sys.executable, "-m", "pip", "freeze", "--exclude-editable", "--exclude", "tomecore"]
     frozen = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     head = [f"# {running()}", f"# Written by `make lock`: tools/lock.py write {name}"]
     LOCKS.mkdir(exist_ok=True)
@@ -92,7 +93,7 @@ def write(name: str) -> None:
 
 
 def constraint(name: str) -> str:
-    """pip's options that hold it to a lock; for another Python none, and a line on stderr that says so."""
+    """Return the pip options for a lock; none, with a line on stderr, if it is for another Python."""
     if made_for(name) == running():
         return f"-c {path_of(name).relative_to(ROOT)}"
     text = (
@@ -103,7 +104,7 @@ def constraint(name: str) -> str:
 
 
 def table() -> str:
-    """The oldest version allowed beside the locked one, of what the README names."""
+    """Return the table of the oldest version allowed and the locked one."""
     oldest, tested = floors(), locked("full")
     python = re.search(
         r'^requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
@@ -115,29 +116,31 @@ def table() -> str:
     return "\n".join([*lines, *(f"| {' | '.join(cells)} |" for cells in rows)]) + "\n"
 
 
-def updated(readme: str) -> str:
-    """``readme`` with the table in its place."""
-    return with_part(readme, BEGIN, table(), END)
+def updated(page: str) -> str:
+    """Return ``page`` with the new table in its place."""
+    return with_part(page, BEGIN, table(), END)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for command in ("constraint", "write"):
-        commands.add_parser(command).add_argument("lock", choices=["full", "bare"])
-    commands.add_parser("readme").add_argument("--check", action="store_true")
+        commands.add_parser(command).add_argument("lock", choices=["full", "bare", "docs"])
+    commands.add_parser("table").add_argument("--check", action="store_true")
     asked = parser.parse_args()
     if asked.command == "constraint":
         print(constraint(asked.lock))
     elif asked.command == "write":
         write(asked.lock)
     else:
-        old = README.read_text(encoding="utf-8")
+        old = SUPPORTED.read_text(encoding="utf-8")
         new = updated(old)
         if asked.check and new != old:
-            sys.exit("the table of versions in README.md is behind: run tools/lock.py readme")
+            sys.exit(
+                "the table of versions in docs/supported.md is out of date: run tools/lock.py table"
+            )
         if not asked.check:
-            README.write_text(new, encoding="utf-8")
+            SUPPORTED.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

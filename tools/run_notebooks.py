@@ -1,4 +1,4 @@
-"""Runs the notebooks and keeps their outputs, without what differs from machine to machine.
+"""Run the notebooks and keep their outputs, without the parts that differ between machines.
 
 python tools/run_notebooks.py            # all of them, about five minutes on one core
 python tools/run_notebooks.py notebooks/torch.ipynb
@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 
 def executed(path: Path, settings: Mapping[str, str] | None = None, timeout: int = 1800) -> Any:
-    """The notebook at ``path``, run from a fresh start in its folder.
+    """Run the notebook at ``path`` from a fresh start in its folder, and return it.
 
     Args:
         path: of the notebook; the file is left as it is.
@@ -30,7 +30,7 @@ def executed(path: Path, settings: Mapping[str, str] | None = None, timeout: int
         nbclient.exceptions.CellExecutionError: a cell raised.
     """
     notebook = nbformat.read(path, as_version=4)
-    # Figures in the page, whatever the caller draws with; no warnings of libraries among the outputs.
+    # Draw figures into the notebook, whatever backend the caller uses, without warnings of libraries.
     environment = {
         **os.environ,
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -48,7 +48,7 @@ def executed(path: Path, settings: Mapping[str, str] | None = None, timeout: int
 
 
 def cleaned(notebook: Any) -> Any:
-    """The same notebook without clock times, warnings and names of the machine."""
+    """Return the notebook without clock times, warnings and names of the machine."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":

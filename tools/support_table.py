@@ -1,7 +1,7 @@
-"""Write the table of supported models into README.md, from the families the adapters know.
+"""Write the table of models into docs/supported.md, from the specs of the adapters.
 
 python tools/support_table.py            # rewrite the table
-python tools/support_table.py --check    # exit 1 if the README is behind
+python tools/support_table.py --check    # exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from readme import README, with_part
+from pages import SUPPORTED, with_part
 
 import tomecore.adapters.paddle
 import tomecore.adapters.torch
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- supported: tools/support_table.py writes this -->\n", "<!-- s
 
 
 def short(names: tuple[str, ...] | dict[str, str]) -> str:
-    """Class names without their modules, each once."""
+    """Return the class names without their modules, each once."""
     last = dict.fromkeys(name.rpartition(".")[2] for name in names)
     return ", ".join(f"`{name}`" for name in last if name != "*")
 
@@ -30,7 +30,7 @@ def row(framework: str, spec: Spec) -> str:
 
 
 def table() -> str:
-    """The table, one row for each spec, in the order in which they are asked."""
+    """Return the table, one row for each spec, in the order in which the specs are tried."""
     lines = ["| models | framework | classes | notes |", "|---|---|---|---|"]
     for framework, adapter in (
         ("torch", tomecore.adapters.torch),
@@ -41,9 +41,9 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def updated(readme: str) -> str:
-    """``readme`` with the table in its place."""
-    return with_part(readme, BEGIN, table(), END)
+def updated(page: str) -> str:
+    """Return ``page`` with the new table in its place."""
+    return with_part(page, BEGIN, table(), END)
 
 
 def main() -> None:
@@ -52,12 +52,14 @@ def main() -> None:
         "--check", action="store_true", help="only say whether the table is up to date"
     )
     check = parser.parse_args().check
-    old = README.read_text(encoding="utf-8")
+    old = SUPPORTED.read_text(encoding="utf-8")
     new = updated(old)
     if check and new != old:
-        sys.exit("the table of supported models in README.md is behind: run tools/support_table.py")
+        sys.exit(
+            "the table of models in docs/supported.md is out of date: run tools/support_table.py"
+        )
     if not check:
-        README.write_text(new, encoding="utf-8")
+        SUPPORTED.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

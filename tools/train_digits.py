@@ -1,9 +1,9 @@
-"""Trains the digits model that ships with the package: ``tomecore/data/digits_vit.safetensors``.
+"""Train the digits model that ships with the package: ``tomecore/models/data/digits_vit.safetensors``.
 
-Plain training, without token merging, on two CPU cores in about half an hour. Most epochs run at
-half the resolution (50 tokens instead of 197), then position embeddings are interpolated and the
-model finishes at full resolution. The test split is read once, after training, with the weights as
-stored; ``--validate`` holds out a part of the training split instead, for choosing settings.
+This is plain training without token merging. It takes about half an hour on two CPU cores. Most epochs run at
+half the resolution (50 tokens instead of 197). Then the position embeddings are interpolated, and the model
+finishes at full resolution. The test split is used once, after training, with the stored weights. To choose
+settings, ``--validate`` holds out a part of the training split instead.
 
     python tools/train_digits.py
 """
@@ -28,7 +28,7 @@ BACKGROUND = -digits.MEAN / digits.STD
 
 
 def augment(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Random rotation, scale, shear, shift and erasing: (B, 1, H, W) -> (B, 1, size, size)."""
+    """Apply random rotation, scale, shear, shift and erasing: (B, 1, H, W) -> (B, 1, size, size)."""
     b = images.shape[0]
 
     def uniform(limit: float) -> torch.Tensor:
@@ -53,7 +53,7 @@ def augment(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def at_full_resolution(small: VisionTransformer, large: VisionTransformer) -> None:
-    """Copy the weights of ``small`` to ``large``, position embeddings interpolated."""
+    """Copy the weights of ``small`` to ``large``, with interpolated position embeddings."""
     state = small.state_dict()
     prefix = small.num_prefix_tokens
     old, new = small.patch_embed.grid_size, large.patch_embed.grid_size
@@ -75,7 +75,7 @@ def train(
     warmup: int,
     label: str,
 ) -> VisionTransformer:
-    """Train for ``epochs`` epochs; return the exponential moving average of the weights."""
+    """Train for ``epochs`` epochs, and return the exponential moving average of the weights."""
     decay = [p for p in model.parameters() if p.ndim == 2 or p.ndim == 4]
     plain = [p for p in model.parameters() if p.ndim not in (2, 4)]
     optimizer = torch.optim.AdamW(
@@ -120,14 +120,14 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: VisionTransformer, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images classified rightly."""
+    """Return the share of images that are classified correctly."""
     model.eval()
     found = torch.cat([model(part).argmax(1) for part in images.split(64)])
     return int((found == labels).sum()) / len(labels)
 
 
 def main() -> None:
-    """Train, store in float16, and report the accuracy of what was stored."""
+    """Train the model, store it in float16, and report the accuracy of the stored weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--low-epochs", type=int, default=115, help="at 28x28")
     parser.add_argument("--high-epochs", type=int, default=20, help="at 56x56")
@@ -180,7 +180,7 @@ def main() -> None:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(stored, args.out, metadata=metadata)
-    args.out.chmod(0o644)  # safetensors leaves it to the owner alone
+    args.out.chmod(0o644)  # safetensors lets only the owner read it
     again = accuracy(load_weights(VisionTransformer(**config), args.out), *test)
     print(f"held-out accuracy {again:.4f} on {len(test[1])} images; wrote {args.out}; {made}")
 

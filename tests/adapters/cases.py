@@ -28,16 +28,16 @@ class Case:
         name: the id of its tests.
         fw: its framework.
         build: ``(img_size=, depth=) -> model``, randomised afterwards.
-        prefix: tokens at the front that must never merge.
+        prefix: the number of prefix tokens, which never merge.
         pooled: pools over tokens, so that restore=False must be refused.
-        exact: the halves equal the block bit for bit; else our attention half stands in.
+        exact: the halves equal the block bit for bit; otherwise it has our attention half.
         drops: drops paths at random in training.
         golden: builds from the arguments in the golden file of the framework; only the plain ViT.
         layers: dotted path of the list of blocks in what ``build`` returns.
-        given: ``(model, x) -> dict``, what the model passes to a block beside tokens ``x``.
+        given: ``(model, x) -> dict``, what the model passes to a block in addition to tokens ``x``.
         prop_attn: the default of proportional attention.
-        dense: each layer hands on all tokens, because the model's readers want them.
-        rounds: rounds to float32 on the way, whatever its weights are: no finite differences.
+        dense: each layer returns all tokens, because the model's readers need them.
+        rounds: it rounds to float32 internally, whatever its weights are, so there are no finite differences.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Case:
         return list(attribute(model, self.layers))
 
     def arguments(self, model: Any, x: Any) -> dict[str, Any]:
-        """What a block gets beside ``x``."""
+        """Return what a block gets in addition to ``x``."""
         return {} if self.given is None else self.given(model, x)
 
     def entering(self, model: Any, images: np.ndarray) -> Any:

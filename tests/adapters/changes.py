@@ -1,4 +1,4 @@
-"""What users do to a block or a module of a patched model, in both frameworks."""
+"""Changes that users make to a block or a module of a patched model, in both frameworks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures over tomecore's own ViTs, for tests that are no laws: these are in ``laws``."""
+"""Fixtures over tomecore's own ViTs, for tests that are not laws; laws are in ``laws``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def own(request):
 
 @pytest.fixture(params=[c for c in OWN if c.golden], ids=lambda case: case.fw.name)
 def plain(request):
-    """The plain ViT of each framework, where the kind of model makes no difference."""
+    """The plain ViT of each framework, for tests in which the kind of model does not matter."""
     return request.param
 
 

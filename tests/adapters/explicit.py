@@ -38,7 +38,7 @@ def run(
     protected: int,
     prop_attn: bool = True,
 ) -> list[Layer]:
-    """The state after each block, for tokens ``x`` (B, N, C) and what each layer shall merge."""
+    """The state after each block, for tokens ``x`` (B, N, C) and how many tokens each layer merges."""
     batch, tokens, _ = x.shape
     sizes = np.ones((batch, tokens))
     source = np.tile(np.arange(tokens), (batch, 1))

@@ -1,6 +1,6 @@
-"""What the adapter tests need of a framework, so that one law can be written for all of them.
+"""The framework functions that the adapter tests need, so that one law can be written for all frameworks.
 
-Arrays cross this border as numpy: a law compares numbers, and only these few lines know whose.
+Arrays become numpy here: a law compares numbers, and only these few lines know the framework.
 """
 
 from __future__ import annotations
@@ -40,17 +40,36 @@ def random_parameter(
     return 0.5 * noise if "token" in name or "embed" in last else 0.2 * noise
 
 
+def check_one(x: Any, cls: type) -> None:
+    """Raise unless ``x`` is one tensor."""
+    if not isinstance(x, cls):
+        raise TypeError(
+            f"a law reads one tensor; got a {type(x).__name__}. If the model of a case returns that, "
+            "let `build` wrap it in a module that returns one tensor, and set Case(layers=) to the path of "
+            "its blocks"
+        )
+
+
 class Framework:
     """Common part of :data:`TORCH` and :data:`PADDLE`."""
 
     name: str
     tome: Any
+    # of each of the two
+    tensor: Callable[..., Any]
+    numpy: Callable[..., Any]
+    double: Callable[..., Any]
+    single: Callable[..., Any]
+    assign: Callable[..., None]
+    clear_gradients: Callable[..., None]
+    pre_hook: Callable[..., Any]
+    post_hook: Callable[..., Any]
 
     def modules(self, model: Any) -> dict[str, Any]:
         return dict(self.tome.HOST.named_modules(model))
 
     def fingerprint(self, model: Any) -> dict[str, Any]:
-        """What apply_patch may change and remove_patch must restore, down to identities."""
+        """Return everything that apply_patch may change and remove_patch must restore, down to identities."""
         return {
             path: (
                 type(module),
@@ -113,6 +132,7 @@ class Torch(Framework):
         return torch.from_numpy(np.array(array))
 
     def numpy(self, x: torch.Tensor) -> np.ndarray:
+        check_one(x, torch.Tensor)
         return x.detach().cpu().numpy()
 
     def double(self, model: Any) -> Any:
@@ -178,6 +198,7 @@ class Paddle(Framework):
         return paddle.to_tensor(np.array(array))
 
     def numpy(self, x: paddle.Tensor) -> np.ndarray:
+        check_one(x, paddle.Tensor)
         return x.detach().numpy()
 
     def double(self, model: Any) -> Any:

@@ -28,7 +28,7 @@ _TILE = 128
 
 
 class InvalidArgument(Exception):
-    """What ``PADDLE_ENFORCE`` and ``ASSERT_CHECK`` raise."""
+    """The error of ``PADDLE_ENFORCE`` and ``ASSERT_CHECK``."""
 
 
 def enforce(holds: bool, what: str) -> None:
@@ -50,7 +50,7 @@ def attended(q: Any, k: Any, v: Any, bias: Any, scale: float, dropout: float) ->
 
 
 def in_memory(mask: Any) -> np.ndarray:
-    """The elements of a mask one after the other, as a kernel finds them, and NaN behind them."""
+    """Return the elements of a mask in the order in which a kernel reads them, followed by NaN."""
     enforce(mask.is_contiguous(), "a kernel gets contiguous memory")
     found = mask.astype("float32").numpy().ravel()
     return np.concatenate([found, np.full(1 << 22, np.nan, dtype="float32")])
@@ -109,7 +109,7 @@ def by_math(
 
 
 def forget() -> None:
-    """Paddle remembers what it was told about the device."""
+    """Paddle stores what it learned about the device."""
     for function in vars(sdpa).values():
         if hasattr(function, "cache_clear"):
             function.cache_clear()
@@ -131,7 +131,7 @@ def gpu(card: tuple[int, int]) -> Iterator[list[str]]:
         chosen.append(select(params))
         return chosen[-1]
 
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(paddle, "is_compiled_with_cuda", always(True)),
         mock.patch.object(paddle, "is_compiled_with_custom_device", always(False)),
         mock.patch.object(paddle.cuda, "is_available", always(True)),

@@ -182,7 +182,7 @@ def tokens_of(plain, model, images):
 
 
 def test_two_streams_in_lock_step(plain):
-    """Two images go through each block one after the other, as in siamese towers."""
+    """Two images go through each block in sequence, as in siamese towers."""
 
     def both(self, a, b):
         for block in self.blocks:
@@ -215,7 +215,7 @@ def test_an_error_of_the_users_own_is_left_alone(plain):
 
 
 def test_a_forward_that_was_replaced_before_the_patch(plain, monkeypatch):
-    """The halves stand for the library's forward, and not for what somebody put in its place."""
+    """The halves replace the library's forward, and not a forward that was put in its place."""
     fw, model = plain.fw, plain.model()
 
     def other(self, x):
@@ -392,7 +392,7 @@ def test_a_layer_that_does_not_run_alone():
 
 
 def test_a_quantised_mlp():
-    """It has one scale for all tokens, which is no mixing of tokens."""
+    """It has one scale for all tokens, which does not mix tokens."""
     model = TORCH.patched(r=8).float()
     mlp = torch.ao.quantization.quantize_dynamic(model.blocks[2].mlp, {torch.nn.Linear})
     model.blocks[2].mlp = torch.nn.Sequential(mlp)

@@ -18,7 +18,9 @@ ENTRY = ForwardInfo(num_tokens=7, batch=2, device=None, number=1, keep_all=False
 
 
 class Known(MergeHistory):
-    """A trail whose end is known."""
+    """A history whose end is known."""
+
+    weighted = False
 
     def __init__(self, source):
         self.known = source
@@ -45,7 +47,7 @@ def run_of(fw, padded: bool = False) -> TokenState:
 
 
 def mean_of_groups(rows: np.ndarray, padded: bool) -> np.ndarray:
-    """rows (2, 7, ...) -> (2, 4, ...), in loops."""
+    """Compute rows (2, 7, ...) -> (2, 4, ...), in loops."""
     out = np.zeros((2, 4, *rows.shape[2:]))
     for b in range(2):
         for slot in range(4):
@@ -57,7 +59,7 @@ def mean_of_groups(rows: np.ndarray, padded: bool) -> np.ndarray:
 @pytest.mark.parametrize("padded", [False, True], ids=["all real", "padded"])
 @pytest.mark.parametrize("shape", [(6, 8), (2, 1, 6, 8), (3, 6, 8), (2, 3, 6, 8)], ids=str)
 def test_tables_are_averaged_over_groups(fw, rng, shape, padded):
-    """Six rows: the class token in front has none."""
+    """Six rows: the class token has none."""
     table = rng.standard_normal(shape)
     full = np.broadcast_to(table, (2, 3 if shape[-3:-2] == (3,) else 1, 6, 8))
     rows = np.concatenate(

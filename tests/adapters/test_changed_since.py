@@ -1,4 +1,4 @@
-"""A model that was changed beside the patch: told, or followed, and never silently wrong."""
+"""A model that changes after the patch: the change is reported or followed, never silently wrong."""
 
 from __future__ import annotations
 

@@ -12,10 +12,14 @@ import torch
 from adapters import explicit
 from adapters.cases import OWN
 from adapters.frameworks import PADDLE, TORCH
-from tomecore.adapters.engine.class_attention import check_class_attention, class_attention
+from tomecore.adapters.engine.class_attention import check_class_attention, weights_and_values
 from tomecore.errors import UnsupportedModelError
 
 WITH_CLASS_TOKEN = [case for case in OWN if case.prefix]
+
+
+def class_attention(*args):
+    return weights_and_values(*args)[0]
 
 
 @pytest.fixture(params=WITH_CLASS_TOKEN, ids=lambda case: case.name)
@@ -92,8 +96,21 @@ def test_the_softmax_is_in_float32(one, dtype):
     np.testing.assert_allclose(weights, expected, rtol=0, atol=limit * expected.max())
 
 
+def test_autocast_leaves_the_scores_in_float32():
+    (one,) = (case for case in WITH_CLASS_TOKEN if case.golden and case.fw is TORCH)
+    model = one.model()
+    x = torch.as_tensor(inputs(one, model)[0]).float()
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = class_attention(
+            one.fw.tome.HOST, spec_of(one, model), one.blocks(model)[1], x, None, {}
+        )
+    assert weights.dtype == torch.float32
+    assert (weights.sum(axis=1) - 1).abs().max() < 1e-6
+
+
 def test_an_adapter_around_the_projection_is_called(one):
-    """A projection that is no plain linear layer is called as a module, and not taken apart."""
+    """A projection that is not a plain linear layer is called as a module, and not split."""
     fw, model = one.fw, one.model()
     x, sizes = inputs(one, model)
     attn = one.blocks(model)[1].attn
@@ -191,7 +208,7 @@ def test_another_attention(one):
 
 
 def test_a_spec_with_another_half_has_no_anatomy(one):
-    """The anatomy goes with one attention half: a spec made of another must not keep it."""
+    """The anatomy goes with one attention half: a spec derived from another must not keep it."""
     model = one.model()
     spec = spec_of(one, model)
     assert dataclasses.replace(spec, notes="").anatomy is spec.anatomy

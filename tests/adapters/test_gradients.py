@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_a_region_that_begins_before_the_blocks(plain):
 def test_passes_that_cannot_be_told_apart(plain):
     """The region begins before the model, whose input is new: no tensor knows which pass it was."""
     fw, model = plain.fw, in_training(plain)
-    total = 0
+    total: Any = 0
     for r in (6, 1):
         model.r, images = r, plain.tensors(seed=r)
         fw.require_gradient(images)
@@ -108,7 +109,7 @@ def test_passes_that_cannot_be_told_apart(plain):
 
 @REENTRANT
 def test_one_tensor_under_two_values_of_r(plain, reentrant):
-    """In torch both passes hand the same storage to the recomputation, which cannot tell them apart."""
+    """In torch both passes give the recomputation the same storage, so it cannot tell them apart."""
     fw, model = plain.fw, in_training(plain)
     x = fw.tensor(fw.numpy(fw.tokens(model, plain.images())))
     fw.require_gradient(x)

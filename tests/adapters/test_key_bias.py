@@ -1,4 +1,4 @@
-"""Attention with a bias of keys in bfloat16 on a CPU: by two products, and only where that is asked for."""
+"""Attention with a bias of keys in bfloat16 on a CPU: by two products, and only if that is requested."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_what_it_does_not_know_goes_to_the_kernel(given, monkeypatch):
 
 
 def test_nothing_computed_with_it_stays_of_its_kind():
-    """An eager attention adds it to scores; what comes of that must not steer later attentions."""
+    """An eager attention adds it to scores; the result must not affect later attentions."""
     q, k, v, sizes = operands(torch.bfloat16)
     with torch.no_grad():
         bias = tome.HOST.with_prop_attn_form(tome.HOST.log_sizes(sizes, q), q)
@@ -124,7 +124,7 @@ def test_with_gradients_the_fused_kernel_stays():
 
 
 def test_in_a_model(monkeypatch):
-    """Used in every block behind the first merge, and as near to the exact outputs as the fused kernel is."""
+    """Used in every block after the first merge, and as near to the exact outputs as the fused kernel."""
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL).eval()
     x = torch.randn(2, 3, 32, 32)

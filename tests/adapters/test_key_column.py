@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -114,7 +115,7 @@ def test_called_by_keyword(form):
 def test_what_it_does_not_know_goes_to_the_kernel_as_it_is(given, monkeypatch):
     q, k, v, sizes = operands(8)
     bias = sizes.log()[:, None, None]
-    monkeypatch.setattr(forms, "widened", None)
+    monkeypatch.setattr(forms, "append_column", None)
     if given == "causal":
         found = forms.attention_by_column(q, k, v, is_causal=True)
         expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -130,7 +131,7 @@ def test_what_it_does_not_know_goes_to_the_kernel_as_it_is(given, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{}, {"restore": False}, {"trim_last": True}], ids=str)
 def test_a_model_computes_the_same(settings, used):
-    """In each block behind the first merge; outputs and gradients."""
+    """In each block after the first merge; outputs and gradients."""
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     outputs, gradients = {}, {}
     for form in (True, "column", False):
@@ -199,3 +200,33 @@ def test_paddle_takes_its_fastest_form_by_itself(value, error):
     with pytest.raises(error, match=text + "$"):
         tomecore.adapters.paddle.apply_patch(model, prop_attn=value)
     assert type(model) is tomecore.models.paddle.VisionTransformer
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "capability", "unsafe"),
+    [
+        (64, torch.bfloat16, (9, 0), True),
+        (192, torch.float16, (10, 0), True),
+        (128, torch.bfloat16, (9, 0), False),
+        (65, torch.bfloat16, (9, 0), False),
+        (64, torch.float32, (9, 0), False),
+        (64, torch.bfloat16, (8, 0), False),
+        (64, torch.bfloat16, (12, 0), False),
+    ],
+)
+def test_a_mask_with_which_cudnn_may_return_nan_becomes_a_column(
+    monkeypatch, tokens, dtype, capability, unsafe
+):
+    """Nothing runs on a GPU here: the bias is a fake tensor of one."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with FakeTensorMode():
+        bias = torch.empty(2, 1, 1, tokens, dtype=dtype, device="cuda")
+        assert forms.mask_is_unsafe(bias) == unsafe
+        monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: False)
+        assert not forms.mask_is_unsafe(bias)
+        assert not forms.mask_is_unsafe(torch.empty(2, 1, 1, tokens, dtype=dtype))
+        monkeypatch.undo()
+    monkeypatch.setattr("tomecore.adapters.hosts.torch.mask_is_unsafe", lambda bias: unsafe)
+    bias = torch.zeros(2, 1, 1, tokens)
+    found = tome.HOST.with_prop_attn_form(bias, torch.empty(2, tokens, 8))
+    assert isinstance(found, forms.KeyColumn) == unsafe

@@ -18,6 +18,7 @@ from adapters.cases import OWN, TINY, by_name
 from adapters.frameworks import TORCH
 from adapters.laws import Laws, LawsOfPlainViTs, LawsOfSpecs
 from adapters.laws.base import CHOICES, ForEachCase
+from adapters.laws.halves import Halves
 from adapters.ways import check_shapes
 from tomecore.models.torch import VisionTransformer
 
@@ -119,6 +120,53 @@ def test_a_law_is_nowhere_else():
         if file.stem != "test_trim_last":  # has cases of its own
             found = re.findall(r"def (test_\w+)\([^)]*\bcase\b", file.read_text())
             assert found == [], file.name
+
+
+# ---- law 16 catches what it is for
+
+
+@pytest.fixture
+def whole():
+    """A case whose halves bypass the attention."""
+    return by_name(OWN)["paddle-plain"]
+
+
+def test_a_spec_that_does_not_name_a_bypassed_module_is_caught(whole, monkeypatch):
+    monkeypatch.setattr(whole.spec, "bypasses", ())
+    with pytest.raises(AssertionError, match=r"merging does not call \['attn'\]; name it in Spec"):
+        Halves().test_every_module_that_the_halves_do_not_call_is_named(whole)
+
+
+def test_an_anatomy_that_leaves_a_part_out_is_caught(whole, monkeypatch):
+    anatomy = whole.spec.anatomy
+    known = {name: parts[:-1] for name, parts in anatomy.classes.items()}
+    monkeypatch.setattr(anatomy, "classes", known)
+    with pytest.raises(AssertionError, match=r"holds proj_drop, which .*; name it in Anatomy"):
+        Halves().test_the_anatomy_is_that_of_the_attention(whole)
+
+
+def test_an_anatomy_with_other_rows_is_caught(whole, monkeypatch):
+    anatomy, qkv = whole.spec.anatomy, whole.spec.anatomy.qkv
+
+    def last_rows(host, attention, y, given, rows):
+        q, k, v, scale = qkv(host, attention, y, given, None)
+        return (q if rows is None else q[:, -rows:]), k, v, scale
+
+    monkeypatch.setattr(anatomy, "qkv", last_rows)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        Halves().test_the_anatomy_is_that_of_the_attention(whole)
+
+
+def test_a_model_that_returns_more_than_one_tensor_is_refused():
+    class Two(VisionTransformer):
+        def forward(self, x):
+            return super().forward(x), x
+
+    case = dataclasses.replace(by_name(OWN)["torch-plain"], build=lambda **sizes: two)
+    two = Two.from_config({**TINY, "img_size": 32, "depth": 1, "num_classes": 7})
+    message = r"a law reads one tensor; got a tuple\. .*let `build` wrap it .*Case\(layers=\)"
+    with pytest.raises(TypeError, match=message):
+        TORCH.forward(case.model(), case.images())
 
 
 # ---- law 12 catches what it is for

@@ -1,4 +1,4 @@
-"""Where sizes cannot follow the tokens there is an error, never a silent wrong number."""
+"""If sizes cannot follow the tokens, there is an error, never a silent wrong number."""
 
 from __future__ import annotations
 

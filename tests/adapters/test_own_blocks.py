@@ -1,4 +1,4 @@
-"""Blocks of the user's own: described by a registered spec, or recognised by structure and tried out."""
+"""Blocks of the user's own: described by a registered spec, or recognised by structure and tested."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_spec_may_name_classes_themselves():
 
 
 class Rewritten(own.Block):
-    """The forward of a pre-norm block, written again by somebody else."""
+    """The forward of a pre-norm block, written again by a user."""
 
     def forward(self, x):
         y = self.drop_path1(self.ls1(self.attn(self.norm1(x))))

@@ -59,6 +59,7 @@ def test_a_hook_inside_a_block_is_told_that_it_sees_merged_tokens(plain):
     assert seen == [41]
 
 
+@pytest.mark.graph
 def test_compiled_passes_are_those_of_their_thread():
     """One thread runs a compiled model, another the model itself: each sees its own last pass."""
     model, images = TORCH_PLAIN.patched(r=8), TORCH_PLAIN.tensors()

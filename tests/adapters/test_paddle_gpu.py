@@ -1,4 +1,4 @@
-"""What tomecore hands to Paddle's attention on a GPU, held to Paddle's selector and its kernels' rules."""
+"""The arguments of Paddle's attention on a GPU, checked by Paddle's selector and its kernels' rules."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_sizes_reach_the_kernel_of_the_unpatched_model(tokens, scale, dtype, bat
         out = tome.HOST.attention(*given, dropout=0.0, scale=scale)
     assert chosen == [expected_kernel(card, dtype)]
     assert out.dtype == given[0].dtype
-    near(out, exactly(*given, scale), LIMITS[dtype])
+    near(out, exactly(*given, scale=scale), LIMITS[dtype])
 
 
 @card_of
@@ -87,7 +87,7 @@ def test_queries_of_a_trimmed_block(tokens, rows, dtype, batch, card):
     given = operands(tokens, rows, batch, dtype)
     with gpu(card):
         out = tome.HOST.attention(*given, dropout=0.0, scale=0.3)
-    near(out, exactly(*given, 0.3), LIMITS[dtype])
+    near(out, exactly(*given, scale=0.3), LIMITS[dtype])
 
 
 @card_of
@@ -145,9 +145,10 @@ def test_a_model_merges_as_on_a_cpu(model, trim_last, dtype, batch, card, monkey
     near(got, exact, {"float32": 1e-4, "float16": 3e-2, "bfloat16": 2e-1}[dtype])
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_static_graph_is_traced_for_paddle_s_current_device(model, on_gpu, monkeypatch):
-    """Where values have no place. Its numbers are those of a CPU, which can run the math kernel only."""
+    """Values have no place there. Its numbers are those of a CPU, which can only run the math kernel."""
     paddle.seed(0)
     r = [5, 8, 3, 0, 0, 0]
     tome.apply_patch(model, r=r)
@@ -194,11 +195,11 @@ def recorded(form, attended):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [181, 184])
 def test_the_emulation_notices_a_mask_of_one_row(tokens, dtype, card):
-    """What tomecore handed over before: read as other images' sizes, or refused."""
+    """The arguments that tomecore used before: read as other images' sizes, or refused."""
     given = operands(tokens, tokens, 3, dtype)
     with gpu(card) as chosen:
         try:
-            out = forms.with_mask(*given, 0.0, 0.3).astype("float32").numpy()
+            out = forms.with_mask(*given, dropout=0.0, scale=0.3).astype("float32").numpy()
         except InvalidArgument:
             assert chosen == ["mem_efficient"]
             assert tokens == 184
@@ -209,7 +210,7 @@ def test_the_emulation_notices_a_mask_of_one_row(tokens, dtype, card):
         assert chosen == ["flash_attn"]
         assert not np.isfinite(out[2]).all()
         assert (
-            np.abs(out[0, :1] - exactly(*given, 0.3)[0, :1]).max() < 0.1
+            np.abs(out[0, :1] - exactly(*given, scale=0.3)[0, :1]).max() < 0.1
         )  # the first row is right
 
 

@@ -1,4 +1,4 @@
-"""What only Paddle has: static graphs, recomputation on copies, an attention half of our own."""
+"""Paddle only: static graphs, recomputation on copies, a separate attention half."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def same(program, images, expected):
         )
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize(
     ("name", "r"),
     [("paddle-plain", [0, 8]), ("paddle-distilled", 8), ("paddle-average", 8)],
@@ -84,6 +85,7 @@ def test_a_static_graph_computes_the_same(name, r):
     assert model.tome._config.traced_state is None
 
 
+@pytest.mark.graph
 def test_a_graph_that_may_break_runs_blocks_as_they_are():
     """The default of to_static; a new r counts at once, and results are kept."""
     model, images = PLAIN.patched(depth=2), PLAIN.tensors(3)
@@ -94,6 +96,7 @@ def test_a_graph_that_may_break_runs_blocks_as_they_are():
         assert model.tome.tokens[0] == 65 - r
 
 
+@pytest.mark.graph
 def test_a_static_graph_keeps_no_results_and_leaves_with_the_patch():
     model, images = PLAIN.patched(depth=2, r=8), PLAIN.tensors()
     program = static(model)
@@ -107,6 +110,7 @@ def test_a_static_graph_keeps_no_results_and_leaves_with_the_patch():
     )
 
 
+@pytest.mark.graph
 def test_gradients_through_a_static_graph():
     model = PLAIN.patched(depth=2, r=8)
     model.train()
@@ -119,6 +123,7 @@ def test_gradients_through_a_static_graph():
         np.testing.assert_allclose(got[name], gradient, rtol=0, atol=limit, err_msg=name)
 
 
+@pytest.mark.graph
 def test_the_default_predictor(tmp_path):
     """Its oneDNN logarithm overwrites its input: without a copy, sizes become their logarithms."""
     model = PLAIN.fw.single(PLAIN.patched(depth=3, r=8))
@@ -135,7 +140,7 @@ def test_the_default_predictor(tmp_path):
 
 
 def tracings(monkeypatch):
-    """What ``tracing`` is in each block from now on."""
+    """Return a list that records ``tracing`` in each block from now on."""
     clamp, seen = block_module.clamp, []
 
     def remember(config, run):
@@ -146,6 +151,7 @@ def tracings(monkeypatch):
     return seen
 
 
+@pytest.mark.graph
 def test_tracing_is_seen(monkeypatch):
     model = PLAIN.patched(depth=2, r=8)
     seen = tracings(monkeypatch)
@@ -224,9 +230,9 @@ def test_an_ordinary_detach_works_on_a_temporary(model):
 
 
 def test_recomputation_is_seen(model):
-    """From the stack, because Paddle's own flag is cleared by a backward pass inside another.
+    """Read from the stack, because a backward pass inside another clears Paddle's own flag.
 
-    A function of the user's may compute its region again; a hook begins passes of its own.
+    A user's function may compute its region again; a hook begins passes of its own.
     """
     seen = []
 

@@ -9,7 +9,7 @@ from tomecore.errors import LostStateError, NoForwardError
 
 
 def test_blocks_called_by_hand(plain):
-    """Outside a call of the model nobody knows when a pass ends; model.tome says how far it came."""
+    """Outside a call of the model, it is unknown when a pass ends; model.tome says how far it came."""
     fw, model = plain.fw, plain.patched(r=4)
     x = fw.tokens(model, plain.images())
     for index in (0, 1):
@@ -23,7 +23,7 @@ def test_blocks_called_by_hand(plain):
 
 
 def test_merged_tokens_that_break_what_comes_behind(plain):
-    """The error of the layer behind is explained: the last block did not run."""
+    """The error of the next layer is explained: the last block did not run."""
     fw, model = plain.fw, plain.model()
 
     def early(self, x):

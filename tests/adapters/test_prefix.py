@@ -1,4 +1,4 @@
-"""Tokens in front of the patches: those that nobody announced never merge in silence."""
+"""Tokens in front of the patches never merge silently, even if the family does not know them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def alone(source, front):
 
 @pytest.mark.parametrize("where", ["subclass", "instance", "instance without the embedding"])
 def test_who_announces_them(plain, where):
-    """The way out of the message: the tokens in front share their slots with no other."""
+    """The advice of the message: the prefix tokens share their slots with no other."""
     fw, model = plain.fw, plain.model()
     front = plain.prefix + MORE
     drawn = fw.tensor(np.random.default_rng(5).standard_normal((1, MORE, 32)))

@@ -1,4 +1,4 @@
-"""``model.r``: what it takes, what it refuses and keeps, and when it is asked."""
+"""``model.r``: what it takes, refuses and keeps, and when a schedule is called."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_list_that_changes_later_does_not(plain):
 
 
 class Thirds:
-    """A schedule that depends on the number of tokens, and remembers what it was asked."""
+    """A schedule that depends on the number of tokens, and records its arguments."""
 
     def __init__(self):
         self.asked = []

@@ -1,4 +1,4 @@
-"""What ``model.tome`` and ``tomecore.adapters`` offer to tools: watch merges, time the parts, compare."""
+"""``model.tome`` and ``tomecore.adapters`` for tools: watch merges, time the parts, compare."""
 
 from __future__ import annotations
 
@@ -93,13 +93,15 @@ def test_sizes_that_do_not_count_for_a_while(plain):
         model.tome.with_prop_attn(3).__enter__()
 
 
-def test_apply_patch_ends_free_drop(plain):
-    model = plain.patched(r=8)
+@pytest.mark.parametrize("matching", ["tome", "drop_similar"])
+def test_apply_patch_ends_free_drop(plain, matching):
+    model = plain.patched(r=8, matching=matching)
     expected = plain.fw.forward(model, plain.images())
     model.tome.free_drop()
     assert model.tome.restore is False
     assert not np.array_equal(plain.fw.forward(model, plain.images()), expected)
     plain.fw.tome.apply_patch(model)
+    assert model.tome.matching == matching
     assert np.array_equal(plain.fw.forward(model, plain.images()), expected)
 
 
@@ -126,9 +128,10 @@ def test_functions_of_an_adapter_are_pickled_by_name(plain):
     assert function == plain.fw.tome.apply_patch
 
 
-def test_the_adapters_have_no_functions_of_their_own():
+@pytest.mark.parametrize("name", ["handle", "register"])
+def test_what_each_adapter_has_for_itself_is_looked_for_there(name):
     with pytest.raises(AttributeError, match="import the framework's module"):
-        tomecore.adapters.apply_patch  # noqa: B018
+        getattr(tomecore.adapters, name)
 
 
 def test_a_module_between_the_tower_and_its_blocks_that_was_replaced():

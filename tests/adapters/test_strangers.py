@@ -124,7 +124,7 @@ class Convolution(Mlp):
 
 
 class GridConvolution(Mlp):
-    """Over the grid behind the class token, where there is one."""
+    """Over the grid after the class token, if there is one."""
 
     def __init__(self):
         super().__init__()
@@ -139,7 +139,7 @@ class GridConvolution(Mlp):
 
 
 class WideGridWindows(Attention):
-    """Windows of 7 x 7 on a grid of 14 x 14 behind the class token, and of nothing else."""
+    """Windows of 7 x 7 on a grid of 14 x 14 after the class token, and on nothing else."""
 
     def scores(self, scores):
         if scores.shape[-1] != 197:
@@ -317,7 +317,7 @@ def drawn(kinds):
 
 
 def tokens():
-    """(2, 17, C): a token in front, and 8 tokens, each twice: of one pair one is even and one odd."""
+    """(2, 17, C): a prefix token, and 8 tokens, each twice: of one pair one is even and one odd."""
     torch.manual_seed(1)
     one = torch.randn(2, 8, WIDTH, dtype=torch.float64)
     return torch.cat([torch.randn(2, 1, WIDTH).double(), one.repeat_interleave(2, 1)], 1)
@@ -329,7 +329,7 @@ def test_what_merging_would_make_wrong_is_refused(kinds, reason):
     with pytest.raises(UnsupportedModelError) as refused:
         tome.apply_patch(model)
     assert f"but {reason}" in str(refused.value)
-    assert "Add a model library" in str(refused.value)
+    assert "see docs/how-to/your-own-blocks.md" in str(refused.value)
 
 
 @pytest.mark.parametrize("kinds", RIGHT.values(), ids=RIGHT.keys())

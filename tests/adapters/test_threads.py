@@ -18,7 +18,7 @@ def test_threads_that_differ_in_batch_size(plain):
 
 
 def test_gradients_in_threads_that_share_a_model(plain):
-    """Each thread asks for the gradient of its own images, which no other thread touches."""
+    """Each thread needs the gradient of its own images, which no other thread touches."""
     fw, model = plain.fw, plain.patched(r=8)
 
     def gradient(seed):
@@ -47,7 +47,7 @@ def test_two_models_do_not_share_settings_or_results(own):
 
 
 def test_the_output_of_one_model_may_feed_another(plain):
-    """What rides on an activation belongs to one model, and a second one does not take it."""
+    """The state of an activation belongs to one model, and a second model does not take it."""
     fw = plain.fw
     first, second = plain.patched(r=8), plain.patched(r=3)
     x = fw.tokens(first, plain.images())

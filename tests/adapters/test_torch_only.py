@@ -1,4 +1,4 @@
-"""What only PyTorch has: wrappers, compilers, autocast, half precision, function transforms."""
+"""PyTorch only: wrappers, compilers, autocast, half precision, function transforms."""
 
 from __future__ import annotations
 
@@ -103,6 +103,7 @@ def test_a_mask_over_all_tokens_is_refused_while_merging(model, images, give):
     assert torch.equal(masked, model.blocks[0](x, *args, **kwargs))
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize(
     "settings", [{"trim_last": True}, {"prop_attn": "column"}, {"restore": False}], ids=str
 )
@@ -115,6 +116,7 @@ def test_compiled_with_other_settings(images, settings):
     torch.compiler.reset()
 
 
+@pytest.mark.graph
 def test_compiled_whole(images):
     """One graph without breaks; it keeps no results, and says so."""
     model = PLAIN.patched(depth=2, r=8)
@@ -131,6 +133,7 @@ def test_compiled_whole(images):
     torch.compiler.reset()
 
 
+@pytest.mark.graph
 def test_compiled_training(images):
     model = PLAIN.patched(depth=2, r=8)
     model.train()
@@ -143,8 +146,9 @@ def test_compiled_training(images):
     torch.compiler.reset()
 
 
+@pytest.mark.graph
 def test_compiled_block_by_block(model, images):
-    """Eager and compiled blocks hand the sizes on to each other."""
+    """Eager and compiled blocks pass the sizes to each other."""
     with torch.no_grad():
         expected = model(images)
         for block in list(model.blocks)[1:3]:
@@ -153,6 +157,7 @@ def test_compiled_block_by_block(model, images):
     torch.compiler.reset()
 
 
+@pytest.mark.graph
 def test_exported_with_a_dynamic_batch(images):
     model = PLAIN.patched(depth=2, r=8)
     expected = model(images).detach()

@@ -1,4 +1,4 @@
-"""The last block makes the tokens at the front alone: same logits and gradients, honest shapes."""
+"""The last block computes only the prefix tokens: same logits and gradients, honest shapes."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_only_the_last_layer_wishes_too_much(plain):
 
 @pytest.mark.parametrize("r", [0, 8])
 def test_a_form_with_a_half_of_its_own_that_returns_no_key(plain, r):
-    """As users write it: every field by position, and ``(B, rows, C)`` is all that comes back."""
+    """As users write it: every field by position, and only ``(B, rows, C)`` is returned."""
     fw, model = plain.fw, plain.model()
     (spec,) = (s for s in fw.tome.SPECS if s.is_tower(model) and s.is_block(model.blocks[0]))
 
@@ -202,6 +202,7 @@ def test_a_form_with_a_half_of_its_own_that_returns_no_key(plain, r):
 # --- graphs
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("r", [0, 8])
 def test_compiled(r):
     plain = by_name(OWN)["torch-plain"]
@@ -213,6 +214,7 @@ def test_compiled(r):
     assert features(plain.tensors()).shape[1] == 1
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("r", [0, 8])
 def test_exported(r):
     plain = by_name(OWN)["torch-plain"]
@@ -221,6 +223,7 @@ def test_exported(r):
     same(found.detach().numpy(), plain.fw.forward(whole, plain.images()))
 
 
+@pytest.mark.graph
 @pytest.mark.parametrize("full_graph", [True, False])
 @pytest.mark.parametrize("r", [0, 8])
 def test_to_static(r, full_graph):
@@ -232,3 +235,11 @@ def test_to_static(r, full_graph):
         images = plain.images(batch)
         found = program(plain.fw.tensor(images)).numpy()
         same(found, plain.fw.forward(whole, images), STATIC)
+
+
+@pytest.mark.parametrize("rule", ["ratio", "constant"])
+def test_for_tokens_ends_with_the_number_though_the_last_layer_merges_nothing(plain, rule):
+    model = plain.patched(trim_last=True)
+    model.r = for_tokens(model, 33, rule)
+    plain.fw.forward(model, plain.images())
+    assert model.tome.tokens[-1] == 33

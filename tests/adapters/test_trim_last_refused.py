@@ -68,7 +68,7 @@ def test_a_tower_with_a_head_of_its_own(plain):
 
 
 def test_a_tower_with_another_reader(plain):
-    """Its own method would get the first tokens alone, and nobody would say so."""
+    """Its own method would get only the first tokens, without any error."""
     for method in (lambda self: None, classmethod(lambda cls: None), staticmethod(lambda: None)):
         model = plain.model()
         subclass(model, patches=method)

@@ -1,4 +1,4 @@
-"""Schedules that answer a wish, on models of both frameworks; and the warning of a wish that is clamped."""
+"""Schedules that reach a target, on models of both frameworks; and the warning if a target is clamped."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ WISHES = {
     "ratio": lambda model: schedule.Ratio(0.8),
     "tokens": lambda model: schedule.for_tokens(model, last=21),
     "speedup": lambda model: schedule.for_speedup(model, 1.5),
+    "constant": lambda model: schedule.for_speedup(model, 1.5, rule="constant"),
 }
 EVERY_WISH = pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 
@@ -74,7 +75,7 @@ def test_a_wish_follows_the_number_of_tokens(plain, wish):
 def test_impossible_wishes_are_errors_that_name_what_is_possible(plain):
     model = plain.patched(size=8)  # 5 tokens: 4 patches, of which one is left at the end
     with pytest.raises(
-        ArgumentValueError, match="`last` must be at least 2: 1 tokens of this model"
+        ArgumentValueError, match="`last` must be at least 2: 1 token of this model never merges"
     ):
         schedule.for_tokens(model, last=1)
     for bad in (0.5, 0, -1, float("nan"), float("inf")):
@@ -103,6 +104,7 @@ def test_an_unpatched_model_is_refused(plain):
             ask(plain.model(), 2)
 
 
+@pytest.mark.graph
 @EVERY_WISH
 @torch.no_grad()
 def test_one_graph_of_torch(wish):
@@ -117,6 +119,7 @@ def test_one_graph_of_torch(wish):
     torch.testing.assert_close(program(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.graph
 @EVERY_WISH
 @pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
 @paddle.no_grad()
@@ -227,6 +230,7 @@ def test_threads_share_one_warning(plain, caught):
     assert clamps(caught) == []
 
 
+@pytest.mark.graph
 @torch.no_grad()
 def test_a_traced_forward_does_not_warn(caught):
     model = TORCH.tome.apply_patch(_vit(), r=40)

@@ -1,9 +1,9 @@
 """Every way of calling a model that its library offers, found by looking at the model.
 
-A way is the tower or a module around it, one of its methods that takes images, and at most one option of
-that. No list names the models, so a new family is covered by itself. What a library does not offer for a
-model raises there before the patch, and is no way. Modules between a tower and its blocks are parts of a
-model: they give the same tree, or say that tokens are merged.
+A way is the tower or a module around it, one of its methods that takes images, and at most one option of that
+method. No list names the models, so a new family is covered automatically. A call that a library does not
+support for a model raises before the patch, and is not a way. Modules between a tower and its blocks are
+parts of a model: they return the same tree, or say that tokens are merged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INPUTS = (
     *("x", "x_list", "image", "images", "img", "imgs", "input", "inputs", "patches"),
     *("pixel_values", "input_values", "inputs_embeds", "hidden_states", "pixels"),
 )
-#: Options whose default does not tell what else they may be -> other values.
+#: Options whose default does not show their other values -> these values.
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "output_hidden_states": (True,),
     "output_attentions": (True,),
@@ -46,7 +46,7 @@ MAY_BE_REFUSED = {
     "get_last_selfattention": "as above",
     "is_causal": "which tokens come later is not known of merged ones",
 }
-#: The fields of outputs that describe merged tokens, as the README's table of models says.
+#: The fields of outputs that describe merged tokens, as the table of models says.
 OF_MERGED_TOKENS = ("attentions",)
 
 
@@ -70,7 +70,7 @@ class Way:
         return bool({self.method, *self.option} & MAY_BE_REFUSED.keys())
 
     def take(self, fw: Framework, model: Any) -> Any:
-        """What comes out, for the same inputs each time."""
+        """Return the output, for the same inputs each time."""
         module = fw.modules(model)[self.path]
         method = module if self.method == "__call__" else getattr(module, self.method)
         return method(*self.args, **{**self.kwargs, **self.option})

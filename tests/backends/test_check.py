@@ -1,17 +1,19 @@
-"""``backends.check`` passes what is right, finds each planted fault, and asks for what is used only."""
+"""``backends.check`` accepts correct libraries, finds each planted fault, and needs only what is used."""
 
 from __future__ import annotations
 
 import re
 import types
+from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 import pytest
+from given_context import GivenContext, random_arrays
 from libraries import LIBRARIES
 
 import tomecore as tc
-from tomecore import backends
+from tomecore import backends, matching
 from tomecore.backends import REQUIRED, Backend, backend_of, check
 from tomecore.errors import ArgumentTypeError, TomeError, UnsupportedLibraryError
 
@@ -72,7 +74,12 @@ def run_everything(rng):
     sizes = rng.integers(0, 3, size=(2, 11))
     plans = [tc.bipartite_soft_matching(keys, r, protected=p) for r, p in ((4, 0), (4, 1), (0, 0))]
     plans += [tc.bipartite_soft_matching(keys, 4, valid=sizes > 0)]
-    plans += [tc.kth_bipartite_soft_matching(keys, 3), tc.random_bipartite_soft_matching(keys, 3)]
+    for p in (0, 1):
+        plans += [tc.kth_bipartite_soft_matching(keys, 3, protected=p)]
+        plans += [tc.random_bipartite_soft_matching(keys, 3, protected=p)]
+    sources, destinations = np.asarray([9, 0, 3, 4, 8]), np.asarray([7, 2, 5])
+    for r, chunk in ((None, None), (3, 2), (0, None)):
+        plans += [tc.partition_matching(keys, sources, destinations, r, chunk=chunk)]
     for plan in plans:
         for reduce in ("mean", "sum", "max"):
             plan.unmerge(plan.merge(x, reduce))
@@ -80,6 +87,19 @@ def run_everything(rng):
         for size in (None, sizes):
             tc.merge_weighted(plan, x, size)
         tc.compose(plan.slots, tc.MergePlan(plan.kept, plan.merged, plan.into))
+    run_every_matching(rng)
+
+
+def run_every_matching(rng):
+    """Every matching, with and without padding."""
+    arrays = random_arrays(rng, 11, dtype="float32", valid=rng.random((3, 11)) < 0.8)
+    for valid in (None, arrays["valid"]):
+        given = {**arrays, "valid": valid}
+        for name in matching.names():
+            context = GivenContext.of(LIBRARIES["numpy"], given, protected=1, num_layers=2)
+            plan = matching.find(name)(arrays["keys"], 4, context)
+            tc.merge_weighted(plan.weighted(keep_norm=True), arrays["x"])
+            tc.merge_weighted(plan, arrays["x"])
 
 
 def test_required_is_what_the_algorithms_use(clean_registry, rng):
@@ -101,7 +121,8 @@ def test_required_is_what_the_algorithms_use(clean_registry, rng):
 def kept_order(x, axis=-1, descending=False, stable=True):
     """The order of equal values turned around."""
     width = x.shape[axis]
-    return width - 1 - xp.argsort(np.flip(x, axis), axis=axis, descending=descending, stable=stable)
+    order = xp.argsort(np.flip(x, axis), axis=axis, descending=descending, stable=stable)  # type: ignore[attr-defined]
+    return width - 1 - order
 
 
 def last_of_equals(x, axis):
@@ -144,7 +165,11 @@ NAMESPACES = {
     ),
     "argmax of the last": (
         {"argmax": last_of_equals},
-        "argmax(ties, axis=2) returns other values than NumPy: of equal values the first one",
+        "argmax(ties, axis=2) returns other values than NumPy: ties go to the first",
+    ),
+    "argsort that is unsigned": (
+        {"argsort": lambda x, **options: xp.argsort(x, **options).astype("uint32")},  # type: ignore[attr-defined]
+        "argsort(index, axis=1) returns dtype uint32; it must be a signed integer",
     ),
     "arange of another dtype": (
         {"arange": lambda *args, dtype=None, device=None: np.arange(*args).astype("int32")},
@@ -193,6 +218,24 @@ def test_all_faults_at_once():
     assert len(found) == 4, "none of them twice, and nothing that only follows from them"
 
 
+@pytest.mark.parametrize("name", REQUIRED)
+def test_each_missing_name_is_reported(name):
+    """The check of a namespace names whichever function it lacks."""
+    expected = f"`{name}` is missing"
+    assert faults(namespace(**{name: None}))[0] == expected
+    assert faults(Backend("mylib", namespace(**{name: None})))[0] == expected
+
+
+def test_a_method_does_not_repeat_a_missing_name():
+    """A scatter of a backend's own calls defaults, which need the name."""
+
+    def scatter_add(base, index, updates):
+        assigning(base, backend.batch_index(index), updates)
+
+    backend = Backend("mylib", namespace(arange=None), scatter_add=scatter_add)
+    assert faults(backend) == ["`arange` is missing"]
+
+
 def assigning(base, index, updates):
     found = np.array(base)
     found[np.arange(len(index))[:, None], index] += updates
@@ -209,7 +252,7 @@ def widening(base, index, updates):
 
 
 #: what is planted in a backend -> the method, and what a fault must say
-METHODS = {
+METHODS: dict[str, Any] = {
     "repeated indices are dropped": (
         {"scatter_add": assigning},
         "scatter_add(base, repeated indices, updates) of float32 returns other values than NumPy: "
@@ -261,6 +304,18 @@ METHODS = {
         {"every_second": lambda x, first: x[:, ::2]},
         "every_second(x, 1) returns shape (2, 2, 4); it must be (2, 1, 4)",
     ),
+    "even_and_odd": (
+        {"even_and_odd": lambda x, even, odd: (x[:, odd::2], x[:, odd::2])},
+        "even_and_odd(x, 0, 1): even returns shape (2, 1, 4); it must be (2, 2, 4)",
+    ),
+    "take_range": (
+        {"take_range": lambda index, start, stop, step: start + index},
+        "take_range(index, 3, 11, 2) returns other values",
+    ),
+    "sum_in": (
+        {"sum_in": lambda x, axis, dtype: x.max(axis)},
+        "sum_in(keys, 2, keys.dtype) returns other values",
+    ),
     "permute": (
         {"permute": lambda index, values: np.take_along_axis(values, index, axis=1)},
         "permute(index, values) returns other values",
@@ -279,11 +334,15 @@ METHODS = {
     ),
     "places": (
         {"max_rows": lambda x: (x.max(2), last_of_equals(x, 2))},
-        "argmax_rows(x, where, rows) returns other values than NumPy: of equal values the first one",
+        "argmax_rows(x, where, rows) returns other values than NumPy: ties go to the first",
     ),
     "argmax_rows": (
         {"argmax_rows": lambda x, where, rows: rows},
         "argmax_rows(x, None, rows) returns other values",
+    ),
+    "host_values": (
+        {"host_values": lambda x: np.asarray(x)[:, ::-1]},
+        "host_values(index) returns other values than NumPy",
     ),
 }
 
@@ -304,7 +363,9 @@ def test_every_method_is_tried():
     """A method without a planted fault might not be looked at."""
     public = {name for name, value in vars(Backend).items() if callable(value) and name[0] != "_"}
     tried = {name for replaced, _ in METHODS.values() for name in replaced}
-    untried = {"accumulates", "add_rows", "add_sizes", "fused", "numbers", "samples"}
+    untried = {"accumulates", "add_rows", "add_sizes", "fused", "fuses_fully", "numbers"}
+    untried |= {"first_rows", "on_host", "rows_of_pairs", "samples", "slots_of_rows"}
+    untried |= {"average_rows", "tokens_of_rows"}
     assert public - tried == untried
 
 
@@ -364,9 +425,9 @@ def test_an_array_of_an_incomplete_library_is_refused_in_our_words(clean_registr
 
 
 def test_a_name_is_not_needed_whose_users_a_backend_replaces(clean_registry):
-    lacking = namespace(matmul=None, max=None, sqrt=None, sum=None)
+    lacking = namespace(matmul=None, max=None)
     whole = Backend("whole", xp)
-    methods = ("products", "scatter_add", "max_rows", "scatter_max", "norm")
+    methods = ("products", "scatter_add", "max_rows", "scatter_max")
     replaced = {name: getattr(whole, name) for name in methods}
     check(Backend("mylib", lacking, **replaced))
     backends.register("mylib", lambda: Backend("mylib", lacking, **replaced))

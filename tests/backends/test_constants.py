@@ -20,14 +20,14 @@ MODULES = {"torch": torch_backend, "paddle": paddle_backend}
 
 @pytest.fixture(params=MODULES, ids=str)
 def kept(request):
-    """(library, module) of a library that keeps constants, of which none are there yet."""
+    """(library, module) of a library that keeps constants, and has none yet."""
     module = MODULES[request.param]
     module.CONSTANTS.clear()
     return LIBRARIES[request.param], module
 
 
 def storages(shelf):
-    """Bytes of all that a shelf holds, each memory once."""
+    """Return the bytes of all arrays in a cache, each memory once."""
     found = {}
     for array, _ in shelf._held.values():
         if isinstance(array, torch.Tensor):
@@ -50,7 +50,7 @@ def test_300_shapes_leave_little_behind(kept):
 
 
 def test_samples_share_the_memory_of_a_range(kept):
-    """A batch of 1000 costs as much as one sample, but for the numbers of the first rows."""
+    """A batch of 1000 costs as much as one sample, except for the numbers of the first rows."""
     library, module = kept
     index = library.to_array(np.zeros((1000, 3), "int64"))
     numbers = backend_of(index).batched_arange(index, 0, 500, 1)
@@ -78,7 +78,7 @@ def test_a_constant_is_made_once_for_each_stream(kept, monkeypatch):
 
 
 def test_streams_of_torch(monkeypatch):
-    """A device without streams that tomecore knows makes them anew, and so does one that is not numbered."""
+    """A device creates them again if its streams are unknown, or if it has no number."""
     monkeypatch.setattr(torch_backend, "_capturing", lambda: False)
     monkeypatch.setattr(torch_backend, "_current_stream", lambda index: 100 + index)
     found = {

@@ -23,7 +23,7 @@ MATCHINGS = {
 
 
 def rounded(x, bits):
-    """Float32 to the nearest number of so many bits; everything else as it is."""
+    """Round float32 to the nearest number with this many bits; leave everything else unchanged."""
     if x.dtype != np.float32:
         return x
     fraction, exponent = np.frexp(x)
@@ -50,7 +50,7 @@ def gpu(request, monkeypatch):
 
             monkeypatch.setattr(torch, "bmm", bmm)
             monkeypatch.setattr(torch_products, "_by_float64", torch_products._by_parts)
-            monkeypatch.setattr(torch_products, "reduced", lambda kind: careful)
+            monkeypatch.setattr(torch_products, "may_reduce", lambda kind: careful)
             return torch.from_numpy, torch.Tensor.numpy
         product = paddle.matmul
 
@@ -77,7 +77,7 @@ def test_decisions_are_those_of_float32(gpu, match, bits):
 
 @pytest.mark.parametrize("bits", [11, 8], ids=["TF32", "bfloat16"])
 def test_without_care_they_are_not(gpu, bits):
-    """Or the emulation would say nothing."""
+    """Otherwise the emulation would show nothing."""
     keys = some_keys()
     expected = MATCHINGS["tome"](keys).slots
     to_array, to_numpy = gpu(bits, careful=False)
@@ -111,10 +111,10 @@ def test_settings_of_torch(settings, kind, monkeypatch):
     monkeypatch.setattr(torch_products, "_ONEDNN", "STRICT")
     for precision, expected in (("highest", False), ("high", True), ("medium", True)):
         torch.set_float32_matmul_precision(precision)
-        assert torch_products.reduced(kind) == expected
+        assert torch_products.may_reduce(kind) == expected
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32 = True
-    assert torch_products.reduced("cuda")
+    assert torch_products.may_reduce("cuda")
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_settings_of_torch(settings, kind, monkeypatch):
 def test_the_environment_decides_first(settings, monkeypatch, name, value, kind, expected):
     monkeypatch.setattr(torch_products, name, value)
     torch.set_float32_matmul_precision("highest" if expected else "high")
-    assert torch_products.reduced(kind) == expected
+    assert torch_products.may_reduce(kind) == expected
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["cpu", "gpu"])
 def test_a_compiled_graph_follows_the_setting(settings, monkeypatch, parts):
-    """It holds the care if the setting was on when it was made, and is made anew when that changes."""
+    """It multiplies exactly if the setting was on when it was compiled, and recompiles on a change."""
     if parts:
         monkeypatch.setattr(torch_products, "_by_float64", torch_products._by_parts)
     graphs = []

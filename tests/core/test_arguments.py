@@ -1,4 +1,4 @@
-"""What goes in stays as it was, and what is wrong is named: the argument, the value, what is allowed."""
+"""Arguments are not changed, and a wrong one is named: the argument, the value, what is allowed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(keys):
 
 @pytest.fixture
 def stranger(library):
-    """Makes arrays of another library than ``library``."""
+    """Return a function that converts to arrays of another library than ``library``."""
     return LIBRARIES["numpy" if library.name != "numpy" else "torch"].to_array
 
 
@@ -153,12 +153,12 @@ def test_protected_said_twice(keys, names, protected):
         tc.bipartite_soft_matching(keys, 2, protected=protected, **names)
 
 
-def test_protected(keys):
+def test_protected(keys, match):
     with raises(ArgumentValueError, "`protected`", "at least 0", "-1"):
-        tc.bipartite_soft_matching(keys, 2, protected=-1)
+        match(keys, 2, protected=-1)
     for value in (1.0, "1", True):
         with raises(ArgumentTypeError, "`protected`", "integer of at least 0", repr(value)):
-            tc.bipartite_soft_matching(keys, 2, protected=value)
+            match(keys, 2, protected=value)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_keys_are_no_array(match, value, name):
 
 
 def test_array_of_another_library(library, plan, stranger):
-    """Whichever argument it is, the message says which library the plan is of, and what came."""
+    """For each argument, the message says which library the plan is of, and what came."""
     x, size = np.ones((2, 9, 4)), np.ones((2, 9), dtype="float32")
     source = np.zeros((2, 9), dtype="int64")
     came = type(stranger(x))
@@ -331,7 +331,7 @@ def not_unpacked(plan):
 
 
 def test_what_is_no_plan(library, plan):
-    """The published code gives the merging function; the pair, and anything else, are no plan either."""
+    """The published code passes the merging function; neither the pair nor anything else is a plan."""
     x = library.to_array(np.ones((2, 9, 4)))
     source = library.to_array(np.zeros((2, 9), dtype="int64"))
     for found, value in not_unpacked(plan).items():

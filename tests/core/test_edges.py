@@ -88,7 +88,7 @@ def crowd(library, tokens):
 
 
 def mean_of(wide, values, sizes):
-    """What merging makes of a slot of these tokens, and of one beside them."""
+    """Return the merge of a slot of these tokens, and a slot next to it."""
     plan = crowd(wide.library, len(values) + 1)
     x = wide.array([[[v, 1.0] for v in [*values, values[0]]]])
     size = wide.library.to_array(np.array([[*sizes, 1]], dtype="float32"))
@@ -171,6 +171,7 @@ def everything(keys, x, size, source, index):
         tc.bipartite_soft_matching(keys, 0),
         tc.kth_bipartite_soft_matching(keys, 2),
         tc.random_bipartite_soft_matching(keys, 4),
+        tc.partition_matching(keys, index[0][:, :4], index[1], 3, chunk=2),
         tc.MergePlan(*index),
     ]
     for plan in plans:
@@ -211,7 +212,7 @@ def test_the_other_byte_order(dtype, integer):
 
 
 def test_long_double_stays_long_double():
-    """Where it is longer: numbers that float64 cannot tell apart, and numbers beyond its range."""
+    """If it is longer: numbers that float64 cannot tell apart, and numbers beyond its range."""
     kind = np.finfo(np.longdouble)
     x = np.array([[[1], [1 + 8 * kind.eps], [1]]], dtype=np.longdouble)
     mean, _ = tc.merge_weighted(crowd(LIBRARIES["numpy"], 3), x)

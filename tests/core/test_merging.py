@@ -1,4 +1,4 @@
-"""What a plan does to tokens: merging, unmerging, sizes, following tokens, and their gradients."""
+"""The operations of a plan on tokens: merging, unmerging, sizes, following tokens, and their gradients."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def identity(library, batch=2, tokens=5):
 
 
 def crowd(library, tokens=4):
-    """A plan of one sample whose tokens all merge into one slot but the last, which stays alone."""
+    """A plan of one sample whose tokens all merge into one slot, except for the last."""
     kept, merged, into = [0, tokens - 1], list(range(1, tokens - 1)), [0] * (tokens - 2)
     return tc.MergePlan(*(library.to_array(np.array([one])) for one in (kept, merged, into)))
 
@@ -185,7 +185,7 @@ def test_sizes_are_float32_whatever_they_come_in(library, dtype):
 
 @pytest.mark.parametrize("sized", [None, torch.bfloat16, torch.float32], ids=str)
 def test_half_precision_counts_beyond_256(sized):
-    """bfloat16 has no 257; the sizes do."""
+    """257 does not exist in bfloat16; the sizes have it."""
     tokens = 300 if sized is None else 3
     plan = crowd(LIBRARIES["torch"], tokens)
     x = torch.ones(1, tokens, 4, dtype=torch.bfloat16)

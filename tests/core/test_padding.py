@@ -85,3 +85,20 @@ def test_what_is_no_mask_of_the_tokens(library, rng, valid):
         tc.bipartite_soft_matching(library.to_array(keys), 3, valid=library.to_array(valid))
     with pytest.raises((ArgumentValueError, ArgumentTypeError), match=r"`valid`.*\(B, N\)"):
         tc.bipartite_soft_matching(library.to_array(keys), 3, valid=library.to_array(valid[0]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("token", [10, 11])
+def test_keys_of_padding_have_no_effect_whatever_they_are(value, token, library):
+    """An infinite key would otherwise be the nearest token to all others."""
+    keys = np.random.default_rng(0).normal(size=(1, 20, 8))
+    valid = np.ones((1, 20), dtype=bool)
+    valid[:, token] = False
+    slots = []
+    for padding in (0.0, value):
+        keys[:, token] = padding
+        plan = tc.bipartite_soft_matching(
+            library.to_array(keys), 9, protected=1, valid=library.to_array(valid)
+        )
+        slots.append(library.to_numpy(plan.slots))
+    np.testing.assert_array_equal(*slots)

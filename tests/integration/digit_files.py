@@ -1,4 +1,4 @@
-"""The held-out digits as picture files, for tests of what reads pictures."""
+"""The held-out digits as image files, for tests of code that reads images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FLIPPING = (126, 401, 417, 439)
 
 
 def pixels(image: np.ndarray) -> np.ndarray:
-    """(1, 56, 56) as the model takes it -> (56, 56) uint8."""
+    """Convert the model's input (1, 56, 56) to (56, 56) uint8."""
     return (255 * np.clip(image[0] * digits.STD + digits.MEAN, 0, 1)).round().astype(np.uint8)
 
 
 def as_model_takes_it(image: np.ndarray) -> np.ndarray:
-    """What is left of (1, 56, 56) after eight bits."""
+    """Return an image (1, 56, 56) rounded to eight bits."""
     return ((pixels(image)[None] / np.float32(255) - digits.MEAN) / digits.STD).astype(np.float32)
 
 

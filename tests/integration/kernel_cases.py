@@ -1,4 +1,4 @@
-"""What the tests of the compiled kernels share: arrays as blocks hand them over, and the definition."""
+"""Helpers for the tests of the compiled kernels: arrays as blocks pass them, and the definition."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def plain(kind: Kind, values: np.ndarray) -> Any:
 
 
 def laid(kind: Kind, key: np.ndarray, layout: str) -> Keys:
-    """``key`` (B, N, H, D) as a block may hand it over, among queries and values where it does."""
+    """``key`` (B, N, H, D) in the layouts that blocks use, with queries and values if it is a view of qkv."""
     batch, count, heads, width = key.shape
     if layout == "qkv":
         qkv = kind.to_array(np.stack([key + 1, key, key - 1], axis=2))
@@ -109,7 +109,7 @@ def asked(
 
 
 def defined(kind: Kind, key: Any, x: Any, sizes: Any, source: Any, r: int, protected: int) -> Fused:
-    """By the public core; ``key`` (B, N, H, D) in the kind's own precision."""
+    """Compute the expected result with the public core; ``key`` (B, N, H, D) in the kind's own precision."""
     summed = np.ascontiguousarray(kind.to_numpy(kind.to_array(key)).sum(axis=2))
     plan = tc.bipartite_soft_matching(plain(kind, summed), r, protected=protected)
     merged, now = tc.merge_weighted(plan, x, sizes)

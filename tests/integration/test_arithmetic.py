@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import (
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vits.cases import MORE, PLAIN, case_named
 
 import tomecore.adapters.torch as tome
+from tomecore.schedule import Ratio
 from tomecore.schedule.arithmetic import arithmetic_of
 
 torch.set_num_threads(1)
@@ -39,7 +41,7 @@ NOT_COUNTED = {
 
 
 def counted(model: Any, images: torch.Tensor) -> float:
-    """Multiply-adds that ran, less those of matching, which are no part of the limit."""
+    """Multiply-adds that ran, without those of matching, which are not part of the limit."""
     matching = []
 
     def matched(layer: int, key: torch.Tensor, *rest: Any) -> None:
@@ -52,7 +54,7 @@ def counted(model: Any, images: torch.Tensor) -> float:
     config = model.tome._config
     config.observers = (matched,)
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the counter knows nothing of it
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see it
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model(images)
@@ -121,7 +123,7 @@ def test_paddles_are_those_of_their_twins() -> None:
     "name", [case.name for case in [*PLAIN, *MORE] if case.fw.name == "paddle"]
 )
 def test_every_family_of_paddle_can_be_counted(name: str) -> None:
-    """Each block is four squares of its width before the merge, and a feed half behind it."""
+    """Each block is four squares of its width before the merge, and an MLP half after it."""
     case = case_named(name)
     found = arithmetic_of(case.patched(depth=3))
     width = found.layers[0].width
@@ -130,3 +132,53 @@ def test_every_family_of_paddle_can_be_counted(name: str) -> None:
         assert layer.attention == 4 * width**2
         assert layer.feed >= 2 * width**2
     assert found.per_patch >= 3 * 16 * width  # more where a decoder embeds them again
+
+
+def sites(share: float) -> list[int]:
+    """The same share of the patches merges in blocks 3, 6 and 9."""
+    patches, wanted = 196, [0] * 12
+    for block in (3, 6, 9):
+        wanted[block] = patches - round(patches * (1 - share))
+        patches -= wanted[block]
+    return wanted
+
+
+#: tokens that leave each block of DeiT-S, in DiffRate's table of 2.9 G
+DIFFRATE = (197, 194, 176, 156, 141, 133, 121, 107, 88, 64, 56, 3)
+#: schedules of DeiT-S at 224, and their published multiply-adds in G
+PUBLISHED = {
+    "unpatched": (0, 4.60),
+    "ToMe 8": (8, 3.42),
+    "ToMeCIS 11": (11, 2.99),
+    "ToMe 13": (13, 2.70),
+    "ToMe 16": (16, 2.29),
+    "ratio 0.93": (Ratio(0.93), 2.99),
+    "ratio 0.91": (Ratio(0.91), 2.68),
+    "ratio 0.88": (Ratio(0.88), 2.29),
+    "PPT": ([0, 0, 0, 50, 0, 0, 50, 0, 0, 50], 2.944),
+    "MCTF-Fast": (sites(0.35), 2.80),
+}
+
+
+@pytest.fixture(scope="module")
+def deit_small() -> Any:
+    model = timm.create_model("vit_small_patch16_224")
+    return arithmetic_of(tome.apply_patch(model.eval()))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_schedules(deit_small: Any, name: str) -> None:
+    r, expected = PUBLISHED[name]
+    assert deit_small.multiply_adds(197, r) / 1e9 == pytest.approx(expected, rel=0.01)
+
+
+def test_the_schedule_of_diffrate(deit_small: Any) -> None:
+    """Its last block leaves 3 of 56 tokens. A layer merges at most half, so here it leaves 29."""
+    entering = (197, *DIFFRATE[:-1])
+    blocks = zip(deit_small.layers, entering, DIFFRATE, strict=True)
+    outside = 196 * deit_small.per_patch + deit_small.once
+    exact = sum(layer.multiply_adds(before, after) for layer, before, after in blocks) + outside
+    assert exact / 1e9 == pytest.approx(2.905, rel=0.001)
+    wanted = [before - after for before, after in zip(entering, DIFFRATE, strict=True)]
+    assert deit_small.merged(197, wanted)[-1] == 56 - 29
+    assert deit_small.multiply_adds(197, wanted) / 1e9 == pytest.approx(2.936, rel=0.001)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.backends.kernels.cpu import fused as fused_module
-from tomecore.cli import _shared
+from tomecore.cli import _bench_tables, _shared
 from tomecore.errors import ArgumentValueError
 from tomecore.schedule.arithmetic import arithmetic_of
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The command on a small model that a file of the user's makes."""
+    """The command on a small model from a user's file."""
     (tmp_path / "mine.py").write_text(
         "from tomecore.loading.images import Preprocess\n"
         "from tomecore.models.torch import VisionTransformer\n"
@@ -103,14 +105,15 @@ def test_to_static_and_compile() -> None:
     with pytest.raises(
         ArgumentValueError, match="'to_static' is for paddle; the model is in torch"
     ):
-        found.compiled(small("torch"), "to_static", (2, 3, 32, 32))
+        found.compile_model(small("torch"), "to_static", (2, 3, 32, 32))
     with pytest.raises(ArgumentValueError, match="CUDA graphs need a GPU"):
-        found.compiled(small("torch"), "cudagraphs", (2, 3, 32, 32))
+        found.compile_model(small("torch"), "cudagraphs", (2, 3, 32, 32))
 
 
 @pytest.mark.parametrize(
     ("framework", "device", "dtype", "message"),
     [
+        ("torch", "cuda", "float32", "`device` is 'cuda', but torch finds no GPU here; use cpu"),
         ("torch", "gpu:0", "float32", "torch has no device 'gpu:0' here; .*cpu, cuda"),
         ("paddle", "cuda", "float32", "paddle has no device 'cuda' here; .*cpu, gpu"),
         ("paddle", "cpu", "bfloat16", "Paddle has no bfloat16 kernels on a CPU; use float32"),
@@ -138,11 +141,11 @@ def test_a_profile_adds_up(framework: str, kernels: bool, monkeypatch: pytest.Mo
 
 
 def test_the_command(run: Any, tmp_path: Path) -> None:
-    result = run("--r", "2", "(3, -1)", "--json", "out/b.json", "--plot", "p.png", "--profile")
+    result = run("--r", "2", "(3, -1)", "--json", "b.json", "--plot", "p.png", "--profile")
     assert result.exit_code == 0, result.output
     for text in ("speed-up", "limit", "free-drop", "merge", "17 tokens", "(3, -1)", "matching"):
         assert text in result.output
-    written = json.loads((tmp_path / "out" / "b.json").read_text())
+    written = json.loads((tmp_path / "b.json").read_text())
     assert [cell["r"] for cell in written["cells"]] == [2, [3, -1]]
     assert written["cells"][0]["images_per_second"]["merging"] > 0
     assert "matching" in written["cells"][0]["profile"]
@@ -177,8 +180,15 @@ def test_a_table_has_the_width_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "50")
     assert (_shared.console.width, _shared.errors.width) == (50, 50)
     monkeypatch.delenv("COLUMNS")
-    monkeypatch.setattr(type(_shared.console), "is_terminal", False)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert _shared.console.width == 120
+
+
+@pytest.mark.parametrize(("high", "said"), [(1.24, False), (1.26, True)])
+def test_rounds_that_differ_are_remarked(high: float, said: bool) -> None:
+    remark = _bench_tables.remark_on([(1.5, 1.5), (1.0, high)])
+    assert (remark is not None and "Measure again when it is idle" in remark) is said
 
 
 def test_latency_is_batch_one(run: Any) -> None:

@@ -15,13 +15,13 @@ from vits.cases import MORE, PLAIN, case_named
 from vits.of_open_clip import openai_model
 
 import tomecore.adapters.torch as tome
-from tomecore.adapters.engine.class_attention import check_class_attention, class_attention
+from tomecore.adapters.engine.class_attention import check_class_attention, weights_and_values
 from tomecore.adapters.engine.spec import attribute
 from tomecore.errors import UnsupportedModelError
 
 torch.set_num_threads(1)
 
-#: models whose last block cannot be trimmed, for what is behind the blocks
+#: models whose last block cannot be trimmed, because of the modules after the blocks
 ALSO = [
     "timm-average-registers",
     *(f"passl-{name}" for name in ("vit", "deit", "distilled", "mae", "mae-pooled")),
@@ -33,12 +33,16 @@ ALSO = [
 AVAILABLE = [*TAKEN, *ALSO]
 
 
+def class_attention(*args: Any) -> torch.Tensor:
+    return weights_and_values(*args)[0]
+
+
 def parts(case: Case, model: Any) -> tuple[Any, Any, Any]:
     """The spec, the tower and the second block of an unpatched model."""
     block = case.blocks(model)[1]
     for _, module in case.fw.tome.HOST.named_modules(model):
         for spec in case.fw.tome.SPECS:
-            if spec.is_block(block) and spec.is_tower(module) and block in spec.listed(module):
+            if spec.is_block(block) and spec.is_tower(module) and block in spec.block_list(module):
                 return spec, module, block
     raise AssertionError(f"no spec for {case.name}")
 
@@ -77,7 +81,7 @@ def test_the_weights_are_those_of_the_library(name: str) -> None:
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_the_halves_of_all_tokens_and_of_the_first_agree(name: str) -> None:
-    """What ``attend`` makes of the first rows is what it makes of all, at these rows."""
+    """For the first rows, ``attend`` computes the same as for all rows."""
     case = case_named(name)
     fw, model = case.fw, case.model()
     spec, _, block = parts(case, model)
@@ -116,3 +120,25 @@ def test_openai() -> None:
     found = class_attention(tome.HOST, spec, block, x, bias, {})
     expected = own_weights(block.attn, block.ln_1(x), bias, {}).mean(1)[:, 0]
     assert (found - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("change", ["forward", "hook"])
+def test_another_attention_after_the_patch_is_refused_when_it_is_read(change: str) -> None:
+    """The library's attention is called, and so the model runs; but its anatomy gives other weights."""
+    case = case_named("transformers-vit")
+    model = tome.apply_patch(case.model(), r=1, matching="evit")
+    case.fw.forward(model, case.images())
+    attention = attribute(case.blocks(model)[0], "attention")
+    inner = attention.forward
+    if change == "forward":
+        attention.forward = lambda y, *args, **kwargs: inner(5 * y, *args, **kwargs)
+    else:
+        attention.register_forward_pre_hook(lambda module, args: (5 * args[0], *args[1:]))
+    text = (
+        r"matching='evit' reads the attention of .*, which is not available: attention \(.* "
+        r"which the attention of the class token does not call"
+    )
+    with pytest.raises(UnsupportedModelError, match=text):
+        case.fw.forward(model, case.images())
+    tome.apply_patch(model, matching="tome")
+    case.fw.forward(model, case.images())

@@ -1,7 +1,7 @@
 """The core on JAX, which has a backend of a few lines, and on array-api-strict, which has none.
 
-array-api-strict refuses everything the standard does not promise, so it is the proof that a library
-nobody wrote a line for works.
+array-api-strict refuses everything the standard does not promise, so it proves that a library works
+without any code for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from libraries import LIBRARIES, Library
 import tomecore as tc
 from tomecore import backends
 from tomecore.backends import Backend, backend_of, check
-from tomecore.errors import ArgumentTypeError, UnsupportedLibraryError
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedLibraryError
 
 jax.config.update("jax_enable_x64", True)
 
@@ -49,7 +49,7 @@ def library(request):
 
 
 def compiled(function):
-    """``jax.jit`` for JAX's arrays; eagerly JAX would compile each of a hundred operations alone."""
+    """``jax.jit`` for JAX's arrays; eagerly JAX would compile each of a hundred operations separately."""
     jitted = jit(function)
 
     def run(*args, **kwargs):
@@ -73,14 +73,16 @@ def test_names(library):
 
 
 def test_check(library):
-    """Also on the defaults of ``Backend`` alone."""
-    array = library.to_array(np.ones(2))
-    check(array)
-    check(Backend("defaults", backend_of(array).xp))
+    check(library.to_array(np.ones(2)))
+
+
+def test_check_of_the_defaults():
+    """JAX follows the standard; its own backend is for speed and precision."""
+    check(Backend("defaults", jax.numpy))
 
 
 class OldStandard:
-    """array-api-strict without what came late to the standard."""
+    """Return array-api-strict without the late additions to the standard."""
 
     __name__ = "old"
 
@@ -111,23 +113,79 @@ def test_bipartite(library, rng, tokens, protected, r):
     )
 
 
-def test_kth(library, rng):
+@pytest.mark.parametrize("protected", [0, 3])
+def test_kth(library, rng, protected):
     keys = rng.normal(size=(2, 14, 4))
-    slots = compiled(lambda keys: tc.kth_bipartite_soft_matching(keys, 4).slots)
+
+    @compiled
+    def slots(keys):
+        return tc.kth_bipartite_soft_matching(keys, 4, protected=protected).slots
+
     np.testing.assert_array_equal(
         library.to_numpy(slots(library.to_array(keys))),
-        [reference.kth(one, 4).slots() for one in keys],
+        [reference.kth(one, 4, protected).slots() for one in keys],
     )
 
 
-def test_random(library, rng):
+@pytest.mark.parametrize("protected", [0, 3])
+def test_random(library, rng, protected):
     keys = rng.normal(size=(2, 14, 4))
-    slots = compiled(lambda keys: tc.random_bipartite_soft_matching(keys, 5, seed=3).slots)
-    permutation = np.random.default_rng(3).permutation(14).tolist()
+
+    @compiled
+    def slots(keys):
+        return tc.random_bipartite_soft_matching(keys, 5, seed=3, protected=protected).slots
+
+    permutation = np.random.default_rng(3).permutation(14 - protected).tolist()
     np.testing.assert_array_equal(
         library.to_numpy(slots(library.to_array(keys))),
-        [reference.random(one, 5, permutation).slots() for one in keys],
+        [reference.random(one, 5, permutation, protected).slots() for one in keys],
     )
+
+
+SOURCES, DESTINATIONS = [11, 0, 3, 4, 8, 1, 13], [7, 2, 5]
+
+
+@pytest.mark.parametrize(("r", "chunk"), [(None, 2), (None, None), (3, 3), (0, None)])
+def test_partition(library, rng, r, chunk):
+    """Token numbers of NumPy are constants; those of the library are traced."""
+    keys = rng.normal(size=(2, 14, 4))
+    numbers = np.array(SOURCES), np.array(DESTINATIONS)
+    expected = [reference.partition(one, SOURCES, DESTINATIONS, r).slots() for one in keys]
+
+    @compiled
+    def slots(keys, sources, destinations):
+        return tc.partition_matching(keys, sources, destinations, r, chunk=chunk).slots
+
+    given = library.to_array(keys), *map(library.to_array, numbers)
+    np.testing.assert_array_equal(library.to_numpy(slots(*given)), expected)
+    fixed = compiled(lambda keys: tc.partition_matching(keys, *numbers, r, chunk=chunk).slots)
+    np.testing.assert_array_equal(library.to_numpy(fixed(given[0])), expected)
+
+
+def test_token_numbers_are_checked(library, rng):
+    """Those of NumPy everywhere, and those of JAX on a CPU; array-api-strict has no way to read them."""
+    keys = library.to_array(rng.normal(size=(2, 14, 4)))
+    wrong = np.array([0, 14]), np.array([3])
+    with pytest.raises(ArgumentValueError, match="`sources` must hold token numbers from 0 to 13"):
+        tc.partition_matching(keys, *wrong)
+    read = backend_of(keys).host_values(library.to_array(wrong[0]))
+    assert (read is not None) == (library.name == "jax")
+    if library.name == "jax":
+        with pytest.raises(ArgumentValueError, match="got 14"):
+            tc.partition_matching(keys, *map(library.to_array, wrong))
+
+
+def test_partition_under_vmap(rng):
+    """A batch of batches, each with token numbers of its own."""
+    keys = rng.normal(size=(3, 2, 14, 4))
+    sources = np.array([rng.permutation(10)[:6] for _ in keys])
+
+    def slots(keys, sources):
+        return tc.partition_matching(keys, sources, np.array([12, 10, 13]), 4, chunk=4).slots
+
+    found = jit(jax.vmap(slots))(jax.numpy.asarray(keys), jax.numpy.asarray(sources))
+    for one, batch, numbers in zip(found, keys, sources, strict=True):
+        np.testing.assert_array_equal(one, slots(batch, numbers))
 
 
 def test_without_a_compiler(library):
@@ -161,9 +219,11 @@ def test_jax_as_it_comes():
     """With 32 bits, which is its default, and without a warning about 64."""
     code = """
 import jax, tomecore as tc
+grid = tc.matching.partitions.partition_grid((3, 3), seed=0)
 keys = jax.random.normal(jax.random.key(0), (2, 9, 4))
 plans = [tc.bipartite_soft_matching(keys, r) for r in (0, 3)]
 plans += [tc.kth_bipartite_soft_matching(keys, 2), tc.random_bipartite_soft_matching(keys, 3)]
+plans += [tc.partition_matching(keys, *grid, r, chunk=2) for r in (None, 2)]
 for plan in plans:
     assert {array.dtype.name for array in (plan.kept, plan.into, plan.slots)} == {"int32"}
 mean, size = tc.merge_weighted(plan, plan.unmerge(plan.merge(keys)))
@@ -203,7 +263,7 @@ def test_jax_under_vmap(rng):
 
 
 def test_jax_gradients_are_those_of_torch(rng):
-    """Of the tokens only: the choice has none."""
+    """Gradients of the tokens only: the choice has none."""
     keys, x, size = arguments(rng)
     torch = LIBRARIES["torch"]
 

@@ -1,4 +1,4 @@
-"""``tomecore evaluate`` on folders of pictures: its counts against plain NumPy, and what goes wrong."""
+"""``tomecore evaluate`` on folders of images: its counts against plain NumPy, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ COUNT = 23
 
 
 def run(*arguments: Any) -> Result:
-    common = ["evaluate", *map(str, arguments), "--batch", "8"]
+    batch = [] if "--batch" in arguments else ["--batch", "8"]
+    common = ["evaluate", *map(str, arguments), *batch]
     return CliRunner().invoke(cli.app, common, env={"COLUMNS": "200"})
 
 
@@ -59,10 +60,11 @@ def test_counts_are_those_of_a_plain_computation(
     framework: str, folder: Any, tmp_path: Path
 ) -> None:
     path, images, labels = folder
-    plot = tmp_path / "out" / "plot.png"
+    plot = tmp_path / "plot.png"
     found = numbers(
-        tmp_path / "out" / "found.json",
+        tmp_path / "found.json",
         *(path, "--model", f"digits:{framework}", "--r", 0, 8, STEEP, "--plot", plot),
+        *("--batch", 7),
     )
     assert [row["r"] for row in found["rows"]] == [0, 8, STEEP]
     assert (found["images"], found["classes"], found["unreadable"]) == (COUNT, 10, [])
@@ -94,6 +96,8 @@ def test_the_table_and_both_spellings(folder: Any, tmp_path: Path) -> None:
             "(16,",
         ]
         assert "digits:torch on 8 images" in result.stdout
+        assert "Too few images to time: 1 x 8 images, and" in result.stdout
+        assert "or use --batch 2 or less" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,7 @@ def test_the_table_and_both_spellings(folder: Any, tmp_path: Path) -> None:
         ("--limit 3 4 --r 1", "--limit 3 4 --r 1"),
         ("--r 1 2 -- 3", "--r 1 --r 2 -- 3"),
         ("--r 8 ./9 9", "--r 8 ./9 9"),
+        ("D --r 8 a/t.json --json o.json", "D --r 8 --r a/t.json --json o.json"),
     ],
 )
 def test_one_option_for_each_r(given: str, repeated: str) -> None:
@@ -191,7 +196,7 @@ def test_what_an_interrupted_command_found_is_kept(folder: Any, tmp_path: Path) 
         numbers(tmp_path / "third.json", *command)["rows"]
         == json.loads((tmp_path / "again.json").read_text())["rows"]
     )
-    with pytest.raises(TomeError, match=r"of another run \(r: \[0, \[98.* there, \[0, 8\] here\)"):
+    with pytest.raises(TomeError, match=r"to another run \(r: \[0, \[98.* there, \[0, 8\] here\)"):
         raise run(path, "--model", "digits:torch", "--r", 8, "--resume", record).exception  # type: ignore[misc]
 
 
@@ -212,7 +217,7 @@ def test_what_an_interrupted_command_found_is_kept(folder: Any, tmp_path: Path) 
         (["digits", "--model", "digits:jax"], "digits:jax is not one of"),
         (
             ["digits", "--model", "paddle:tiny"],
-            r"takes \(3, 224, 224\); use digits:torch or digits:paddle",
+            r"takes \(3, 224, 224\); use the model digits:torch or digits:paddle",
         ),
         (["digits", "--model", "digits:paddle", "--amp", "bf16"], "`amp` is for torch models"),
     ],
@@ -238,6 +243,7 @@ def test_errors_say_what_to_do(
     [
         (["--plot", "plot.txt"], "must end in .png, .svg or .pdf"),
         (["--r", "8x"], "is not an r"),
+        (["--r", "0.5"], "allowed are a whole number"),
         (["--classes", "names.txt"], "the digits' classes are 0 to 9"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What ``tomecore evaluate`` makes of folders and CSV files."""
+"""How ``tomecore evaluate`` reads folders and CSV files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_class_folders(classes: Path) -> None:
     assert [path.relative_to(classes).as_posix() for path in found.paths] == [
         *("a/1.jpg", "b/2.PNG", "b/deep/er/1.JPEG"),
     ]
-    assert found.folders == ("a", "b", "c")  # a class without pictures is a class
+    assert found.folders == ("a", "b", "c")  # a class without images is a class
     assert found.labels(3).tolist() == [0, 1, 1]
     assert found.others == 1
     assert found.labels(4, ["b", "x", "c", "a"]).tolist() == [3, 0, 0]
@@ -69,7 +69,7 @@ def test_a_plain_folder_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert find(tmp_path).labels(10) is None
     picture(tmp_path / "cat" / "1.png")
-    with pytest.raises(ArgumentValueError, match=r"1 images beside its class folders \(1.png\)"):
+    with pytest.raises(ArgumentValueError, match=r"1 images next to its class folders \(1.png\)"):
         find(tmp_path)
     assert len(find(tmp_path, labelled=False).paths) == 2
 
@@ -97,7 +97,7 @@ def test_lists(tmp_path: Path, headings: str) -> None:
         found.labels(2)
     assert find(path, labelled=False).labels(3) is None
     path.write_text("gone,0\nmissing.jpg,1\n")
-    assert find(path).labels(2).tolist() == [0, 1]  # the first line is no heading
+    assert find(path).labels(2).tolist() == [0, 1]  # the first line is not a heading
 
 
 def test_lists_of_names_and_without_labels(tmp_path: Path) -> None:

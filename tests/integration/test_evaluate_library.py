@@ -15,7 +15,7 @@ from digit_files import FLIPPING, STEEP
 import tomecore.adapters.torch as tome
 from tomecore import schedule
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
-from tomecore.evaluation import Result, evaluate
+from tomecore.evaluation import Result, draw, evaluate
 from tomecore.evaluation._result import count_chunk
 from tomecore.frameworks import logits_of, predict
 from tomecore.models import digits
@@ -103,12 +103,12 @@ def test_a_record_of_another_run_is_refused(data: Any, tmp_path: Path) -> None:
         (other, images, [0, 1, 2, 0], [2], {}, "weights: .*random each time"),
     ):
         options = {"batch": 2, "name": "a", **changed}
-        with pytest.raises(ArgumentValueError, match=rf"of another run \({what}"):
+        with pytest.raises(ArgumentValueError, match=rf"to another run \({what}"):
             evaluate(model, x, labels, r, resume=path, **options)
     path.write_text("something else\n")
     with pytest.raises(ArgumentValueError, match="not written by an evaluation"):
         evaluate(small(), images, [0, 1, 2, 0], [2], batch=2, resume=path)
-    path.write_bytes(before[:30])  # cut off in its first line: begun anew
+    path.write_bytes(before[:30])  # cut off in its first line: started again
     evaluate(small(), images, [0, 1, 2, 0], [2], batch=2, resume=path, name="a")
     assert path.read_bytes().splitlines()[0] == before.splitlines()[0]
     path.write_text("no line")
@@ -132,13 +132,28 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_every_r_is_run_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [schedule.Ratio(0.5), (2, -1), [8], 0, 3]
-    result = evaluate(small(), noise(5), None, asked, batch=2)
+    result = evaluate(small(), noise(5), None, asked, batch=1)
     assert [row.r for row in result.rows] == [0, schedule.Ratio(0.5), (2, -1), [8], 3]
     assert [row.tokens for row in result.rows] == [17, 5, 13, 9, 11]
     assert result.rows[0].limit == 1
     assert all(row.limit > 1 for row in result.rows[1:])
     assert result.rows[0].speedup == 1
     assert json.loads(json.dumps(result.as_dict()))["rows"][2]["r"] == [2, -1]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "timed", "real"), [(5, 2, 2, 2), (6, 2, 3, 2), (2, 32, 1, 2)]
+)
+def test_too_few_batches_have_no_speed(
+    count: int, batch: int, timed: int, real: int, tmp_path: Path
+) -> None:
+    result = evaluate(small(), noise(count), None, [2], batch=batch)
+    assert (result.timed, result.batch) == (timed, real)
+    for row in result.rows:
+        assert (row.images_per_second is not None) == (row.speedup is not None) == (timed >= 3)
+    draw(result, tmp_path / "plot.png")
+    with pytest.raises(ArgumentValueError, match=r"`path`: there is no folder .*none; create it"):
+        draw(result, tmp_path / "none" / "plot.png")
 
 
 def test_top_five_from_six_classes_on() -> None:

@@ -1,4 +1,4 @@
-"""``benchmarks/gpu.py`` on a CPU: it is there and works the first time somebody has a GPU."""
+"""``benchmarks/gpu.py`` on a CPU, so that it works the first time it gets a GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ sys.modules.update(dict.fromkeys({ABSENT!r}))
 sys.argv[0] = {str(SCRIPT)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-#: what is wrong -> a program that makes it so, and what the failed check says
+#: fault -> a program that plants it, and the message of the failed check
 FAULTS = {
     "tokens": (
         "mean = reduce.weighted_mean\n"

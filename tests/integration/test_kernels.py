@@ -45,7 +45,7 @@ def test_kernels_do_what_the_definition_says(kind, protected, count, most):
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(st.data())
 def test_any_shape(data):
-    """Of r, protected tokens, heads, layouts and samples together."""
+    """Combinations of r, protected tokens, heads, layouts and samples."""
     kind, layout = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(LAYOUTS))
     protected = data.draw(st.integers(0, 6))
     count = protected + data.draw(st.integers(2, 30))
@@ -68,7 +68,7 @@ def test_ties_go_to_the_first_token(kind, protected):
 
 @kinds
 def test_all_tokens_alike_and_keys_of_no_length(kind):
-    """A similarity of 0 to all; of one half beside others it must come last, not first."""
+    """A similarity of 0 to all; a token in one half among others must come last, not first."""
     key = np.zeros((2, 18, 2, 8))
     check(kind, key, 5, 1)
     key[:, 3:9] = np.abs(np.random.default_rng(1).standard_normal((2, 6, 2, 8)))
@@ -86,7 +86,7 @@ def test_keys_longer_and_shorter_than_others(kind):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @kinds
 def test_keys_that_are_no_numbers_leave_a_plan(kind, value):
-    """What merges is nobody's business then, but every token is somewhere."""
+    """Which tokens merge is then undefined, but every token has a slot."""
     for place in (slice(4, 5), slice(3, 9), slice(None)):
         key = np.random.default_rng(2).standard_normal((2, 23, 2, 8))
         key[:, place] = value

@@ -85,7 +85,7 @@ def test_where_nothing_can_be_compiled_the_calls_are_made(monkeypatch):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(x)
-        monkeypatch.setattr(compile_module, "compiled", broken)
+        monkeypatch.setattr(compile_module, "compile_kernels", broken)
         monkeypatch.setattr(
             fused_module, "kernels", functools.cache(fused_module.kernels.__wrapped__)
         )
@@ -98,17 +98,17 @@ def test_where_nothing_can_be_compiled_the_calls_are_made(monkeypatch):
 
 
 def test_what_numba_keeps_of_two_dtypes_has_two_names(monkeypatch, tmp_path):
-    """Its files of one name hold what it made of several signatures, and nothing locks them."""
+    """Its files of one name hold its results for several signatures, and nothing locks them."""
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
     for element in ("float32", "bfloat16"):
-        compile_module.compiled(element)
+        compile_module.compile_kernels(element)
     indices = [path.name for path in tmp_path.rglob("*.nbi")]
     assert len(indices) == 4
     assert sum("bfloat16" in name for name in indices) == 2
 
 
 def test_memory_that_ran_out_is_no_result(monkeypatch):
-    """What Numba makes of a function that raised prints that and returns 0, which is what we rest on."""
+    """A compiled function that raises prints the error and returns 0. The kernels rely on that."""
 
     @numba.cfunc(numba.int64(numba.int64))
     def failing(number):
@@ -151,7 +151,7 @@ def test_where_numba_cannot_write_it_compiles_anew(full, monkeypatch, tmp_path):
             monkeypatch.setattr(numba.core.caching.os, "replace", no_space)
         else:
             monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-        kernels = compile_module.compiled("float32")
+        kernels = compile_module.compile_kernels("float32")
         assert made
         monkeypatch.setattr(fused_module, "kernels", lambda element: kernels)
         assert torch.equal(model(x), expected)

@@ -51,7 +51,7 @@ def test_a_model_with_and_without(fw, settings, used):
 
 
 def test_sizes_in_a_column(used, monkeypatch):
-    """The kernels' bias goes the way that was asked for, in each block behind the first merge."""
+    """The kernels' bias has the requested form in each block after the first merge."""
     model = tomecore.adapters.torch.apply_patch(of_timm(), r=2)
     expected = Torch.run(model)
     assert used.take() == [True] * 12
@@ -84,7 +84,7 @@ def test_intermediate_layers(used):
 
 
 def test_bfloat16_weights(used):
-    """Decisions of later layers hang on roundings, so the first layer's alone are compared."""
+    """Decisions of later layers depend on rounding, so only the first layer's are compared."""
     model = tomecore.adapters.torch.apply_patch(of_timm().bfloat16(), r=[7] + [0] * 11)
     x = torch.from_numpy(images(size=96)).bfloat16()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_bfloat16_weights(used):
 
 
 def test_autocast(used):
-    """Of keys in bfloat16, the similarities are float32 with kernels and without."""
+    """For keys in bfloat16, the similarities are float32 with kernels and without."""
     model = tomecore.adapters.torch.apply_patch(of_timm(), r=[3] + [0] * 11, trace_source=True)
     x = torch.from_numpy(images(size=96))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Where the compiled kernels cannot know what an array stands for, or would be slower, they refuse."""
+"""The compiled kernels refuse arrays that they do not know, or for which they would be slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where something watches operations, wants gradients or makes graphs, kernels leave the work to calls."""
+"""Kernels are not used if something watches operations, needs gradients or traces graphs."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_paddle_where_arrays_are_more_than_memory(used):
 
 
 def test_paddle_by_its_bytecode():
-    """Where graphs are made of what Python runs, and of eager calls between them."""
+    """The graph is built from the bytecode, with eager calls in between."""
     model = tomecore.adapters.paddle.apply_patch(in_float32("paddle-plain"), r=8)
     expected = Paddle.run(model, 1)
     model = paddle.jit.to_static(model, full_graph=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import urllib.error
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tomecore.errors import ArgumentTypeError, ArgumentValueError
-from tomecore.loading import has_random_weights, load
+from tomecore import loading
+from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
+from tomecore.loading import _failures, _torch, has_random_weights, load
 from tomecore.loading.images import Preprocess, read_image
 
 
 @pytest.fixture(scope="module")
 def picture() -> Image.Image:
-    """Not square, so that a transform which squeezes is told from one that crops."""
+    """Not square, to distinguish a transform that squeezes from one that crops."""
     pixels = np.random.default_rng(0).integers(0, 256, size=(260, 390, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((300, 200))
 
@@ -65,7 +69,7 @@ def test_ours_is_the_transform_of_timm(picture: Image.Image) -> None:
 
 
 def test_a_folder_of_transformers(tmp_path: Path, picture: Image.Image) -> None:
-    """With its processor, which squeezes this picture where ours would cut."""
+    """With its processor, which squeezes this image, whereas ours would crop it."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     config = ViTConfig(
@@ -102,6 +106,13 @@ def test_weights_from_files(tmp_path: Path) -> None:
         assert not has_random_weights(name, weights=tmp_path / file)
     with pytest.raises(ArgumentValueError, match="do not fit the model"):
         load("timm:vit_small_patch16_224", weights=tmp_path / "w.pth")
+    (tmp_path / "none.safetensors").write_text("no weights")
+    (tmp_path / "none.bin").write_text("no weights")
+    for file in ("none.safetensors", "none.bin"):
+        with pytest.raises(
+            ArgumentValueError, match=rf"{file} cannot be read as weights \(.*; give"
+        ):
+            load(name, weights=tmp_path / file)
     with pytest.raises(ArgumentValueError, match="there is no file of weights"):
         load(name, weights=tmp_path / "none.pth")
 
@@ -127,16 +138,33 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ("name", "message"),
     [
         ("vit_tiny", r"'vit_tiny' does not name a model; allowed are timm:NAME"),
+        ("vit_tiny", r"Did you mean timm:vit_tiny, if it is a model of timm\?"),
+        ("digits", r"Did you mean digits:torch\?"),
         ("timm:vit_tiny_patch16", r"did you mean vit_tiny_patch16_224"),
         ("torchvision:vit", r"torchvision has no model 'vit'; .*vit_b_16"),
         ("transformers:vitt", r"neither a folder nor a model type of transformers.*--pretrained"),
-        ("open_clip:ViT", r"open_clip has no model 'ViT'"),
-        ("ppim:vitt", r"ppim.models has no model 'vitt'; it has .*deit_ti"),
+        ("timm:vit_bse_patch16_224", r"did you mean vit_base_patch16_224"),
+        ("open_clip:ViT-B16", r"open_clip has no model 'ViT-B16'; did you mean ViT-B-16"),
+        ("ppim:vitt", r"ppim.models has no model 'vitt'; did you mean vit"),
+        ("ppim:resnet", r"ppim.models has no model 'resnet'; it has .*deit"),
         ("paddle:huge", r"paddle:huge is not one of paddle:tiny"),
         ("digits:jax", r"digits:jax is not one of digits:torch"),
         ("no_such_module:f", r"there is no module 'no_such_module'"),
         ("nothing.py:f", r"there is no file nothing.py"),
         ("json:nothing", r"json has no function 'nothing'"),
+        (
+            "digit:torch",
+            r"there is no module 'digit', and no library .*; did you mean digits:torch\?",
+        ),
+        ("tim:vit_tiny_patch16_224", r"did you mean timm:vit_tiny_patch16_224"),
+        ("timm:deit_bse_patch16_224", r"did you mean deit_base_patch16_224"),
+        (
+            "timm:vit_base_patch16_224.augreg_in2k",
+            r"did you mean .*vit_base_patch16_224\.augreg_in1k",
+        ),
+        ("torchvision:vit_b_61", r"did you mean vit_b_16"),
+        ("transformers:dinov", r"did you mean dinov2"),
+        ("paddleclas:ViT_small_patch16_244", r"did you mean ViT_small_patch16_224"),
     ],
 )
 def test_messages(name: str, message: str) -> None:
@@ -153,6 +181,101 @@ def test_what_excludes_each_other() -> None:
         load("digits:torch", resolution=224)
     with pytest.raises(ArgumentValueError, match="several weights for ViT-B-32; name one of"):
         load("open_clip:ViT-B-32", pretrained=True)
+    with pytest.raises(ArgumentValueError, match="no model 'openia'; did you mean openai"):
+        load("open_clip:ViT-B-32/openia", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "transformers:google/vit-base-patch16-224"])
+def test_the_hub_is_out_of_reach(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, at once: the client of the hub is switched off for this load, and back on afterwards."""
+    import huggingface_hub
+
+    monkeypatch.setattr(_failures, "_reachable", lambda url: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TomeError, match=f"weights of {name} cannot be downloaded") as caught:
+        load(name, pretrained=True)
+    assert "\n" not in str(caught.value)
+    assert "https://huggingface.co does not answer within 4 s" in str(caught.value)
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+def nested(inner: Exception, outer: Exception) -> Exception:
+    outer.__cause__ = inner
+    return outer
+
+
+HTTP = urllib.error.HTTPError("https://a.b/c", 404, "Not Found", None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (urllib.error.URLError("no route to host"), r"cannot be downloaded.*no route to host"),
+        (nested(ConnectionError("refused"), OSError("We could not")), r"downloaded.*refused"),
+        (nested(TimeoutError("too slow"), RuntimeError("No weights")), r"downloaded.*too slow"),
+        (RuntimeError("Downloading from u failed. Retry limit reached"), "cannot be downloaded"),
+        (
+            nested(HTTP, RuntimeError("No weights")),
+            r"cannot be loaded .*: RuntimeError: No weights",
+        ),
+        (ValueError("No tag\nand more"), r"with pretrained weights: ValueError: No tag$"),
+    ],
+)
+def test_what_a_library_raises_is_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise error
+
+    monkeypatch.setitem(loading._LOADERS, "paddleclas", refuse)
+    with pytest.raises(TomeError, match=message):
+        load("paddleclas:ViT", pretrained=True)
+    with pytest.raises(type(error)):  # a fault of the library, without weights to download
+        load("paddleclas:ViT")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:test_vit", r"refuses an image of 3 x 33 x 33"),
+        ("timm:resnet10t", r"cannot be built for images of 33 pixels \(--resolution\)"),
+    ],
+)
+def test_a_resolution_that_does_not_fit(name: str, message: str) -> None:
+    with pytest.raises(ArgumentValueError, match=message):
+        load(name, resolution=33)
+
+
+def test_the_resolution_of_a_clip_is_that_of_its_tower(tmp_path: Path) -> None:
+    loaded = load("transformers:clip_vision_model", resolution=64)
+    assert loaded.input_shape == (3, 64, 64)
+
+
+def test_libraries_are_quiet_while_a_model_is_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    """Steps, and what goes through the root logger; not the warnings of a library's own logger."""
+    with caplog.at_level("DEBUG"):
+        with _failures.quiet():
+            for log in (logging.getLogger(), logging.getLogger("library")):
+                log.info("a step of %s", log.name)
+                log.warning("a warning of %s", log.name)
+        logging.getLogger().info("afterwards")
+    assert caplog.messages == ["a warning of library", "afterwards"]
+
+
+def test_large_tensors_are_not_filled() -> None:
+    large, few = torch.zeros(300, 300), torch.zeros(9)
+    with _torch.uninitialised():
+        for one in (large, few):
+            torch.nn.init.trunc_normal_(one)
+            torch.nn.init.kaiming_uniform_(one.reshape(1, -1))
+            one.add_(1)
+    assert not large.any()
+    assert few.all()
+    torch.nn.init.ones_(large)
+    assert large.all()
 
 
 def test_pixels_and_back(picture: Image.Image) -> None:

@@ -1,7 +1,7 @@
-"""What stays in memory after forwards of many batch sizes, numbers of tokens and r: next to nothing.
+"""Memory after forwards with many batch sizes, numbers of tokens and r: it hardly grows.
 
 Each case runs in a process of its own. It returns free pages to the system before it is measured, and oneDNN
-is told not to keep what it compiles for each shape of the patch embedding: both are there without tomecore.
+keeps nothing of what it compiles for each shape of the patch embedding: both would grow without tomecore too.
 """
 
 from __future__ import annotations

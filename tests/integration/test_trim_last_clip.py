@@ -1,4 +1,4 @@
-"""trim_last on what reads the class token of a CLIP and of a DINOv3: whole models, readers, other kernels."""
+"""Trimming in models that read the class token of a CLIP or DINOv3: whole models, readers, kernels."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def replaced(module: Any, name: str) -> None:
     ids=lambda given: given if isinstance(given, str) else given.__name__,
 )
 def test_methods_of_ones_own_on_the_way(build: Any, path: str, name: str, change: Any) -> None:
-    """From the whole model down to the list of blocks, anything may read the tokens behind them."""
+    """Any module from the whole model down to the list of blocks may read the tokens after the blocks."""
     model = prepared(build())
     change(model.get_submodule(path), name)
     text = f"Own has a {name} of its own" if change is subclassed else f"its {name} was replaced on"

@@ -1,4 +1,4 @@
-"""trim_last on every family there is: exact where it is taken, and where it is not, nothing changes."""
+"""Trimming in every family: exact if it is supported, and otherwise nothing changes."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ REASONS = {
     "timm-naflex": "it has no prefix token",
     **dict.fromkeys(
         [f"passl-{name}" for name in ("vit", "deit", "distilled", "mae", "mae-pooled")],
-        r"which tokens are read behind the blocks is not known for .*\(known: VisionTransformer",
+        r"which tokens are read after the blocks is not known for .*\(known: VisionTransformer",
     ),
     "open_clip-average": r"pools over all tokens, or returns them \(pool_type='avg'\)",
     "open_clip-all-tokens": r"pools over all tokens, or returns them \(pool_type='none'\)",
     "open_clip-attentional-pool": r"the model pools over all tokens \(an attentional pooler\)",
     "open_clip-cascade": r"the model pools over all tokens \(an attentional pooler\)",
     "open_clip-whole": r"which tokens .*ZeroShot reads of model\.clip\.visual is not known",
-    "transformers-kosmos2": "which tokens are read behind the blocks is not known for .*Kosmos2Vision",
+    "transformers-kosmos2": "which tokens are read after the blocks is not known for .*Kosmos2Vision",
     "transformers-siglip": "it has no prefix token",
-    "passl-mae-pretraining": "which tokens are read behind the blocks is not known for",
+    "passl-mae-pretraining": "which tokens are read after the blocks is not known for",
     "transformers-mae": r"which tokens are read .* is not known for .*ViTMAEModel \(known: ViTModel,",
     "transformers-ijepa": "IJepaForImageClassification pools over tokens",
     "transformers-dinov2": "Dinov2ForImageClassification pools over tokens",

@@ -1,4 +1,4 @@
-"""trim_last and what each library does around a block: readers of layers, masks, hooks, kernels, commands."""
+"""Trimming, and each library's code around a block: readers of layers, masks, hooks, kernels, commands."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_timm_compiled(r: int) -> None:
 
 
 def test_half_precision_on_a_cpu() -> None:
-    """Where attention with a bias is products instead of the fused kernel."""
+    """Attention with a bias as products instead of the fused kernel."""
     trimmed, whole = (model.bfloat16() for model in pair(timm_vit, r=8))
     x = X.bfloat16()
     with torch.no_grad():

@@ -22,14 +22,14 @@ def build(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"depth": 0}, "depth=0 must be an int >= 1"),
-        ({"num_heads": 3}, "embed_dim=16 must be a multiple of num_heads=3"),
-        ({"img_size": "16"}, "img_size='16' must be an int >= 1, or two of them"),
-        ({"patch_size": 32}, "patch_size=32 must be at most img_size=16"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio=0.0 must be above 0"),
-        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must be in \[0, 1\)"),
-        ({"global_pool": "max"}, "global_pool='max' must be 'token' or 'avg'"),
-        ({"class_token": False}, "class_token=False needs global_pool='avg'"),
+        ({"depth": 0}, "`depth` must be an integer of at least 1; got 0"),
+        ({"num_heads": 3}, "`embed_dim` must be a multiple of `num_heads`, 3; got 16"),
+        ({"img_size": "16"}, r"`img_size` must be an integer of .* or two of them .*got '16'"),
+        ({"patch_size": 32}, "`patch_size` must be at most `img_size`, 16; got 32"),
+        ({"mlp_ratio": 0.0}, "`mlp_ratio` must be above 0; got 0.0"),
+        ({"drop_path_rate": 1.0}, "`drop_path_rate` must be at least 0 and below 1; got 1.0"),
+        ({"global_pool": "max"}, "`global_pool` must be 'token' or 'avg'; got 'max'"),
+        ({"class_token": False}, "`class_token=False` needs `global_pool='avg'`"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value),
 )

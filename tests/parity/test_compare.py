@@ -51,7 +51,7 @@ def test_a_clear_disagreement_has_a_large_gap_at_its_first_layer(models: tuple[A
 
 
 def test_a_near_tie_has_a_small_gap(models: tuple[Any, Any]) -> None:
-    """Two patches with the same pixels differ by rounding alone, whichever merges first."""
+    """Two patches with the same pixels differ only by rounding, whichever merges first."""
     model_a, model_b = models
     with torch.no_grad():
         noise = torch.randn(model_a.pos_embed.shape, dtype=torch.float64)

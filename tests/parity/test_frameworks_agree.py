@@ -10,7 +10,9 @@ import pytest
 import torch
 from pairs import images, patched_pair
 
-from tomecore import parity
+import tomecore.adapters.paddle
+import tomecore.adapters.torch
+from tomecore import matching, parity
 from tomecore.frameworks import predict, to_numpy
 
 VARIANTS = {
@@ -76,3 +78,17 @@ def test_unpatched_twins_agree() -> None:
 
     outputs = [predict(model, images(3)) for model in pair()]
     assert np.abs(outputs[0] - outputs[1]).max() < 1e-12
+
+
+@pytest.mark.parametrize("name", matching.names())
+def test_every_matching_decides_alike(name: str) -> None:
+    """Each more matching adds one."""
+    model_a, model_b = patched_pair()
+    for model, adapter in ((model_a, tomecore.adapters.torch), (model_b, tomecore.adapters.paddle)):
+        adapter.apply_patch(model, r=[5, 0, 30, 3], matching=name, trace_source=True)
+    report = parity.compare(model_a, model_b, images(4))
+    assert report.identical_decisions == 1
+    assert report.largest_difference < 1e-11
+    for read in ("sizes", "source"):
+        a, b = (to_numpy(getattr(model.tome, read)) for model in (model_a, model_b))
+        np.testing.assert_allclose(a, b, rtol=1e-6)

@@ -28,12 +28,14 @@ def models() -> tuple[Any, Any]:
 
 
 def message(model_a: Any, model_b: Any, x: Any = None, r: Any = 8, **arguments: Any) -> str:
-    """What ``assert_parity`` says against two models that differ."""
+    """Return the message of ``assert_parity`` for two models that differ."""
     with pytest.raises(AssertionError) as caught:
         parity.assert_parity(model_a, model_b, images(3) if x is None else x, r=r, **arguments)
     text = str(caught.value)
     print(text)
     assert len(text.splitlines()) <= 15, text
+    # pytest hides the frames of assert_parity, so that the message is what a failing test shows
+    assert caught.traceback.filter(caught)[-1].name == "message"
     return text
 
 
@@ -218,11 +220,11 @@ def test_dropped_proportional_attention_that_the_settings_do_not_show(form: bool
 
 @pytest.fixture
 def unstable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Paddle sorts as well as ever, but gives ties to the last."""
+    """Paddle sorts as before, but puts ties in reverse order."""
     argsort = paddle_backend.argsort
 
     def last_of_equals(x: Any, /, *, axis: int, descending: bool = False, **kwargs: Any) -> Any:
-        if not descending:  # the permutation behind `slots`, which has no ties
+        if not descending:  # the permutation for `slots`, which has no ties
             return argsort(x, axis=axis, **kwargs)
         return paddle.flip(argsort(x, axis=axis, descending=False, stable=True), axis)
 

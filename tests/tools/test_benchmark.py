@@ -1,4 +1,4 @@
-"""The limits that measurements stand beside. Nothing here is timed."""
+"""The limits of measurements. Nothing here is timed."""
 
 from __future__ import annotations
 

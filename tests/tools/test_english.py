@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 
@@ -48,11 +49,47 @@ PLANTED = {
     "all but for a factor": "all except for a factor",
     "it does not let itself be inherited": "it does not allow subclasses",
     "a wish": "a target",
+    "made for it": "built for it; made up",
+    "all that it needs": "everything that it needs",
+    "the tokens behind it": "the tokens after it",
+    "the limit beside it": "the limit next to it",
+    "this very model": "this model, on the very first call",
+    "it is held to the definition": "it is compared with the definition",
+    "it knows nothing of models": "it does not know models",
+    "another than before": "other than before",
+    "the price": "the cost",
+    "it works as ever": "it works as before",
+    "a stranger": "an unknown block",
+    "a storey": "a layer",
+    "a seam": "an interface",
+    "take off": "remove",
+    "it gives out tokens": "it returns tokens",
+    "the mask is there": "the mask exists",
+    "for so many rounds": "for that many rounds",
+    "it wants gradients": "it needs gradients",
+    "the troubles": "the problems",
+    "slower, for it copies": "slower, because it copies",
+    "it proves itself": "it is tested",
+    "this tells how much": "this shows how much",
+    "what it needs of a model": "what it needs from a model; the needs of models",
+    "of equal tokens the first counts": "ties go to the first token",
+    "a context without gradients": "a context manager that disables gradients",
+    "the file is of another run": "the file belongs to another run",
+    "the token most like it": "the most similar token",
+    "computed in another way": "computed differently",
+    "an attention half of our own": "its own attention half",
+    "each patch stands twice": "each patch occurs twice; a slot stands for its tokens",
+    "unknown blocks are tried out": "unknown blocks are tested",
+    "being there is all it takes": "it runs without registration",
+    "depth={} must be positive": "`depth` must be positive; got {}",
 }
 
 
 @pytest.mark.parametrize(("bad", "good"), PLANTED.items(), ids=PLANTED)
 def test_a_planted_phrase_is_found(tool, bad, good):
+    (found, *_) = tool.find_in_document(f"# Page\n\nSay: {bad}.\n", "page.md")
+    assert (found.file, found.line) == ("page.md", 3)
+    assert tool.find_in_document(f"# Page\n\nSay: {good}.\n") == []
     for source in ('"""Say: {}."""\n', "# {}\n", 'raise ValueError("say: {}")\n'):
         (found, *_) = tool.find(source.format(bad), "here.py")
         assert found.file == "here.py"
@@ -128,10 +165,73 @@ def test_a_message_in_odd_pieces_is_found(tool):
     assert tool.find(broken.replace('"call the "\n    f"', 'f"call the ')) == []
 
 
+def test_in_a_document_text_and_python_are_checked(tool):
+    page = source(
+        """
+        # Page
+
+        Clean, with `made` and a [link](pictures/behind.png).
+
+        ```bash
+        made alone
+        ```
+
+        It was made
+        by hand.
+
+        ```python
+        x = "told by nobody"  # made here
+        ```
+        <!-- english: off -->
+        Nobody
+        <!-- english: on -->
+        - and somebody
+        """
+    )
+    found = [(one.line, one.phrase) for one in tool.find_in_document(page)]
+    assert found == [(9, "made"), (13, "nobody"), (13, "told"), (13, "made"), (18, "somebody")]
+
+
+def test_in_a_notebook_markdown_is_checked(tool):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "\n", 'It is "made".']},
+        {"cell_type": "code", "source": ["made = 'told by nobody'"], "outputs": []},
+        {"cell_type": "markdown", "source": ["Clean."]},
+        {"cell_type": "markdown", "source": ["Nobody."]},
+    ]
+    notebook = json.dumps({"cells": cells}, indent=1)
+    found = tool.find_in_notebook(notebook, "book.ipynb")
+    assert [(one.file, one.phrase) for one in found] == [
+        ("book.ipynb", "made"),
+        ("book.ipynb", "Nobody"),
+    ]
+    lines = notebook.splitlines()
+    assert [lines[one.line - 1].strip() for one in found] == [
+        json.dumps(cells[0]["source"][2]),
+        '"Nobody."',
+    ]
+
+
+def test_in_tests_only_docstrings_and_comments_are_checked(tool):
+    planted = source(
+        '''
+        """It is told."""
+        x = f(
+            "made by nobody",
+            "a "
+            "b",
+        )  # alone
+        '''
+    )
+    found = [one.phrase for one in tool.find(planted, data=True)]
+    assert found == ["told", "alone"]
+    assert len(tool.find(planted)) > 2
+
+
 def test_allowed_phrases_are_allowed_and_in_use(tool):
     texts = " ".join(
         text.words
-        for path in tool.files()
+        for path in tool.matching(tool.FILES)
         for text in (*tool.strings(path.read_text()), *tool.comments(path.read_text()))
     )
     for phrase, reason in tool.ALLOWED.items():
@@ -141,8 +241,26 @@ def test_allowed_phrases_are_allowed_and_in_use(tool):
     assert tool.find("# tokens in front of the patches, and tokens in front\n")
 
 
-def test_the_package_is_clean(tool, capsys):
-    assert len(tool.files()) > 40
+def test_everything_is_clean(tool, capsys):
+    names = {path.relative_to(ROOT).as_posix() for path in tool.files()}
+    assert {
+        *(
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "docs/design.md",
+            "docs/how-to/training.md",
+        ),
+        *("notebooks/torch.ipynb", "examples/custom_block.py", "benchmarks/matrix.py"),
+        *(
+            "tools/english.py",
+            "tests/conftest.py",
+            "tomecore/errors.py",
+            "tomecore/models/torch.py",
+        ),
+    } <= names
+    assert not any(name.startswith("docs/reference/") for name in names)
+    assert len(names) > 400
     tool.main(["--check"])
     assert capsys.readouterr().out == ""
 
@@ -152,12 +270,20 @@ def test_a_planted_phrase_fails_the_check(tool, monkeypatch, tmp_path, capsys):
     (tmp_path / "planted.py").write_text('"""Return a plan.\n\nNobody reads it.\n"""\n')
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     monkeypatch.setattr(tool, "FILES", ("*.py",))
-    monkeypatch.setattr(tool, "LATER", ())
+    monkeypatch.setattr(tool, "DOCSTRINGS", ("tests/*.py",))
+    monkeypatch.setattr(tool, "DOCUMENTS", ("*.md",))
     with pytest.raises(SystemExit, match="1 phrases are not plain English"):
         tool.main(["--check"])
     assert capsys.readouterr().out.startswith("planted.py:3: 'Nobody': other code")
     tool.main([])  # lists it only
-    monkeypatch.setattr(tool, "LATER", ("planted.py",))
+    monkeypatch.setattr(tool, "FILES", ("clean.py",))
+    tool.main(["--check"])
+    (tmp_path / "page.md").write_text("# Page\n\nNobody reads it.\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "one.py").write_text('x = "alone, told"  # alone\n')
+    with pytest.raises(SystemExit, match="2 phrases are not plain English"):
+        tool.main(["--check"])
+    monkeypatch.setattr(tool, "GENERATED", ("page.md", "tests/*.py"))
     tool.main(["--check"])
 
 
@@ -165,10 +291,25 @@ def test_lint_runs_it():
     assert "tools/english.py --check" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_the_examples_of_the_contributors_page(tool):
+@pytest.fixture(scope="module")
+def words():
+    """The section Words of the contributors' page."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = page.partition("## Words\n")[2].partition("\n## ")[0]
-    table = section.partition("| instead of | write |\n|---|---|\n")[2]
+    return page.partition("## Words\n")[2].partition("\n## ")[0]
+
+
+def test_the_words_of_the_contributors_page(tool, words):
+    table = words.partition("| use | for | not |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert len(rows) > 20
+    for use, meaning, bad in rows:
+        assert tool.find(f'"""Say: {use}, {meaning}."""\n') == [], use
+        for phrase in filter(None, bad.split(", ")):
+            assert tool.find(f"# it {phrase} it\n"), phrase
+
+
+def test_the_examples_of_the_contributors_page(tool, words):
+    table = words.partition("| instead of | write |\n|---|---|\n")[2]
     rows = re.findall(r"^\| (.+?) \| (.+?) \|$", table, re.MULTILINE)
     assert len(rows) == 10
     for before, after in rows:

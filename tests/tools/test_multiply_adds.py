@@ -65,7 +65,7 @@ def test_they_match_a_flop_counter() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = small()
-    # The plain kernel: counters of some torch versions know nothing of the fused one.
+    # The plain kernel: counters of some torch versions do not see the fused one.
     math = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), math, FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 64, 64))
@@ -228,7 +228,7 @@ def test_a_stem_works_at_a_finer_resolution() -> None:
 @pytest.mark.parametrize("model", [torch.nn.Linear(1, 1), None, 3], ids=repr)
 def test_what_is_not_patched_is_refused(model: Any) -> None:
     for ask in (arithmetic_of, lambda model: plan_table(model, 17, 1)):
-        with pytest.raises(NotPatchedError, match=r"not patched; call apply_patch\(model\) first"):
+        with pytest.raises(NotPatchedError, match=r"call apply_patch\(model\) first"):
             ask(model)
 
 

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model whose last block makes the tokens at the front alone."""
+"""Multiply-adds of a model whose last block computes only the prefix tokens."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_the_grid_is_that_of_the_patch_embedding(framework: str) -> None:
 
 
 def test_patches_that_are_no_squares_are_asked_of_the_model() -> None:
-    """As many patches as of 4 x 4 pixels: their number alone would be read wrongly."""
+    """As many patches as with 4 x 4 pixels: their number by itself would be misread."""
     model = build("torch")
     import torch
 

@@ -1,4 +1,4 @@
-"""The picture of merged tokens: mean colours, outlines, and errors that say what does not fit."""
+"""The image of merged tokens: mean colours, outlines, and errors that say what does not fit."""
 
 from __future__ import annotations
 
@@ -85,12 +85,25 @@ def test_any_patch_and_any_grid(
         assert abs(line @ LUMINANCE - mean @ LUMINANCE) > 40
         hues = np.flatnonzero((line == OUTLINES).all(-1).any(-1))
         lines[slot] = hues
-    for axis in (0, 1):
-        pairs = np.stack(
-            [np.moveaxis(group, axis, 0)[:-1], np.moveaxis(group, axis, 0)[1:]], -1
-        ).reshape(-1, 2)
+    ends = [(group[1:], group[:-1]), (group[:, 1:], group[:, :-1])]
+    ends += [(group[1:, 1:], group[:-1, :-1]), (group[1:, :-1], group[:-1, 1:])]  # at a corner
+    for first, second in ends:
+        pairs = np.stack([first.ravel(), second.ravel()], -1)
         for one, other in np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0):
             assert not {*lines[one]} & {*lines[other]}, "groups that touch have lines of one hue"
+
+
+def test_opacity_mixes_the_colour_with_the_image() -> None:
+    image = np.zeros((4, 8, 3), dtype=np.uint8)
+    image[:, 4:] = 100
+    source = np.array([0, 1, 1])
+    mixed = make_visualization(image, source, patch_size=4, opacity=0.75)
+    np.testing.assert_array_equal(mixed[:, :4], np.full((4, 4, 3), 38))  # 0 + 0.75 * 50, half up
+    np.testing.assert_array_equal(mixed[:, 4:], np.full((4, 4, 3), 63))  # 100 - 0.75 * 50, half up
+    np.testing.assert_array_equal(make_visualization(image, source, 4, opacity=0), image)
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ArgumentValueError, match="`opacity` must be from 0 to 1; got"):
+            make_visualization(image, source, 4, opacity=wrong)
 
 
 def test_outlines_stand_out_whatever_the_mean() -> None:

@@ -13,12 +13,16 @@ families are in ``families/``.
 from __future__ import annotations
 
 from tomecore.adapters.engine.adapter import Adapter
-from tomecore.adapters.families import known
-from tomecore.adapters.hosts.paddle import HOST
+from tomecore.adapters.families import specs_of
+from tomecore.frameworks import require
+
+require("paddle")
+
+from tomecore.adapters.hosts.paddle import HOST  # noqa: E402  (it imports the framework)
 
 __all__ = ["ADAPTER", "HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
-ADAPTER = Adapter(__name__, HOST, known("paddle"))
+ADAPTER = Adapter(__name__, HOST, specs_of("paddle"))
 #: the model families that this adapter recognises
 SPECS = ADAPTER.specs
 

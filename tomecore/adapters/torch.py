@@ -13,13 +13,17 @@ families are in ``families/``.
 from __future__ import annotations
 
 from tomecore.adapters.engine.adapter import Adapter
-from tomecore.adapters.families import known
+from tomecore.adapters.families import specs_of
 from tomecore.adapters.families.structural import PRE_NORM
-from tomecore.adapters.hosts.torch import HOST
+from tomecore.frameworks import require
+
+require("torch")
+
+from tomecore.adapters.hosts.torch import HOST  # noqa: E402  (it imports the framework)
 
 __all__ = ["ADAPTER", "HOST", "SPECS", "apply_patch", "handle", "register", "remove_patch"]
 
-ADAPTER = Adapter(__name__, HOST, known("torch"), fallback=PRE_NORM)
+ADAPTER = Adapter(__name__, HOST, specs_of("torch"), fallback=PRE_NORM)
 #: the model families that this adapter recognises
 SPECS = ADAPTER.specs
 

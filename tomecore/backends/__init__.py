@@ -16,13 +16,30 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from tomecore.backends.arrays import Array, Bias, Index, Mask, Rows, Sizes, TokenKeys, Tokens
 from tomecore.backends.conformance import faults_of
 from tomecore.backends.kernels.cpu.fused import Fused, Keys
 from tomecore.backends.required import REQUIRED, gaps_of
-from tomecore.backends.standard import Array, Backend
+from tomecore.backends.standard import Backend
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, UnsupportedLibraryError
 
-__all__ = ["REQUIRED", "Array", "Backend", "Fused", "Keys", "backend_of", "check", "register"]
+__all__ = [
+    "REQUIRED",
+    "Array",
+    "Backend",
+    "Bias",
+    "Fused",
+    "Index",
+    "Keys",
+    "Mask",
+    "Rows",
+    "Sizes",
+    "TokenKeys",
+    "Tokens",
+    "backend_of",
+    "check",
+    "register",
+]
 
 #: Top-level module of an array's class -> a backend, or the module of tomecore that holds its BACKEND.
 _known: dict[str, Backend | str | Callable[[], Backend]] = {
@@ -34,6 +51,8 @@ _known: dict[str, Backend | str | Callable[[], Backend]] = {
 }
 #: libraries whose backends are not searched for gaps: a compiler would trace the search with the first call
 _OWN = frozenset(_known)
+#: names of a namespace that no array has
+_NOT_OF_ARRAYS = ("arange", "asarray", "isdtype", "zeros_like")
 _by_type: dict[type, Backend] = {}
 #: backends of other libraries that were checked and lack nothing
 _complete: set[Backend] = set()
@@ -65,7 +84,7 @@ def register(module: str, backend: Backend | Callable[[], Backend]) -> None:
 
 
 def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> None:
-    """Check that an array library does all that tomecore needs, by comparing it with NumPy on small arrays.
+    """Check everything that tomecore needs from an array library, by comparing it with NumPy on small arrays.
 
     ``tomecore.backends.REQUIRED`` lists the names of the namespace. Gradients and tracing are not checked.
 
@@ -80,7 +99,7 @@ def check(library: Any, *, to_numpy: Callable[[Array], Any] | None = None) -> No
     """
     if isinstance(library, Backend):
         backend = library
-    elif hasattr(library, "arange"):  # which arrays do not have
+    elif any(hasattr(library, name) for name in _NOT_OF_ARRAYS):
         backend = Backend(_name_of(library), library)
     else:
         backend = _look_up(library)

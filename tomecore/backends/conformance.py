@@ -1,4 +1,4 @@
-"""The check of an array library: all that tomecore does with arrays, compared with NumPy on small ones.
+"""The check of an array library: tomecore's operations on arrays, compared with NumPy on small ones.
 
 The algorithms are in packages that import this one, so they register their trials with :func:`add_trial`.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from tomecore.backends.required import (
     ARRAYS,
     OPERATIONS,
+    REQUIRED,
     attempt,
     evaluate,
     gaps_of,
@@ -34,7 +35,7 @@ _OWN_INTEGER = ("arange", "argmax", "argsort", "asarray")
 #: beginning of a call -> the likely cause if its values are wrong
 _HINTS = {
     "argsort": "equal values must keep their order, as with stable=True",
-    "argmax": "of equal values the first one counts",
+    "argmax": "ties go to the first value",
     "scatter_add(base, repeated": "updates of one row must accumulate",
     "scatter_max(base, repeated": "the largest update of one row counts",
     "accumulate": "updates of one row must accumulate",
@@ -47,7 +48,7 @@ def add_trial(name: str, trial: Trial) -> None:
 
 
 def faults_of(backend: Backend, to_numpy: Callable[[Array], Any] | None = None) -> list[str]:
-    """Return all that is missing or wrong, one line each; an empty list if the library conforms."""
+    """Return everything that is missing or wrong, one line each; an empty list if the library conforms."""
     gaps = gaps_of(backend)
     inputs, _ = library_inputs(backend)
     if not inputs:
@@ -57,7 +58,9 @@ def faults_of(backend: Backend, to_numpy: Callable[[Array], Any] | None = None) 
     check.methods()
     if not gaps and not check.faults:  # or the algorithms would repeat these faults
         check.algorithms()
-    return list(dict.fromkeys(gaps + check.faults))
+    missing = [f"has no attribute '{name}'" for name in REQUIRED if not hasattr(backend.xp, name)]
+    more = [fault for fault in check.faults if not fault.endswith(tuple(missing))]
+    return list(dict.fromkeys(gaps + more))  # a method that meets a gap would only repeat it
 
 
 def any_to_numpy(array: Array) -> np.ndarray:
@@ -65,7 +68,7 @@ def any_to_numpy(array: Array) -> np.ndarray:
     for convert in (np.asarray, lambda x: x.numpy(), lambda x: x.get(), np.from_dlpack):
         try:
             found = np.array(convert(array))
-        except Exception:  # a library may raise anything; the next way is tried
+        except Exception:  # noqa: BLE001 (a library may raise anything; the next way is tried)
             continue
         if found.dtype != object:
             return found
@@ -87,7 +90,7 @@ class _Check:
         self.inputs = inputs
         self.has_gaps = has_gaps
         self.faults: list[str] = []
-        #: NumPy dtype -> dtype that the library gives an array made from it
+        #: NumPy dtype -> dtype that the library gives an array created from it
         self.dtypes = {ARRAYS[name].dtype: inputs[name].dtype for name in ARRAYS}
         float64 = getattr(backend.xp, "float64", None)
         if float64 is not None and to_library(backend, np.ones(1)).dtype == float64:
@@ -110,7 +113,7 @@ class _Check:
             arguments: NumPy arrays are converted; other arguments are passed on.
             expected: the correct result.
             overwrites: whether the method may write to its first argument.
-            any_integer: whether the result may have a different integer dtype than ``expected``.
+            any_integer: whether the result may have a different signed integer dtype than ``expected``.
         """
         if self.has_gaps and not overrides(self.backend, what.partition("(")[0]):
             return  # a default would only repeat these gaps
@@ -150,8 +153,9 @@ class _Check:
             return
         values = np.asarray(values)
         if any_integer and expected.dtype.kind == "i":
-            if values.dtype.kind not in "iu":
-                self.faults.append(f"{what} returns dtype {found.dtype}; it must be an integer")
+            if values.dtype.kind != "i":
+                wanted = "a signed integer"  # plans hold indices, and users subtract them
+                self.faults.append(f"{what} returns dtype {found.dtype}; it must be {wanted}")
         elif found.dtype != self.dtypes[expected.dtype]:
             wanted = self.dtypes[expected.dtype]
             self.faults.append(f"{what} returns dtype {found.dtype}; it must be {wanted}")
@@ -195,6 +199,19 @@ class _Check:
         expected = np.concatenate([index[0], index[1] + 5])
         self.run("flat_rows(index, 5)", backend.flat_rows, (index, 5), expected)
         self.run("every_second(x, 1)", backend.every_second, (x, 1), x[:, 1::2])
+        for place, what in enumerate(("even", "odd")):
+            self.run(
+                f"even_and_odd(x, 0, 1): {what}",
+                lambda x, place=place: backend.even_and_odd(x, 0, 1)[place],
+                (x,),
+                x[:, place::2],
+            )
+        self.run(
+            "take_range(index, 3, 11, 2)", backend.take_range, (index, 3, 11, 2), 3 + 2 * index
+        )
+        keys = x.reshape(x.shape[0], -1, 2, 2)
+        call = "sum_in(keys, 2, keys.dtype)"
+        self.run(call, lambda keys: backend.sum_in(keys, 2, keys.dtype), (keys,), keys.sum(2))
         self.run("products(x, y)", backend.products, (x, y), np.einsum("bsd,btd->bst", x, y))
         expected = np.linalg.norm(x, axis=2, keepdims=True)
         self.run("norm(x)", backend.norm, (x,), expected)
@@ -213,6 +230,16 @@ class _Check:
                 expected,
                 any_integer=True,
             )
+        self.host_values()
+
+    def host_values(self) -> None:
+        """Compare the values that the backend reads on the host; reading none is right, too."""
+        for what, given in (("index", self.inputs["index"]), ("numpy_array", ARRAYS["index"])):
+            call = f"host_values({what})"
+            found, faults = attempt(call, self.backend.host_values, given)
+            self.faults += faults
+            if not faults and found is not None and not np.array_equal(found, ARRAYS["index"]):
+                self.faults.append(f"{call} returns other values than NumPy")
 
     def scatters(self, dtype: np.dtype) -> None:
         """Compare the scatters of one dtype, with distinct, repeated and empty indices."""
@@ -225,11 +252,11 @@ class _Check:
             base = (10 * generator.standard_normal((2, 4, 3))).astype(dtype)
             updates = (10 * generator.standard_normal((*index.shape, 3))).astype(dtype)
             arguments, indices = (base, index, updates), f"{kind} indices"
-            added = _scattered(np.add, *arguments)
+            added = _scatter(np.add, *arguments)
             what = f"scatter_add(base, {indices}, updates) of {dtype}"
             self.run(what, backend.scatter_add, arguments, added)
             what = f"scatter_max(base, {indices}, updates) of {dtype}"
-            expected = _scattered(np.maximum, *arguments)
+            expected = _scatter(np.maximum, *arguments)
             self.run(what, backend.scatter_max, arguments, expected)
             if backend.accumulate_2d is not None:
                 what = f"accumulate_2d(base, {indices}, updates) of {dtype}"
@@ -265,10 +292,10 @@ class _Check:
                 self.changes(name, array, before)
 
 
-def _scattered(
+def _scatter(
     ufunc: np.ufunc, base: np.ndarray, index: np.ndarray, updates: np.ndarray
 ) -> np.ndarray:
-    found = base.copy()
+    found: np.ndarray = base.copy()
     for sample in range(len(base)):
         ufunc.at(found[sample], index[sample], updates[sample])
     return found

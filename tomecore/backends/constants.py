@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["ConstantCache"]
 
-#: roughly the bytes that an array takes beside its numbers
+#: roughly the bytes that an array takes in addition to its numbers
 _OBJECT = 512
 
 
@@ -46,6 +46,7 @@ class ConstantCache:
         return array
 
     def clear(self) -> None:
+        """Drop all arrays."""
         with self._lock:
             self._held.clear()
             self.size = 0

@@ -11,6 +11,7 @@ half precision has no kernels on a CPU.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -31,11 +32,23 @@ from paddle import (
     sqrt,
     where,
 )
+from paddle.jit.sot import psdb
 
-from tomecore.backends import Array, Backend, Fused, Keys, paddle_products
+from tomecore.backends import (
+    Array,
+    Backend,
+    Fused,
+    Index,
+    Keys,
+    Sizes,
+    TokenKeys,
+    Tokens,
+    paddle_products,
+)
 from tomecore.backends.constants import ConstantCache
 from tomecore.backends.kernels.cpu.fused import match_and_merge
 from tomecore.backends.kernels.cpu.paddle import MEMORY
+from tomecore.backends.paddle_means import by_groups, by_slots
 from tomecore.backends.paddle_products import off_cpu
 from tomecore.backends.paddle_products import place_of as place_of
 
@@ -93,11 +106,11 @@ def arange(
     if paddle.in_dynamic_mode() and device is not None:
         stream = _stream(device)
     if stream is None:
-        return _made(start, stop, step, dtype, device)
+        return _make_range(start, stop, step, dtype, device)
     key = start, stop, step, dtype, str(device), stream
     found = CONSTANTS.get(key)
     if found is None:
-        made = _made(start, stop, step, dtype, device)
+        made = _make_range(start, stop, step, dtype, device)
         found = CONSTANTS.put(key, made, 8 * made.shape[0])
     return found
 
@@ -122,7 +135,7 @@ def _stream(place: Any) -> int | None:
     return number
 
 
-def _made(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
+def _make_range(start: int, stop: int, step: int, dtype: Any, device: Any) -> Array:
     """Return a new range; Paddle before 3.3 creates one only on the global device."""
     if device is None:
         return paddle.arange(start, stop, step, dtype=dtype)
@@ -137,7 +150,7 @@ def asarray(values: Any, dtype: Any = None, device: Any = None) -> Array:
 
 
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
-    """Convert ``x``. Only ``copy`` decides about a copy; Paddle returns ``x`` itself if nothing changes."""
+    """Return ``x`` in this dtype; with ``copy`` it is a copy even if the dtype is the same."""
     if x.dtype == dtype:
         return paddle.clone(x) if copy else x
     return x.astype(dtype)
@@ -192,9 +205,12 @@ def sum(x: Array, axis: int, keepdims: bool = False) -> Array:
     devices it would be a batch of B x N products, rounded to TF32.
     """
     if len(x.shape) == 4 and axis == 2 and not off_cpu(x):
-        ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
+        if paddle.in_dynamic_mode():
+            ones = paddle.ones_like(x[:1, :1, :, :1]).transpose([0, 1, 3, 2])
+        else:
+            ones = paddle.ones([1, 1, 1, x.shape[2]], dtype=x.dtype)
         found = paddle.matmul(ones, x)
-        return found if keepdims else found[:, :, 0]
+        return found if keepdims else paddle.squeeze(found, 2)
     return paddle.sum(x, axis=axis, keepdim=keepdims)
 
 
@@ -229,7 +245,7 @@ def take_along_axis(x: Array, indices: Array, axis: int) -> Array:
     return paddle.take_along_axis(x, indices, axis, broadcast=False)
 
 
-def _added(base: Array, rows: Array, updates: Array) -> Array:
+def _add_rows(base: Array, rows: Array, updates: Array) -> Array:
     """Return ``base`` with ``updates`` added to its ``rows``; both are (n, C) or (n,).
 
     For ONNX it uses an operation that becomes ScatterElements: paddle2onnx aborts the process at
@@ -256,32 +272,73 @@ def exporting_onnx() -> bool:
     return False
 
 
+def _first_rows(index: Array, rows: int) -> Array:
+    """Return (B, 1) of a static graph: the first of the ``rows`` of each sample, in the dtype of ``index``.
+
+    The batch size is a number on the host, as it is where a model expands its class token.
+    """
+    stop = paddle.shape(index)[0] * rows
+    return paddle.arange(0, stop, rows, dtype=index.dtype).unsqueeze(1)
+
+
+@paddle.jit.not_to_static
+def _divided_pairs(x: Array, first_even: int, first_odd: int) -> tuple[Array, Array]:
+    """Return every second token of ``x`` (B, N, D) from two neighbouring tokens, by dividing pairs."""
+    start, width = builtins.min(first_even, first_odd), x.shape[2]
+    pairs = (x.shape[1] - start) // 2
+    two = paddle.reshape(x[:, start : start + 2 * pairs], [-1, pairs, 2, width])
+    first, second = paddle.unbind(two, 2)
+    if start + 2 * pairs < x.shape[1]:
+        first = paddle.concat([first, x[:, start + 2 * pairs :]], axis=1)
+    return (first, second) if first_even < first_odd else (second, first)
+
+
+@paddle.jit.not_to_static
+def _form_of_mean(plan: Any, x: Array, padded: bool) -> Any:
+    """Return the function that computes weighted means of ``x``; None: that of ``core/mean.py``."""
+    own_weights = plan.mean_weight is not None or plan.size_weight is not None
+    if padded or own_weights or plan.keep_norm or not plan.num_merged:
+        return None
+    if not paddle.in_dynamic_mode() and exporting_onnx():
+        return None
+    if off_cpu(x):
+        return by_groups
+    return None if paddle.in_dynamic_mode() else by_slots
+
+
+@paddle.jit.not_to_static
+def _sum_in(x: Array, axis: int, dtype: Any) -> Array:
+    if off_cpu(x):
+        return paddle.sum(x, axis=axis, dtype=dtype)
+    return sum(astype(x, dtype, copy=False), axis)
+
+
 class PaddleBackend(Backend):
     """Paddle's own forms of most operations, and the namespace of this module.
 
     In a static graph the batch size is unknown, so it is not read there.
     """
 
-    def scatter_add(self, base: Array, index: Array, updates: Array) -> Array:
-        """Add on flat rows: 5 to 10 times faster than put_along_axis."""
+    def scatter_add(self, base: Tokens, index: Index, updates: Tokens) -> Tokens:
+        """Add ``updates`` on flat rows, which is 5 to 10 times faster than put_along_axis."""
         rows, width = base.shape[1], base.shape[2]
         base, updates = paddle.reshape(base, [-1, width]), paddle.reshape(updates, [-1, width])
-        added = _added(base, self.flat_rows(index, rows), updates)
+        added = _add_rows(base, self.flat_rows(index, rows), updates)
         return paddle.reshape(added, [-1, rows, width])
 
-    def scatter_max(self, base: Array, index: Array, updates: Array) -> Array:
-        """Use an index of the full width: otherwise put_along_axis silently writes only column 0."""
+    def scatter_max(self, base: Tokens, index: Index, updates: Tokens) -> Tokens:
+        """Take the maximum, by an index of the full width: put_along_axis would write only column 0."""
         index = paddle.expand(paddle.unsqueeze(index, 2), [-1, -1, base.shape[2]])
         return paddle.put_along_axis(base, index, updates, 1, reduce="amax", broadcast=False)
 
     def accumulate(self, base: Array, rows: Array, updates: Array) -> Array:
-        """Write in place if no gradients are needed: in Paddle the copy takes longer than the sum."""
+        """Add ``updates``, in place if no gradients are needed: the copy takes longer than the sum."""
         if paddle.in_dynamic_mode() and base.stop_gradient and updates.stop_gradient:
             return paddle.index_add_(base, rows, 0, updates)
-        return _added(base, rows, updates)
+        return _add_rows(base, rows, updates)
 
-    def accumulate_2d(self, base: Array, index: Array, updates: Array) -> Array:
-        """Add on flat rows: put_along_axis reads a value on the host."""
+    def accumulate_2d(self, base: Sizes, index: Index, updates: Sizes) -> Sizes:
+        """Add ``updates`` on flat rows, because put_along_axis reads a value on the host."""
         slots = base.shape[1]
         flat = paddle.reshape(base, [-1])
         rows = self.flat_rows(index, slots)
@@ -289,52 +346,107 @@ class PaddleBackend(Backend):
         return paddle.reshape(flat, [-1, slots])
 
     def detach(self, x: Array) -> Array:
-        return x.detach()
+        """Return ``x`` without gradients; in a static graph as a copy.
+
+        There ``x.detach()`` is another name of the same memory, which Paddle's in-place pass does not know:
+        an operation on the result, such as scaling keys, would write into ``x``.
+        """
+        if paddle.in_dynamic_mode():
+            return x.detach()
+        if x.stop_gradient:
+            return x
+        copy = paddle.assign(x)
+        copy.stop_gradient = True
+        return copy
 
     def device(self, x: Array) -> Any:
         """Return the place of a tensor; a value of a static graph has none yet."""
         return x.place if paddle.in_dynamic_mode() else None
 
-    def batch_index(self, index: Array) -> Array:
-        """Return the sample numbers; in a static graph, whose batch size is unknown, by counting ones."""
-        if paddle.in_dynamic_mode():
-            device = self.device(index)
-            return arange(index.shape[0], dtype=index.dtype, device=device).unsqueeze(1)
-        return paddle.cumsum(paddle.ones_like(index[:, :1]), axis=0).astype(index.dtype) - 1
-
-    def batched_arange(self, index: Array, start: int, stop: int, step: int) -> Array:
-        """Expand the range to each sample, which is one operation and is not cached."""
+    def batch_index(self, index: Index) -> Array:
+        """Return the sample numbers."""
         if not paddle.in_dynamic_mode():
-            return 0 * self.batch_index(index) + _made(start, stop, step, index.dtype, None)
-        one = arange(start, stop, step, index.dtype, self.device(index))
-        return paddle.expand(one, [index.shape[0], one.shape[0]])
+            return _first_rows(index, 1)
+        device = self.device(index)
+        return arange(index.shape[0], dtype=index.dtype, device=device).unsqueeze(1)
 
-    def flat_rows(self, index: Array, rows: int) -> Array:
+    def batched_arange(self, index: Index, start: int, stop: int, step: int) -> Index:
+        """Return the range expanded to each sample: one operation, which is not cached."""
+        if len(range(start, stop, step)) == 1 and not paddle.in_dynamic_mode():
+            return paddle.full_like(index[:, :1], start)
+        one = arange(start, stop, step, index.dtype, self.device(index))
+        batch = index.shape[0] if paddle.in_dynamic_mode() else paddle.shape(index)[0]
+        return paddle.expand(one, [batch, one.shape[0]])
+
+    def take_range(self, index: Index, start: int, stop: int, step: int) -> Index:
+        """Compute the numbers, which is faster than looking them up."""
+        return paddle.scale(index, step, start)
+
+    def even_and_odd(
+        self, x: TokenKeys, first_even: int, first_odd: int
+    ) -> tuple[TokenKeys, TokenKeys]:
+        """Take both; in a static graph by dividing pairs of tokens, which needs no indices."""
+        if paddle.in_dynamic_mode():
+            return self.every_second(x, first_even), self.every_second(x, first_odd)
+        return _divided_pairs(x, first_even, first_odd)
+
+    def sum_in(self, x: Array, axis: int, dtype: Any) -> Array:
+        """Sum straight to ``dtype`` off the CPU, without a wider copy; a static graph keeps no gradients.
+
+        Only keys are summed, so that their gradients end here, without the copy that :meth:`detach` needs.
+        """
+        found = _sum_in(x, axis, dtype)
+        if not paddle.in_dynamic_mode():
+            found.stop_gradient = True
+        return found
+
+    def flat_rows(self, index: Index, rows: int) -> Array:
         """Return the rows; for a single sample they are the index itself."""
         batch = index.shape[0]
         if not paddle.in_dynamic_mode():
-            index = index + rows * self.batch_index(index)
+            index = index + _first_rows(index, rows)
         elif batch > 1:
             first = arange(0, batch * rows, rows, index.dtype, self.device(index))
             index = index + first.unsqueeze(1)
         return paddle.reshape(index, [-1])
 
-    def products(self, a: Array, b: Array) -> Array:
+    def products(self, a: TokenKeys, b: TokenKeys) -> Array:
         # Not ``products(a, b)``: in a converted method, its own name is a local function.
         return paddle_products.products(a, b)
 
     def max_rows(self, x: Array) -> tuple[Array, Array | None]:
-        """Look up the maxima at argmax: on a CPU this takes two thirds of the time of paddle.max."""
+        """Return the maxima, taken at argmax: on a CPU this needs two thirds of the time of paddle.max."""
         where = paddle.argmax(x, axis=2, keepdim=True)
         found = paddle.take_along_axis(x, where, 2, broadcast=False)
         return paddle.squeeze(found, 2), paddle.squeeze(where, 2)
 
+    def average_rows(
+        self, plan: Any, x: Tokens, size: Sizes | None, padded: bool
+    ) -> tuple[Tokens, Sizes] | None:
+        """Compute it by groups off the CPU, and by slots in a static graph for a CPU."""
+        form = _form_of_mean(plan, x, size is not None and padded)
+        if form is None:
+            return None
+        if size is not None:
+            size = size.astype(float32)
+        return form(self, plan, x, size)  # type: ignore[no-any-return]
+
+    def host_values(self, x: Any) -> Any:
+        """Return the values, except in a graph; SOT would divide its graph where a value is read."""
+        if not paddle.in_dynamic_mode() or psdb.in_sot():
+            return None
+        if not isinstance(x, paddle.Tensor):
+            return Backend.host_values(self, x)
+        if not x.place.is_cpu_place():
+            return None
+        return x.numpy()
+
     def fused(
         self,
         keys: Keys,
-        x: Array,
-        size: Array | None,
-        source: Callable[[], Array] | None,
+        x: Tokens,
+        size: Sizes | None,
+        source: Callable[[], Index] | None,
         r: int,
         protected: int,
     ) -> Fused | None:

@@ -11,7 +11,7 @@ from paddle import bfloat16, concat, float32, matmul
 from tomecore.backends import Array
 from tomecore.backends.partial_products import factors
 
-__all__ = ["off_cpu", "place_of", "products"]
+__all__ = ["off_cpu", "place_of", "products", "sums_of_equals"]
 
 
 #: not public, but Paddle's attention reads it; the name without the last "_" has no place in 3.3's graphs
@@ -50,6 +50,16 @@ def products(a: Array, b: Array) -> Array:
         return multiply(a, b)
     with paddle.amp.auto_cast(enable=False):
         return multiply(a, b)
+
+
+def sums_of_equals(equal: Array, x: Array) -> Array:
+    """Return ``equal`` (B, s, t), of zeros and ones, times ``x`` (B, t, C), in the precision of its dtype."""
+    if x.dtype == float32 and off_cpu(x) and tf32():
+        equal, x = concat([equal] * 3, axis=2), concat(list(_parts(x)), axis=1)
+    if not paddle.in_dynamic_mode():
+        return matmul(equal, x)
+    with paddle.amp.auto_cast(enable=False):
+        return matmul(equal, x)
 
 
 def _plain(a: Array, b: Array) -> Array:

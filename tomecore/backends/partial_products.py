@@ -7,11 +7,10 @@ sum is in float32 and loses least.
 
 from __future__ import annotations
 
-from typing import Any
+from tomecore.backends.arrays import Array
 
 __all__ = ["factors"]
 
-Array = Any
 Parts = tuple[Array, Array, Array]
 
 

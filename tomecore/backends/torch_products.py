@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
 from tomecore.backends import Array
 from tomecore.backends.partial_products import factors
 
-__all__ = ["matmul", "products", "reduced"]
+__all__ = ["matmul", "may_reduce", "products", "sums"]
 
 #: PyTorch 2.9 has a precision for each library; earlier versions have one for all.
 _BY_LIBRARY = hasattr(torch.backends.cuda.matmul, "fp32_precision")
@@ -22,7 +23,7 @@ _ONEDNN = os.environ.get(
 _TOP_BITS = -(2**16)  # sign, exponent and the upper 7 bits of the fraction of a float32
 
 
-def reduced(kind: str) -> bool:
+def may_reduce(kind: str) -> bool:
     """Whether products of float32 may use a lower precision on devices of this kind.
 
     ``torch.set_float32_matmul_precision("high")`` and ``torch.backends.cuda.matmul.allow_tf32`` allow
@@ -40,7 +41,7 @@ def reduced(kind: str) -> bool:
 
 # The effect of ``torch.compiler.assume_constant_result``, which would import all of Dynamo. A graph is
 # compiled again when the setting changes.
-reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+may_reduce._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def products(a: Array, b: Array) -> Array:
@@ -48,13 +49,50 @@ def products(a: Array, b: Array) -> Array:
 
     It changes no setting, because other threads would see that, and a compiled graph would not.
     """
-    if a.dtype == torch.float32 and reduced(a.device.type) and not torch.onnx.is_in_onnx_export():
+    if (
+        a.dtype == torch.float32
+        and may_reduce(a.device.type)
+        and not torch.onnx.is_in_onnx_export()
+    ):
         return _by_float64(a, b) if a.device.type == "cpu" else _by_parts(a, b)
     return matmul(a, b.transpose(1, 2))
 
 
+def sums(a: Array, b: Array) -> Array:
+    """Return the products of matrices (B, s, t) and (B, t, C) as :func:`products` does, with gradients.
+
+    Gradients have the precision of the dtype too, even if they are computed within autocast.
+    """
+    kind = b.device.type
+    if b.requires_grad and _knows_autocast(kind) and torch.is_autocast_enabled(kind):
+        found: Array = _Sums.apply(a, b)
+        return found
+    return _sums(a, b)
+
+
+class _Sums(torch.autograd.Function):
+    """:func:`_sums`, with its own gradient, because autocast would round that of ``bmm``."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Array, b: Array) -> Array:
+        ctx.save_for_backward(a, b)
+        return _sums(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Array) -> tuple[Array | None, Array]:
+        a, b = ctx.saved_tensors
+        to_a = sums(gradient, b.transpose(1, 2)) if ctx.needs_input_grad[0] else None
+        return to_a, sums(a.transpose(1, 2), gradient)
+
+
+def _sums(a: Array, b: Array) -> Array:
+    if a.dtype == torch.float32 and may_reduce(a.device.type):
+        return matmul(a.double(), b.double()).float()
+    return matmul(a, b)
+
+
 def _by_float64(a: Array, b: Array) -> Array:
-    """Multiply in float64; it is used on a CPU, where that takes twice as long."""
+    """Return products computed in float64; used on a CPU, where they take twice as long as in float32."""
     return matmul(a.double(), b.double().transpose(1, 2)).float()
 
 
@@ -65,7 +103,7 @@ def _by_parts(a: Array, b: Array) -> Array:
 
 
 def _parts(x: Array) -> tuple[Array, Array, Array]:
-    """Split by bits: a compiler may remove casts that cancel, and fuse products that only round."""
+    """Split ``x`` into three parts by masking bits, because a compiler may remove casts that cancel."""
     first = _cut(x)
     rest = x - first
     second = _cut(rest)

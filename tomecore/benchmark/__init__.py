@@ -6,8 +6,8 @@
 
 Two limits frame every measurement. The arithmetic limit (``schedule/arithmetic.py``) counts the
 multiplications of the model's own layers. The free-drop limit is measured: the same model in the same run
-drops r tokens by a slice, without matching, merging or bias. It is the most that the machine can reach. The
-merge tax is the time of merging over the time of free-drop. All forms are timed in turn, because machines
+drops r tokens by a slice, without matching, merging or bias. It shows what the machine gains if merging
+costs nothing; the extra time of merging is the merge tax. All forms are timed in turn, because machines
 drift. ``tomecore bench`` does the same on the command line.
 """
 

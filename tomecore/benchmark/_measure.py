@@ -1,4 +1,4 @@
-"""One cell of a benchmark: a model at one r and batch size, beside the unpatched model and both limits."""
+"""One cell of a benchmark: a model at one r and batch size, with the unpatched model and both limits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tomecore.benchmark._place import Place, peak_bytes, place_of
 from tomecore.benchmark._timing import interleave, median_ratio, quartiles
 from tomecore.frameworks import logits_of
 from tomecore.loading import Loaded, adapter_of
+from tomecore.matching import Matching, name_of
 from tomecore.schedule import R, as_data
 from tomecore.schedule.arithmetic import arithmetic_of
 
@@ -52,6 +53,7 @@ class Measurement:
         rounds: number of rounds.
         trim_last: whether the last block computes only the prefix tokens.
         prop_attn: whether attention counts sizes, or in which form.
+        matching: which tokens merge.
         ahead: speed of merging over that of each further form, the median of the rounds.
     """
 
@@ -79,6 +81,7 @@ class Measurement:
     rounds: int
     trim_last: bool = False
     prop_attn: PropAttn = True
+    matching: str = "tome"
     ahead: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,22 +102,24 @@ def measure(
     repeat: int = 1,
     trim_last: bool = False,
     prop_attn: PropAttn | None = None,
+    matching: str | Matching = "tome",
     others: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> Measurement:
-    """Time a model unpatched, merging and dropping tokens, in turn.
+    """Time a model in three forms, in turn: unpatched, merging tokens, and dropping them (free-drop).
 
     Args:
         loaded: the model; only copies of it are patched.
         r: the schedule, in any form.
         batch: images per forward pass.
         dtype: "float32", "bfloat16" or "float16".
-        device: as the framework spells it.
+        device: its name in the framework, such as "cpu", "cuda" (torch) or "gpu:0" (Paddle).
         mode: "eager", "compile" (torch), "cudagraphs" (torch on a GPU) or "to_static" (Paddle).
         train: forward and backward instead of forward only.
         rounds: interleaved timing rounds, after a warm-up.
         repeat: calls in a row between two readings of the clock; more if a call is short.
         trim_last: patch with ``trim_last=True``, and compute the limit for it.
         prop_attn: how sizes enter attention, as for ``apply_patch``.
+        matching: which tokens merge, as for ``apply_patch``.
         others: further forms to time, by name: each function turns a copy of the unpatched model into a
             callable model.
 
@@ -124,7 +129,11 @@ def measure(
     """
     place = place_of(loaded.model, device, dtype)
     patch = functools.partial(
-        adapter_of(place.runtime.name).apply_patch, r=r, trim_last=trim_last, prop_attn=prop_attn
+        adapter_of(place.runtime.name).apply_patch,
+        r=r,
+        trim_last=trim_last,
+        prop_attn=prop_attn,
+        matching=matching,
     )
     unpatched = place.put(copy.deepcopy(loaded.model))
     models = {
@@ -140,7 +149,7 @@ def measure(
     tome = models["merging"].tome
     tokens, left = tome.num_tokens, tome.tokens[-1]
     calls = {
-        name: _call(place, model, place.compiled(model, mode, tuple(x.shape)), x, train)
+        name: _call(place, model, place.compile_model(model, mode, tuple(x.shape)), x, train)
         for name, model in models.items()
     }
     timed = list(interleave(calls, rounds, wait=place.wait, repeat=repeat))
@@ -176,6 +185,7 @@ def measure(
         rounds=rounds,
         trim_last=trim_last,
         prop_attn=tome.prop_attn,
+        matching=name_of(matching),
         ahead={name: median_ratio(timed, name, "merging") for name in others or {}},
     )
 

@@ -49,10 +49,11 @@ class Place:
             self.runtime.cuda.synchronize()
 
     def no_grad(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context without gradients, in the form that costs the framework least."""
-        return self.runtime.fastest()
+        """Return the context manager that disables gradients at the lowest cost in this framework."""
+        context: contextlib.AbstractContextManager[Any] = self.runtime.fastest()
+        return context
 
-    def compiled(self, model: Any, mode: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
+    def compile_model(self, model: Any, mode: str, shape: tuple[int, ...]) -> Callable[[Any], Any]:
         """Return the model as a function, compiled unless ``mode`` is "eager".
 
         Raises:
@@ -85,7 +86,13 @@ def place_of(model: Any, device: str, dtype: str) -> Place:
     """
     place = Place(framework_of(model), device, dtype)
     runtime = place.runtime
-    if device != "cpu" and not (device.startswith(runtime.gpu) and runtime.cuda.device_count()):
+    names_gpu = device.startswith(runtime.gpu)
+    if names_gpu and not runtime.cuda.device_count():
+        raise ArgumentValueError(
+            f"`device` is {device!r}, but {runtime.name} finds no GPU here; use cpu, or install a build of "
+            f"{runtime.name} for GPUs"
+        )
+    if device != "cpu" and not names_gpu:
         raise ArgumentValueError(
             f"{runtime.name} has no device {device!r} here; its devices are called {runtime.devices}"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tomecore.benchmark._measure import Measurement
+from tomecore.core.checks import check_writable
 
 __all__ = ["draw"]
 
@@ -24,7 +25,11 @@ def draw(cells: Sequence[Measurement], path: Path, *, title: str | None = None) 
         cells: the same model at several r; an r that is not an int is drawn at its mean per layer.
         path: the file to write; its ending decides the format.
         title: title above the plot; None: the model's name and how it ran.
+
+    Raises:
+        ArgumentValueError: ``path`` is a folder, or its folder does not exist.
     """
+    check_writable(path, "path")
     from matplotlib.figure import Figure
 
     batches = sorted({cell.batch for cell in cells})
@@ -36,7 +41,6 @@ def draw(cells: Sequence[Measurement], path: Path, *, title: str | None = None) 
     first = cells[0]
     how = f"{first.image[0]}x{first.image[1]}, {first.dtype}, {first.device}"
     figure.suptitle(title or f"{first.model}, {how}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 

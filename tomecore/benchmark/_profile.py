@@ -13,6 +13,7 @@ from tomecore.benchmark._forms import free_drop
 from tomecore.benchmark._place import Place, place_of
 from tomecore.benchmark._timing import interleave
 from tomecore.loading import Loaded, adapter_of
+from tomecore.matching import Matching
 from tomecore.schedule import R
 
 __all__ = ["Profile", "profile"]
@@ -49,6 +50,7 @@ def profile(
     rounds: int = 9,
     trim_last: bool = False,
     prop_attn: PropAttn | None = None,
+    matching: str | Matching = "tome",
 ) -> Profile:
     """Split the time of merging over free-drop into parts; arguments as for :func:`measure`.
 
@@ -59,7 +61,7 @@ def profile(
     place = place_of(loaded.model, device, dtype)
     patch = adapter_of(place.runtime.name).apply_patch
     unpatched = place.put(copy.deepcopy(loaded.model))
-    settings: dict[str, Any] = {"r": r, "trim_last": trim_last}
+    settings: dict[str, Any] = {"r": r, "trim_last": trim_last, "matching": matching}
     merging = patch(copy.deepcopy(unpatched), **settings, prop_attn=prop_attn)
     unbiased = patch(copy.deepcopy(unpatched), **settings, prop_attn=False)
     dropping = free_drop(patch(copy.deepcopy(unpatched), **settings))
@@ -71,7 +73,7 @@ def profile(
     }
     with place.no_grad():
         timed = list(interleave(calls, rounds, wait=place.wait))
-        clocked = [_clocked(place, merging, x) for _ in range(rounds)]
+        clocked = [_clock(place, merging, x) for _ in range(rounds)]
     median = {name: statistics.median(seconds[name] for seconds in timed) for name in calls}
     parts = {name: statistics.median(one[name] for one in clocked) for name in clocked[0]}
     biased = median["merging"] - median["unbiased"] - parts["log of sizes"]
@@ -80,7 +82,7 @@ def profile(
     return Profile(median["merging"], median["dropping"], parts)
 
 
-def _clocked(place: Place, model: Any, x: Any) -> dict[str, float]:
+def _clock(place: Place, model: Any, x: Any) -> dict[str, float]:
     """Return the seconds of one pass, by part."""
     with model.tome.timings(place.wait) as seconds:
         model(x)

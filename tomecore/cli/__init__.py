@@ -5,6 +5,7 @@ Each command has a file, which adds itself to the app with ``@app.command()`` wh
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from typing import Annotated, Any
@@ -13,18 +14,23 @@ try:
     import typer
     from rich.markup import escape
 except ImportError as error:
-    sys.exit(
-        f'tomecore: {error.name} is not installed; install it with: pip install "tomecore[cli]"'
-    )
+    from tomecore._project import install_hint
+
+    sys.exit(f"tomecore: {error.name} is not installed; install it with: {install_hint('cli')}")
 
 import tomecore
-from tomecore.cli import bench, demo, evaluate, parity, plan, visualize
-from tomecore.cli._shared import app, console, errors, print_error
-from tomecore.errors import TomeError
+from tomecore.cli import bench, demo, evaluate, export, info, parity, plan, tune, visualize
+from tomecore.cli._output import console, errors, print_error
+from tomecore.cli._shared import app, paragraphs
+from tomecore.errors import ClampWarning, TomeError
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (bench, demo, evaluate, parity, plan, visualize)
+_COMMANDS = (bench, demo, evaluate, export, info, parity, plan, tune, visualize)
+
+
+for _command in app.registered_commands:
+    _command.help = paragraphs(inspect.getdoc(_command.callback) or "")
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,6 +47,7 @@ def options(
     ] = False,
 ) -> None:
     """Token Merging for vision transformers, in every framework."""
+    console.stderr = False  # until --json - of the command says otherwise
 
 
 def _show_warning(
@@ -55,6 +62,9 @@ def _show_warning(
 def main(arguments: list[str] | None = None) -> Any:
     """Run a command; show errors of tomecore on one line, without a traceback."""
     warnings.filterwarnings("ignore", message="No ccache found")
+    warnings.simplefilter(
+        "ignore", ClampWarning
+    )  # tables show the tokens that are left, and plan the layers
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         return app(arguments)

@@ -9,8 +9,8 @@ from typer.core import TyperCommand
 
 __all__ = ["OPTIONS", "SeveralR", "one_each"]
 
-#: how each further r begins; a path that begins like this needs a ./
-_LIKE_R = re.compile(r"\s*(\d+\s*$|[(\[])")
+#: each further r: digits, a bracket, or a JSON file; another path that begins like this needs a ./
+_LIKE_R = re.compile(r"\s*(\d+\s*$|[(\[]|.*\.json\s*$)")
 
 
 #: the launchers torchrun and paddle.distributed.launch refuse --r: it is short for options of their own
@@ -20,8 +20,8 @@ OPTIONS = ("--r", "--schedule")
 def one_each(arguments: list[str], options: tuple[str, ...] = OPTIONS) -> list[str]:
     """Repeat the option before each of its values.
 
-    The values of an option continue as long as they look like an r: digits, or text that opens with a
-    bracket. Arguments after ``--`` are not changed.
+    The values of an option continue as long as they look like an r: digits, text that opens with a
+    bracket, or the name of a JSON file. Arguments after ``--`` are not changed.
     """
     found: list[str] = []
     current, takes_next = "", False

@@ -1,27 +1,38 @@
-"""Parts that the commands share: the app, its consoles, common options, checks of file names."""
+"""Parts that the commands share: the app, common options, and how they are read."""
 
 from __future__ import annotations
 
 import ast
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.table import Table
 
-from tomecore.schedule import R, parse_r
+from tomecore import matching
+from tomecore.cli._files import check_file, json_option, write_numbers
+from tomecore.cli._output import (
+    console,
+    errors,
+    number,
+    plain_table,
+    print_error,
+    print_path,
+    print_unreadable,
+    say,
+)
+from tomecore.cli._progress import progress_bar
+from tomecore.errors import ArgumentValueError
+from tomecore.schedule import R, Tuned, parse_r
+from tomecore.schedule.saved import read_schedule
 
 __all__ = [
     "MODELS",
     "PICTURES",
+    "RANDOM",
     "Json",
+    "Matching",
     "ModelName",
     "Pretrained",
     "Resolution",
@@ -30,13 +41,17 @@ __all__ = [
     "check_file",
     "console",
     "errors",
+    "label_of",
     "number",
+    "paragraphs",
     "plain_table",
     "print_error",
     "print_path",
     "print_unreadable",
     "progress_bar",
     "read_r",
+    "say",
+    "warn_of_other_models",
     "write_numbers",
 ]
 
@@ -44,132 +59,132 @@ app = typer.Typer(
     name="tomecore",
     help="Token Merging for vision transformers, in every framework.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,  # a fault of tomecore is reported with Python's own, shorter traceback
 )
-#: columns if neither a terminal nor COLUMNS sets them: room for every table
-_COLUMNS = 120
-
-
-class _Screen(Console):
-    """A console that reads its width each time it prints, not when it is created."""
-
-    @property  # type: ignore[misc]  # nothing sets it
-    def size(self) -> ConsoleDimensions:
-        """COLUMNS, else the width of the terminal; :data:`_COLUMNS` for a file or a pipe."""
-        columns = os.environ.get("COLUMNS", "")
-        if columns.isdecimal() and int(columns):
-            return ConsoleDimensions(int(columns), 25)
-        return super().size if self.is_terminal else ConsoleDimensions(_COLUMNS, 25)
-
-
-console = _Screen()
-errors = _Screen(stderr=True)
-
-#: unreadable images that are listed at most
-_NAMED = 10
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+#: a sentence about weights that no option names
+RANDOM = (
+    "The weights are random (neither --pretrained nor --weights): only the speed is meaningful."
+)
 
+#: words before the names of models, for completion
+_SOURCES = (
+    *("timm:", "torchvision:", "transformers:", "open_clip:", "paddleclas:", "ppim:"),
+    *(
+        "paddle:tiny",
+        "paddle:small",
+        "paddle:base",
+        "paddle:large",
+        "digits:torch",
+        "digits:paddle",
+    ),
+)
 #: the forms of a model's name
 MODELS = (
-    "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER, open_clip:NAME, paddleclas:NAME, ppim:NAME, "
-    "paddle:SIZE, digits:torch, digits:paddle, or module:function."
+    "timm:NAME, torchvision:NAME, transformers:NAME (an id, a folder or a type), open_clip:NAME, "
+    "paddleclas:NAME, ppim:NAME, paddle:SIZE, digits:torch, digits:paddle, module:function or "
+    "file.py:function."
 )
-ModelName = Annotated[str, typer.Option("--model", "-m", help=MODELS)]
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the beginnings of names of models that continue what was typed, for a shell's completion."""
+    return [one for one in _SOURCES if one.startswith(incomplete)]
+
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", help=MODELS, autocompletion=complete_model, show_default=False),
+]
 Pretrained = Annotated[
     bool,
-    typer.Option("--pretrained", help="Use the weights that its library offers (downloads them)."),
+    typer.Option(
+        "--pretrained",
+        help="Download the trained weights that the model's library offers; by default weights are random.",
+    ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="A file of weights: safetensors, .pth or .pdparams."),
 ]
 Resolution = Annotated[
-    int | None, typer.Option("--resolution", min=1, help="Pixels on a side of the input.")
+    int | None,
+    typer.Option(
+        "--resolution", min=1, help="Pixels on a side of the input.", show_default="the model's own"
+    ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")]
 
 
-def progress_bar() -> Progress:
-    """Return a bar of the steps done and the running one, on stderr; it disappears at the end."""
-    return Progress(
-        SpinnerColumn(),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        console=errors,
-        transient=True,
-    )
+def _matching(name: str) -> str:
+    """Return ``name``; raise unless a matching has it."""
+    matching.find(name)
+    return name
 
 
-def plain_table(**kwargs: Any) -> Table:
-    """Return a table in the style of all commands."""
-    return Table(
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        **kwargs,
-    )
+Matching = Annotated[
+    str,
+    typer.Option(
+        "--matching",
+        help="Which tokens merge: " + ", ".join(matching.names()) + ".",
+        callback=_matching,
+        autocompletion=lambda: list(matching.names()),
+    ),
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Write all numbers to this file; - prints them, and tables go to stderr.",
+        callback=json_option,
+    ),
+]
 
 
-def check_file(path: Path | None, option: str, endings: tuple[str, ...] = ()) -> None:
-    """Raise, before any work is done, if ``path`` cannot be the file an option writes."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise typer.BadParameter(f"{path} is a folder; give a file name", param_hint=option)
-    if endings and path.suffix.lower() not in endings:
-        raise typer.BadParameter(
-            f"{path} must end in {', '.join(endings[:-1])} or {endings[-1]}", param_hint=option
-        )
+def paragraphs(text: str) -> str:
+    """Return a docstring without the line breaks inside its paragraphs, for ``--help`` of any width."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-def write_numbers(path: Path | None, numbers: Any) -> None:
-    """Write plain data as a JSON file, and create its folder; None writes nothing."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(numbers, indent=1) + "\n")
-    print_path("All numbers", path)
+def label_of(text: str, r: R) -> str:
+    """Return how a table names an r: a file by its name, anything else by its value."""
+    return text.strip() if isinstance(r, Tuned) else str(r)
 
 
-def print_path(what: str, path: Path) -> None:
-    """Print the path of a file that was written; the path is not broken into lines."""
-    console.print(f"{what}: [bold]{escape(str(path))}[/bold]", highlight=False, soft_wrap=True)
+def warn_of_other_models(schedules: Sequence[R], name: str) -> None:
+    """Print a warning if a schedule was found for a model with another name.
 
-
-def print_error(message: str) -> None:
-    """Print an error on one line of stderr."""
-    errors.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-
-
-def print_unreadable(reasons: Sequence[str], kept: int, hint: str = "") -> None:
-    """Print which images could not be read besides the ``kept`` ones; ``hint``: where all are listed."""
-    total = len(reasons) + kept
-    errors.print(f"[red]{len(reasons)} of {total} images could not be read:[/red]", highlight=False)
-    for reason in reasons[:_NAMED]:
-        errors.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
-    if len(reasons) > _NAMED:
-        errors.print(f"  and {len(reasons) - _NAMED} more{hint}", highlight=False)
-
-
-def number(value: float | None, form: str, unit: str = "") -> str:
-    """Return a cell of a table; a dash for None."""
-    return "-" if value is None else format(value, form) + unit
+    It is not an error, because a model can have several names: a file of weights, a folder, a function. A
+    model of another size, or with another matching, is refused when r is set.
+    """
+    for schedule in schedules:
+        if isinstance(schedule, Tuned) and schedule.model not in (None, name):
+            errors.print(
+                f"[yellow]warning:[/yellow] the schedule was found for {escape(str(schedule.model))}, and "
+                f"the model is {escape(name)}: with other weights, search again",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def read_r(text: str, option: str = "--r") -> R:
-    """Return the r in a typed text: 16, "(16, -1)" or "[0, 0, 30]"."""
+    """Return the r in a typed text: 16, "(16, -1)", "[0, 0, 30]", or the name of a JSON file of a search."""
+    if text.strip().endswith(".json"):
+        try:
+            return read_schedule(text.strip())
+        except ArgumentValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from None
     try:
         value = ast.literal_eval(text.strip())
     except (SyntaxError, ValueError):
+        value = None
+    if not isinstance(value, int | tuple | list) or isinstance(value, bool):
         raise typer.BadParameter(
-            f'{text!r} is not an r; allowed are a number (16), "(16, -1)" for mean and inflect, and '
-            '"[0, 0, 30]" for one number per layer',
+            f'{text!r} is not an r; allowed are a whole number (16), "(16, -1)" for mean and inflect, '
+            '"[0, 0, 30]" for one number per layer, and tuned.json, a file that tomecore tune wrote',
             param_hint=option,
-        ) from None
-    listed = isinstance(value, list)
-    parse_r(len(value) or 1 if listed else 1, value)
-    return value
+        )
+    parse_r(len(value) or 1 if isinstance(value, list) else 1, value)
+    r: R = value
+    return r

@@ -1,4 +1,4 @@
-"""``tomecore bench``: speed beside its limits, in the user's own environment."""
+"""``tomecore bench``: speed next to its limits, in the user's own environment."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from typing import Annotated, Any
 
 import typer
 
-from tomecore.cli._bench_tables import parts_of, table_of
+from tomecore.cli._bench_tables import parts_of, remark_on, table_of
+from tomecore.cli._progress import prepare_kernels, steps
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     PICTURES,
     Json,
+    Matching,
     ModelName,
     Pretrained,
     Resolution,
     app,
     check_file,
     console,
+    label_of,
     print_path,
-    progress_bar,
     read_r,
+    say,
+    warn_of_other_models,
     write_numbers,
 )
 
@@ -61,24 +65,32 @@ class Mode(str, Enum):
 def bench(
     model: ModelName = "timm:vit_small_patch16_224",
     r: Annotated[
-        list[str] | None,
-        typer.Option("--r", help='Tokens merged per layer: 16, "(16, -1)"; one row for each r.'),
-    ] = None,
+        list[str],
+        typer.Option(
+            "--r",
+            help='Tokens merged per layer: 16, "(16, -1)", "[0, 0, 30]" or tuned.json; several in a row, one '
+            "row of the table for each.",
+        ),
+    ] = ["8", "16", "(16, -1)"],  # noqa: B006
     batch: Annotated[
         list[int] | None,
-        typer.Option("--batch", min=1, help="Images per forward pass; may be repeated."),
+        typer.Option(
+            "--batch", min=1, help="Images per forward pass; may be repeated.", show_default="8"
+        ),
     ] = None,
     resolution: Resolution = None,
     dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and images.")] = Dtype.float32,
     device: Annotated[str, typer.Option(help="cpu, cuda (torch), gpu:0 (Paddle) ...")] = "cpu",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads on a CPU; default: the framework's choice.")
+        int | None,
+        typer.Option(min=1, help="Threads on a CPU.", show_default="the framework's choice"),
     ] = None,
     mode: Annotated[
         Mode, typer.Option(help="compile and cudagraphs are for torch, to_static is for Paddle.")
     ] = Mode.eager,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Batch 1, many rounds, milliseconds.")
+        bool,
+        typer.Option("--latency", help="Batch 1, at least 31 rounds, milliseconds per image."),
     ] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Forward and backward instead of forward only.")
@@ -94,49 +106,66 @@ def bench(
             "a mask, for flash kernels (torch)."
         ),
     ] = PropAttn.auto,
+    matching: Matching = "tome",
     profile: Annotated[
         bool, typer.Option("--profile", help="Show what the gap to free-drop consists of.")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 9,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds; in each, all forms are timed in turn.")
+    ] = 9,
     repeat: Annotated[
         int, typer.Option(min=1, help="Calls between two readings of the clock.")
     ] = 1,
     pretrained: Pretrained = False,
     json_file: Json = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Plot images/s against r into this file.")
+        Path | None,
+        typer.Option(
+            "--plot", help="Plot images per second against r into this file: .png, .svg or .pdf."
+        ),
     ] = None,
 ) -> None:
-    """Time a model unpatched, merging, and dropping tokens for free, in turn, beside the arithmetic limit.
+    """Time a model unpatched, merging tokens, and dropping them (free-drop), next to the arithmetic limit.
 
-    Weights are random unless --pretrained: they do not change the speed.
+    Without --model it times timm:vit_small_patch16_224. Weights are random unless --pretrained: they do not
+    change the speed. The machine should be idle.
+
+    Example: tomecore bench --model timm:vit_base_patch16_224 --r 8 13 --batch 8
     """
     check_file(json_file, "--json")
     check_file(plot, "--plot", (*PICTURES, ".svg", ".pdf"))
     if latency and batch not in (None, [1]):
-        raise typer.BadParameter("is batch 1; leave --batch out", param_hint="--latency")
-    schedules = [read_r(one) for one in r or ["8", "16", "(16, -1)"]]
+        raise typer.BadParameter("measures at batch 1; leave --batch out", param_hint="--latency")
+    schedules = [read_r(one) for one in r]
     batches = [1] if latency else batch or [8]
     rounds = max(rounds, 31) if latency else rounds
     if threads is not None:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(threads)  # read when a framework is imported, which comes next
 
-    from tomecore import benchmark
-    from tomecore.frameworks import RUNTIMES
-    from tomecore.loading import load
+    with steps("importing the libraries") as step:
+        from tomecore import benchmark
+        from tomecore.frameworks import RUNTIMES
+        from tomecore.loading import load
 
-    loaded = load(model, pretrained=pretrained, resolution=resolution)
-    if threads is not None:
-        RUNTIMES[loaded.framework].set_threads(threads)
-    found, profiles = [], []
-    how: dict[str, Any] = {"trim_last": trim_last, "prop_attn": _PROP_ATTN[prop_attn]}
-    cells = list(product(batches, schedules))
-    with progress_bar() as bar:
-        task = bar.add_task("", total=len(cells) * (1 + profile))
-        for size, schedule in cells:
-            bar.update(task, description=f"batch {size}, r={schedule}")
+        step(f"building {model}")
+        loaded = load(model, pretrained=pretrained, resolution=resolution)
+        warn_of_other_models(schedules, model)
+        if threads is not None:
+            RUNTIMES[loaded.framework].set_threads(threads)
+        prepare_kernels(step, device, dtype.value)
+        found, labels, profiles = [], [], []
+        how: dict[str, Any] = {
+            "trim_last": trim_last,
+            "prop_attn": _PROP_ATTN[prop_attn],
+            "matching": matching,
+        }
+        cells = list(product(batches, zip(r, schedules, strict=True)))
+        for index, (size, (text, schedule)) in enumerate(cells, start=1):
+            labels.append(label_of(text, schedule))
+            now = f"{index} of {len(cells)}: batch {size}, r = {labels[-1]}"
             place: dict[str, Any] = {"batch": size, "dtype": dtype.value, "device": device}
+            step(f"measuring {now}")
             found.append(
                 benchmark.measure(
                     loaded,
@@ -149,13 +178,14 @@ def bench(
                     **how,
                 )
             )
-            bar.advance(task)
             if profile:
+                step(f"profiling {now}")
                 profiles.append(benchmark.profile(loaded, schedule, **place, rounds=rounds, **how))
-                bar.advance(task)
-    console.print(table_of(found, latency))
-    for cell, split in zip(found, profiles):  # noqa: B905 (there may be none)
-        console.print(parts_of(cell, split))
+    console.print(table_of(found, labels, latency))
+    if remark := remark_on([cell.speedup_quartiles for cell in found]):
+        say(f"[yellow]{remark}.[/yellow]")
+    for cell, label, split in zip(found, labels, profiles):  # noqa: B905 (there may be no profiles)
+        console.print(parts_of(cell, label, split))
     if json_file is not None:
         cells_of = [cell.as_dict() for cell in found]
         for cell_of, split in zip(cells_of, profiles):  # noqa: B905
@@ -163,4 +193,4 @@ def bench(
         write_numbers(json_file, {"machine": benchmark.machine(), "cells": cells_of})
     if plot is not None:
         benchmark.draw(found, plot)
-        print_path("Picture", plot)
+        print_path("Plot", plot)

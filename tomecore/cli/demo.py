@@ -46,7 +46,12 @@ def demo(
     ] = Framework.both,
     json_file: Json = None,
     picture: Annotated[
-        Path, typer.Option("--picture", help="Where to write the drawing of the merged tokens.")
+        Path,
+        typer.Option(
+            "--picture",
+            help="Where to draw the merged tokens of digits; those of a photograph are drawn next to it, "
+            "with -photo in the name.",
+        ),
     ] = Path("tomecore-demo.png"),
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass when timing.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved timing rounds.")] = 5,
@@ -57,7 +62,9 @@ def demo(
     """Classify held-out handwritten digits with a small ViT, unpatched and merging tokens.
 
     The same weights run in torch and in Paddle; the table shows accuracy and speed, the line under it
-    how far the two frameworks agree.
+    how far the two frameworks agree. Two drawings show which patches merge.
+
+    Example: tomecore demo --framework torch
     """
     check_file(json_file, "--json")
     check_file(picture, "--picture", PICTURES)
@@ -69,7 +76,7 @@ def demo(
                 f"[bold]{escape(FRAMEWORKS[missing])}[/bold]"
             )
         if not frameworks:
-            raise TomeError("neither torch nor paddle is installed")
+            raise TomeError("neither torch nor paddle is installed; install one of them")
     else:
         require(framework.value)
         frameworks = [framework.value]
@@ -91,8 +98,12 @@ def demo(
     console.print(_table(result))
     console.print(_parity_line(result))
     write_numbers(json_file, result.as_dict())
-    job.draw(next(iter(models.values())), picture)
-    print_path("Merged tokens after layers 3, 6, 9 and 12 at r=16", picture)
+    photo = picture.with_stem(f"{picture.stem}-photo")
+    job.draw_digits(next(iter(models.values())), picture)
+    job.draw_photo(frameworks[0], photo)
+    print_path("Merged tokens of digits at r=16", picture)
+    print_path("Merged tokens of a photograph in a ViT with random weights", photo)
+    console.print("The photograph is china.jpg of scikit-learn (danielbuechele, CC BY 2.0).")
 
 
 def _table(result: DemoResult) -> Table:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 from rich.markup import escape
 
-from tomecore.cli._digits import DIGITS, held_out
+from tomecore.cli._images import unlabelled
+from tomecore.cli._output import counted
+from tomecore.cli._progress import Step, prepare_kernels, steps
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     MODELS,
@@ -22,9 +23,10 @@ from tomecore.cli._shared import (
     check_file,
     console,
     errors,
+    label_of,
     print_error,
-    print_unreadable,
     read_r,
+    say,
     write_numbers,
 )
 from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
@@ -63,7 +65,9 @@ def parity(
     ] = None,
     random: Annotated[
         int | None,
-        typer.Option("--random", min=1, help="Instead: this many images of noise; default: 4."),
+        typer.Option(
+            "--random", min=1, help="Instead: this many images of noise.", show_default="4"
+        ),
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Use at most this many images, spread evenly.")
@@ -81,12 +85,15 @@ def parity(
     weights_b: Annotated[Path | None, typer.Option("--weights-b", help="The same for B.")] = None,
     r: Annotated[
         list[str],
-        typer.Option("--r", help='8, "(16, -1)" or "[0, 0, 30]"; several in a row.'),
+        typer.Option(
+            "--r",
+            help='Tokens merged per layer: 8, "(16, -1)", "[0, 0, 30]" or tuned.json; several in a row.',
+        ),
     ] = ["8"],  # noqa: B006
     dtype: Annotated[
         Precision,
         typer.Option(
-            "--dtype", help="float64 tells a fault from rounding; float32 shows near-ties."
+            "--dtype", help="float64 shows faults without rounding; float32 shows near-ties."
         ),
     ] = Precision.float64,
     rtol: Annotated[
@@ -94,12 +101,18 @@ def parity(
         typer.Option(
             "--rtol",
             min=0,
-            help="Allowed relative difference; default: 1e-9 in float64, 1e-4 in float32.",
+            help="Allowed difference, relative to the largest element.",
+            show_default="1e-9 in float64, 1e-4 in float32",
         ),
     ] = None,
     gap: Annotated[
         float | None,
-        typer.Option("--gap", min=0, help="Scores nearer than this may be decided differently."),
+        typer.Option(
+            "--gap",
+            min=0,
+            help="Similarities nearer than this may be decided differently.",
+            show_default="that of --rtol",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images per forward pass.")] = 8,
     resolution: Resolution = None,
@@ -108,31 +121,39 @@ def parity(
     """Check whether two models agree; if not, show in which layer and half of it, and the likely cause.
 
     The exit code is 0 if they agree except for rounding, 1 if they diverge, 2 if they could not be
-    compared.
-    """
-    from tomecore.parity import diagnose
+    compared. Layers count from 0.
 
+    Example: tomecore parity timm:vit_tiny_patch16_224 paddle:tiny --convert a-to-b
+    """
     try:
         check_file(json_file, "--json")
         if images is not None and random is not None:
             raise typer.BadParameter("give --images or --random, not both")
         schedules = [read_r(text) for text in r]
-        first, second = _load(a, b, pretrained, (weights_a, weights_b), resolution, dtype, convert)
-        arrays, what = _images(first, images, random, limit)
-        console.print(f"a: {a}, b: {b}, {what}", markup=False, highlight=False, soft_wrap=True)
         results = []
-        for schedule in schedules:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ClampWarning)  # the table shows what was merged
-                found = diagnose(
-                    *(first.model, second.model, arrays),
-                    r=schedule,
-                    rtol=rtol,
-                    gap=gap,
-                    batch=batch,
-                )
+        with steps("importing the libraries") as step:
+            from tomecore.parity import diagnose
+
+            options = (pretrained, (weights_a, weights_b), resolution, dtype, convert)
+            first, second = _load(a, b, *options, step)
+            arrays, what = _images(first, images, random, limit)
+            prepare_kernels(step, "cpu", dtype.value)
+            for index, (text, schedule) in enumerate(zip(r, schedules, strict=True), start=1):
+                step(f"comparing {index} of {len(schedules)}: r = {label_of(text, schedule)}")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ClampWarning)  # the table shows what was merged
+                    results.append(
+                        diagnose(
+                            *(first.model, second.model, arrays),
+                            r=schedule,
+                            rtol=rtol,
+                            gap=gap,
+                            batch=batch,
+                        )
+                    )
+        say(f"a: {a}, b: {b}, {what}", markup=False)
+        for found in results:
             console.print(str(found), markup=False, highlight=False, soft_wrap=True)
-            results.append(found)
         agrees = all(found.agrees for found in results)
         numbers = {
             "a": a,
@@ -142,17 +163,20 @@ def parity(
             "agrees": agrees,
             "results": [found.as_dict() for found in results],
         }
-        write_numbers(json_file, _finite(numbers))
+        write_numbers(json_file, numbers)
     except (typer.BadParameter, typer.Exit, typer.Abort):
         raise
     except TomeError as error:
         print_error(str(error))
         raise typer.Exit(2) from None
-    except Exception:  # exit code 1 says that the models diverge: nothing else may end with it
+    except Exception:  # noqa: BLE001 (exit code 1 says only that the models diverge)
         errors.print_exception()
         raise typer.Exit(2) from None
-    wrong = ", ".join(f"r={found.r}" for found in results if not found.agrees)
-    console.print("[green]agree[/green]" if agrees else f"[red]diverge[/red] at {escape(wrong)}")
+    if not agrees:
+        wrong = ", ".join(f"r={found.r}" for found in results if not found.agrees)
+        say(f"[red]diverge[/red] at {escape(wrong)}")
+    elif len(results) > 1:
+        say(f"[green]agree[/green] at all {len(results)} r")
     raise typer.Exit(0 if agrees else 1)
 
 
@@ -164,6 +188,7 @@ def _load(
     resolution: int | None,
     dtype: Precision,
     convert: Convert | None,
+    step: Step,
 ) -> tuple[Loaded, Loaded]:
     """Return both models in one precision, with the weights that the options name."""
     from tomecore.loading import adapter_of, has_random_weights, load
@@ -181,21 +206,13 @@ def _load(
                 f"{name} has random weights, so nothing can agree with it; give --weights-{'ab'[index]} "
                 "FILE or --pretrained, or --convert a-to-b to give B the weights of A"
             )
-    found = tuple(
-        load(
-            name,
-            pretrained=pretrained and file is None and index not in overwritten,
-            weights=file,
-            resolution=resolution,
-        )
-        for index, (name, file) in enumerate(zip((a, b), weights, strict=True))
-    )
+    found = []
+    for index, (name, file) in enumerate(zip((a, b), weights, strict=True)):
+        step(f"building {name}")
+        trained = pretrained and file is None and index not in overwritten
+        found.append(load(name, pretrained=trained, weights=file, resolution=resolution))
     first, second = found
-    if first.input_shape != second.input_shape:
-        raise ArgumentValueError(
-            f"{a} takes images of (channels, height, width) {first.input_shape} and {b} of "
-            f"{second.input_shape}; both must take the same images: try --resolution"
-        )
+    _check_shapes(first, second)
     for one in found:
         if dtype is Precision.float64:
             adapter_of(one.framework).HOST.double(one.model)
@@ -208,6 +225,23 @@ def _load(
     return first, second
 
 
+def _check_shapes(first: Loaded, second: Loaded) -> None:
+    """Raise unless both models take the same images."""
+    if first.input_shape == second.input_shape:
+        return
+    what = (
+        f"{first.name} takes images of (channels, height, width) {first.input_shape} and {second.name} of "
+        f"{second.input_shape}; both must take the same images"
+    )
+    if first.input_shape[0] != second.input_shape[0]:
+        raise ArgumentValueError(
+            f"{what}. No option changes the channels: compare models with as many. If the function of your "
+            "own model returns (model, Preprocess(size, mean, std)), mean and std need one number for each "
+            "channel"
+        )
+    raise ArgumentValueError(f"{what}: try --resolution")
+
+
 def _images(
     loaded: Loaded, images: str | None, random: int | None, limit: int
 ) -> tuple[np.ndarray, str]:
@@ -215,28 +249,5 @@ def _images(
     if images is None:
         count = random or 4
         noise = np.random.default_rng(0).standard_normal((count, *loaded.input_shape))
-        return noise, f"{count} images of noise"
-    from tomecore import evaluation
-
-    if images == DIGITS:
-        arrays, _ = held_out(loaded, limit)
-        return arrays, f"{len(arrays)} held-out digits"
-    found = evaluation.find(images, labelled=False)
-    chosen = evaluation.evenly_spread(len(found.paths), limit)
-    pictures = evaluation.Pictures([found.paths[i] for i in chosen], loaded.image, found.root)
-    read, unreadable = pictures.read_all()
-    if unreadable:
-        print_unreadable(unreadable, len(read))
-    if not read:
-        raise ArgumentValueError(f"none of the {len(chosen)} images in {images} can be read")
-    arrays = np.stack([image for _, image in read])
-    return arrays, f"{len(read)} of {len(found.paths)} images in {images}"
-
-
-def _finite(value: Any) -> Any:
-    """Return plain data with NaN and infinity, which JSON does not have, as text."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return noise, f"{counted(count, 'image')} of noise"
+    return unlabelled(loaded, images, limit)

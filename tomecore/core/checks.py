@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import numbers
 import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["floating", "integral", "rank", "real", "same_batch", "whole_number"]
+__all__ = [
+    "check_writable",
+    "floating",
+    "integral",
+    "rank",
+    "real",
+    "real_number",
+    "same_batch",
+    "whole_number",
+    "why_unwritable",
+]
 
 
 def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> int:
@@ -36,6 +49,19 @@ def whole_number(value: Any, name: str, at_least: int = 0, unit: str = "") -> in
             f"`{name}` must be an integer of at least {at_least}{of_what}; {found}.{off}"
         )
     return number
+
+
+def real_number(value: Any, name: str) -> float:
+    """Return ``value`` as a float; the caller's comparison with the allowed range must reject NaN.
+
+    Raises:
+        ArgumentTypeError: ``value`` is not a number. A bool, a string and an array are not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(
+            f"`{name}` must be a number; got {value!r} ({type(value).__name__})"
+        )
+    return float(value)
 
 
 def rank(array: Any, name: str, shape: str) -> None:
@@ -98,3 +124,33 @@ def same_batch(array: Any, name: str, like: Any, whose: str = "this plan") -> No
             f"`{name}` must have {expected} samples on axis 0, as {whose} has; "
             f"got shape {tuple(array.shape)}"
         )
+
+
+def why_unwritable(path: Path, endings: Sequence[str] = ()) -> str | None:
+    """Return why no file can be written at ``path``, with the next step; None if one can.
+
+    Args:
+        path: the file.
+        endings: the endings that are allowed, in lower case; empty: any.
+    """
+    if path.is_dir():
+        return f"{path} is a folder; give a file name"
+    if endings and path.suffix.lower() not in endings:
+        *others, last = endings
+        return f"{path} must end in {', '.join(others)}{' or ' if others else ''}{last}"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}; create it first"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"{path} cannot be written, because it or its folder is read-only; give another name"
+    return None
+
+
+def check_writable(path: Path, name: str) -> None:
+    """Raise if no file can be written at ``path``, the value of the argument ``name``.
+
+    Raises:
+        ArgumentValueError: it is a folder, its folder does not exist, or it is read-only.
+    """
+    reason = why_unwritable(path)
+    if reason is not None:
+        raise ArgumentValueError(f"`{name}`: {reason}")

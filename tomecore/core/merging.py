@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tomecore.backends import Array, backend_of
+from tomecore.backends import Index, Sizes, Tokens, backend_of
 from tomecore.core.checks import floating, integral, rank, real, same_batch
 from tomecore.core.mean import weighted_mean
 from tomecore.core.plan import MergePlan
@@ -13,7 +13,7 @@ from tomecore.errors import ArgumentTypeError, ArgumentValueError
 __all__ = ["compose", "merge_weighted", "weighted_mean"]
 
 
-def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tuple[Array, Array]:
+def merge_weighted(plan: MergePlan, x: Tokens, size: Sizes | None = None) -> tuple[Tokens, Sizes]:
     """Merge tokens by the mean weighted with their sizes (ToMe, Bolya et al. 2023, section 3).
 
     Args:
@@ -58,7 +58,7 @@ def merge_weighted(plan: MergePlan, x: Array, size: Array | None = None) -> tupl
     return weighted_mean(plan, x, size)
 
 
-def compose(source: Array | None, plan: MergePlan) -> Array:
+def compose(source: Index | None, plan: MergePlan) -> Index:
     """Follow the original tokens through one more merge.
 
     Args:

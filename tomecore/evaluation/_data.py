@@ -102,7 +102,7 @@ def find(path: Path | str, labelled: bool = True) -> Found:
 
     Raises:
         ArgumentValueError: the path does not exist, it has no images, or it has images both in class
-            folders and beside them.
+            folders and next to them.
     """
     path = Path(path)
     if path.is_file():
@@ -126,7 +126,7 @@ def find(path: Path | str, labelled: bool = True) -> Found:
         return Found(path, tuple(paths), None, None, others)
     if beside:
         raise ArgumentValueError(
-            f"{path} has {len(beside)} images beside its class folders ({beside[0].name}); move them "
+            f"{path} has {len(beside)} images next to its class folders ({beside[0].name}); move them "
             "into their class, or leave the labels out with --no-labels"
         )
     texts = tuple(file.relative_to(path).parts[0] for file in paths)

@@ -38,14 +38,14 @@ def read_ahead(
         for number in numbers:
             waiting.append((number, [pool.submit(read, index) for index in chunks[number]]))
             if len(waiting) > _AHEAD:
-                yield _waited(waiting.popleft(), chunks)
+                yield _wait(waiting.popleft(), chunks)
         while waiting:
-            yield _waited(waiting.popleft(), chunks)
+            yield _wait(waiting.popleft(), chunks)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _waited(
+def _wait(
     one: tuple[int, list[Future[np.ndarray | str]]], chunks: Sequence[range]
 ) -> tuple[int, Batch]:
     number, futures = one

@@ -11,10 +11,13 @@ import numpy as np
 
 from tomecore.schedule import R, as_data
 
-__all__ = ["TOP5_FROM", "Chunk", "Result", "Row", "count_chunk", "result_of"]
+__all__ = ["TIMED_FROM", "TOP5_FROM", "Chunk", "Result", "Row", "count_chunk", "result_of"]
 
 #: number of classes from which top-5 means something
 TOP5_FROM = 6
+
+#: number of timed batches from which a speed means something
+TIMED_FROM = 3
 
 #: a batch as plain data, for JSON: images, classes, tokens, unreadable, and one number for each r in
 #: seconds, left, right, right5, same, undefined
@@ -31,10 +34,11 @@ class Row:
         top1: share of the images whose label has the largest output; None without labels.
         top5: share whose label is among the five largest; None without labels or below six classes.
         agreement: share whose largest output is that of the unpatched model.
-        images_per_second: speed of the forward passes, all processes together; None if none was timed.
-        speedup: unpatched time over time at this r, the median of the batches.
+        images_per_second: speed of the forward passes, all processes together; None with fewer than
+            three batches (``Result.timed``), which are too few to time.
+        speedup: unpatched time over time at this r, the median of the batches; None as above.
         limit: speedup that the arithmetic allows; None if the multiply-adds cannot be counted.
-        right, right5, same: the numbers of images behind the shares.
+        right, right5, same: the numbers of images from which the shares are computed.
         undefined: images with a NaN among the outputs; they count as wrong and as not agreeing.
     """
 
@@ -61,7 +65,8 @@ class Result:
         images: number of images that were read.
         classes: number of classes the model has outputs for.
         unreadable: (index, reason) of the images that could not be read.
-        batch: images per forward pass.
+        batch: images in each timed forward pass; fewer than requested if there are fewer images.
+        timed: number of batches of this size, which were timed.
         processes: number of processes that shared the images.
     """
 
@@ -70,6 +75,7 @@ class Result:
     classes: int
     unreadable: tuple[tuple[int, str], ...]
     batch: int
+    timed: int
     processes: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -102,17 +108,17 @@ def count_chunk(outputs: Sequence[np.ndarray], labels: np.ndarray | None) -> Chu
 
 
 def _place(output: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return (n,) int: how many outputs come before the label's; of equal ones the first comes first."""
+    """Return (n,) int: how many outputs come before the label's; in a tie, the first comes first."""
     own = np.take_along_axis(output, labels[:, None], axis=1)
     earlier = np.arange(output.shape[1]) < labels[:, None]
-    return ((output > own) | ((output == own) & earlier)).sum(-1)
+    place: np.ndarray = ((output > own) | ((output == own) & earlier)).sum(-1)
+    return place
 
 
 def result_of(
     shares: Sequence[Sequence[Chunk]],
     schedules: Sequence[R],
     limits: Sequence[float | None],
-    batch: int,
 ) -> Result:
     """Combine the counts of all processes; at least one image was read.
 
@@ -120,12 +126,13 @@ def result_of(
         shares: the chunks of each process.
         schedules: the r of each row.
         limits: the arithmetic limit of each row.
-        batch: images per forward pass.
     """
     chunks = [chunk for share in shares for chunk in share]
     counted = [chunk for chunk in chunks if chunk["images"]]
     images = sum(chunk["images"] for chunk in counted)
-    timed = [_timed(share) for share in shares]
+    timed = [_full_chunks(share) for share in shares]
+    batches = [chunk["images"] for share in timed for chunk in share]
+    enough = len(batches) >= TIMED_FROM
     rows = []
     for index, r in enumerate(schedules):
         sums = {
@@ -142,8 +149,8 @@ def result_of(
                 top1=sums["right"] / images if "right" in sums else None,
                 top5=sums["right5"] / images if with_top5 else None,
                 agreement=sums["same"] / images,
-                images_per_second=_speed(timed, index),
-                speedup=statistics.median(ratios) if ratios else None,
+                images_per_second=_speed(timed, index) if enough else None,
+                speedup=statistics.median(ratios) if enough else None,
                 limit=limits[index],
                 right=sums.get("right"),
                 right5=sums["right5"] if with_top5 else None,
@@ -152,19 +159,27 @@ def result_of(
             )
         )
     unreadable = sorted((index, reason) for c in chunks for index, reason in c["unreadable"])
-    return Result(tuple(rows), images, counted[0]["classes"], tuple(unreadable), batch, len(shares))
+    return Result(
+        rows=tuple(rows),
+        images=images,
+        classes=counted[0]["classes"],
+        unreadable=tuple(unreadable),
+        batch=max(batches),
+        timed=len(batches),
+        processes=len(shares),
+    )
 
 
-def _timed(share: Sequence[Chunk]) -> list[Chunk]:
+def _full_chunks(share: Sequence[Chunk]) -> list[Chunk]:
     """Return the chunks with the most images: the speed of smaller ones would not be comparable."""
     most = max((chunk["images"] for chunk in share), default=0)
     return [chunk for chunk in share if most and chunk["images"] == most]
 
 
-def _speed(timed: Sequence[Sequence[Chunk]], index: int) -> float | None:
-    speeds = [
+def _speed(timed: Sequence[Sequence[Chunk]], index: int) -> float:
+    speeds: list[float] = [
         share[0]["images"] / statistics.median(chunk["seconds"][index] for chunk in share)
         for share in timed
         if share
     ]
-    return sum(speeds) if speeds else None
+    return sum(speeds)

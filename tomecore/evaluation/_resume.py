@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tomecore.core.checks import check_writable
 from tomecore.errors import ArgumentValueError
 from tomecore.evaluation._result import Chunk
 from tomecore.evaluation.distributed import Processes
@@ -44,6 +45,7 @@ class Record:
         self.chunks: dict[int, Chunk] = {}
         if path is None:
             return
+        check_writable(path, "resume")
         path = self.path = _share_of(path, processes)
         run = json.loads(json.dumps(dict(run)))
         head = json.dumps({_HEAD: run}).encode() + b"\n"
@@ -60,7 +62,6 @@ class Record:
         if len(content) > len(whole):
             os.truncate(path, len(whole))
         if not lines:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._append(head)
 
     def add(self, number: int, chunk: Chunk) -> None:
@@ -75,7 +76,9 @@ class Record:
         try:
             written = os.write(file, line)
             if written != len(line):
-                raise OSError(f"{self.path}: {written} of {len(line)} bytes written; is it full?")
+                raise OSError(
+                    f"{self.path}: {written} of {len(line)} bytes written; free space on the disk"
+                )
             os.fsync(file)
         finally:
             os.close(file)
@@ -94,8 +97,8 @@ class Record:
             if "weights" in other:
                 hint = " Weights that are neither pretrained nor from a file are random each time."
             raise ArgumentValueError(
-                f"`resume`: {self.path} is of another run ({differences}).{hint} Repeat the command of "
-                "that run, or name another file to start again."
+                f"`resume`: {self.path} belongs to another run ({differences}).{hint} Repeat the command "
+                "of that run, or name another file to start again."
             )
 
     def _read(self, line: bytes) -> dict[str, Any]:
@@ -124,8 +127,8 @@ def _share_of(path: Path, processes: Processes) -> Path:
         count = int(found[1]) if found else 1
         if (found or other == path) and count != world:
             raise ArgumentValueError(
-                f"`resume`: {other} is of a run of {count} processes, and this is one of {world}; start "
-                "as many as that run had, or name another file to start again"
+                f"`resume`: {other} belongs to a run of {count} processes, but this run has {world}; "
+                f"start {count}, or name another file to start again"
             )
     return path if world == 1 else path.with_name(f"{path.name}.{processes.rank}of{world}")
 

@@ -64,7 +64,7 @@ def evaluate(
 
     Raises:
         ArgumentTypeError, ArgumentValueError: an argument is not allowed, the outputs are not
-            (B, classes), a label is not a class of the model, or the resume file is of another run.
+            (B, classes), a label is not a class of the model, or the resume file belongs to another run.
         UnsupportedModelError: the model cannot be patched.
         TomeError: no image could be read, or the processes do not hold the same weights or images.
     """
@@ -106,7 +106,7 @@ def evaluate(
             ]
             raise TomeError(f"none of {count} images could be read; the first: {reasons[0]}")
         limits = [_limit(patched, found[0]["tokens"], r) for r in wanted]
-    return result_of(shares, wanted, limits, batch)
+    return result_of(shares, wanted, limits)
 
 
 def _labels(labels: Any, count: int) -> np.ndarray | None:

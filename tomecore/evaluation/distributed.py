@@ -93,7 +93,8 @@ def _world_and_rank(runtime: Runtime) -> tuple[int, int]:
         world, rank = (int(os.environ[name]) for name in names)
     except ValueError:
         raise ArgumentValueError(
-            f"the environment has {found}; both must be whole numbers"
+            f"the environment has {found}; both must be whole numbers. Unset them, or start with "
+            f"{runtime.launcher}, which sets them."
         ) from None
     if not 0 <= rank < world:
         raise ArgumentValueError(

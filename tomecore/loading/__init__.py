@@ -10,20 +10,42 @@ A library is imported only when one of its models is loaded.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tomecore.adapters import is_patched
-from tomecore.errors import ArgumentValueError
-from tomecore.frameworks import framework_of
+from tomecore.errors import ArgumentValueError, TomeError
+from tomecore.frameworks import evaluating, framework_of, to_tensor
 from tomecore.loading import _paddle, _torch
-from tomecore.loading._function import function_model
+from tomecore.loading._failures import (
+    explained,
+    first_line,
+    offline_if_unreachable,
+    quiet,
+    shape_errors,
+)
+from tomecore.loading._function import function_model, function_of
 from tomecore.loading._loaded import Loaded
+from tomecore.loading._tokens import tokens_of
 from tomecore.schedule import R
 
-__all__ = ["FORMS", "Loaded", "adapter_of", "has_random_weights", "load", "merging"]
+__all__ = [
+    "FORMS",
+    "Loaded",
+    "adapter_of",
+    "first_line",
+    "function_of",
+    "has_random_weights",
+    "load",
+    "merging",
+    "shape_errors",
+    "tokens_of",
+]
 
 FORMS = (
     "timm:NAME, torchvision:NAME, transformers:ID_OR_FOLDER_OR_TYPE, open_clip:NAME, "
@@ -44,6 +66,11 @@ _LOADERS: dict[str, Callable[[str, bool, int | None], Loaded]] = {
     "digits": _paddle.digits_model,
 }
 
+#: libraries of torch, whose models can be built without their weights
+_TORCH = ("timm", "torchvision", "transformers", "open_clip")
+#: libraries that download weights from the same hub
+_HUB = ("timm", "transformers", "open_clip")
+
 
 def load(
     name: str,
@@ -51,6 +78,7 @@ def load(
     pretrained: bool = False,
     weights: Path | str | None = None,
     resolution: int | None = None,
+    shapes_only: bool = False,
 ) -> Loaded:
     """Load a model by name.
 
@@ -60,31 +88,81 @@ def load(
         pretrained: load the weights that the library offers (it downloads them); otherwise they are random.
         weights: a file of weights to load instead: safetensors, a torch checkpoint, or ``.pdparams``.
         resolution: pixels on a side of the input; None: the model's own.
+        shapes_only: whether only the shapes of random weights matter: large weights of a library of torch
+            are then not initialised, which takes most of the time for a large model.
 
     Raises:
-        ArgumentValueError: the form, library, model or file does not exist, or an argument is not allowed.
-        TomeError: the library is not installed.
+        ArgumentValueError: the form, library, model or file does not exist, an argument is not allowed, or
+            the model does not accept images of ``resolution`` pixels.
+        TomeError: the library is not installed, or the weights cannot be downloaded.
     """
     source, colon, rest = name.partition(":")
     if not colon or not rest:
-        raise ArgumentValueError(f"{name!r} does not name a model; allowed are {FORMS}")
+        meant = "digits:torch" if source == "digits" else f"timm:{source}, if it is a model of timm"
+        raise ArgumentValueError(
+            f"{name!r} does not name a model; allowed are {FORMS}. Did you mean {meant}?"
+        )
     if pretrained and weights is not None:
         raise ArgumentValueError(
             "`pretrained` and `weights` exclude each other; pass one of the two"
         )
     if resolution is not None and resolution < 1:
         raise ArgumentValueError(f"`resolution` must be at least 1 pixel; got {resolution}")
-    if source in _LOADERS:
-        found = _LOADERS[source](rest, pretrained, resolution)
-    else:
-        found = function_model(name, pretrained, resolution)
+    with contextlib.ExitStack() as stack:
+        unreachable = None
+        if pretrained and source in _HUB:
+            unreachable = stack.enter_context(offline_if_unreachable())
+        skipped = shapes_only and source in _TORCH and not pretrained and weights is None
+        if skipped:
+            stack.enter_context(_torch.uninitialised())
+        stack.enter_context(quiet())
+        found = _built(source, name, pretrained, resolution, unreachable)
     if weights is not None:
         if not Path(weights).is_file():
             raise ArgumentValueError(f"there is no file of weights {weights}")
-        library = {"torch": _torch, "paddle": _paddle}[found.framework]
-        library.load_weights(found.model, Path(weights))
-    found.model.eval()
-    return Loaded(name, found.model, found.preprocess, found.transform)
+        _load_weights(found, Path(weights))
+    (found.whole or found.model).eval()
+    if resolution is not None and not shapes_only:
+        _check_resolution(found)
+    return dataclasses.replace(found, name=name, initialised=not skipped)
+
+
+def _built(
+    source: str, name: str, pretrained: bool, resolution: int | None, unreachable: str | None
+) -> Loaded:
+    """Return the model of a library or of a function; an error of a library becomes one line."""
+    if source not in _LOADERS:
+        return function_model(name, pretrained, resolution, tuple(_LOADERS))
+    try:
+        return _LOADERS[source](name.partition(":")[2], pretrained, resolution)
+    except TomeError:
+        raise
+    except Exception as error:
+        reason = explained(error, name, pretrained, resolution, unreachable)
+        if reason is None:
+            raise
+        raise reason from error
+
+
+def _load_weights(loaded: Loaded, path: Path) -> None:
+    """Load a file of weights; raise if it is not one, or does not fit."""
+    library = {"torch": _torch, "paddle": _paddle}[loaded.framework]
+    try:
+        library.load_weights(loaded.model, path)
+    except TomeError:
+        raise
+    except Exception as error:  # what readers of files raise has no common class
+        raise ArgumentValueError(
+            f"{path} cannot be read as weights ({first_line(error)}); give a file of safetensors, a torch "
+            "checkpoint, or .pdparams"
+        ) from error
+
+
+def _check_resolution(loaded: Loaded) -> None:
+    """Raise if the model does not accept an image of its own shape, such as 33 pixels for patches of 16."""
+    with shape_errors(loaded.input_shape), evaluating(loaded.model):
+        zeros = np.zeros((1, *loaded.input_shape), dtype=np.float32)
+        loaded.model(to_tensor(loaded.model, zeros))
 
 
 def has_random_weights(

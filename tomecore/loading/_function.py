@@ -5,19 +5,29 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from tomecore.errors import ArgumentValueError
 from tomecore.frameworks import framework_of
-from tomecore.loading._loaded import Loaded
-from tomecore.loading.images import Preprocess
+from tomecore.loading._loaded import Loaded, near
+from tomecore.loading.images import Preprocess, named_size
 
-__all__ = ["function_model"]
+__all__ = ["function_model", "function_of"]
 
 
-def function_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
+def function_of(name: str, libraries: Sequence[str] = ()) -> Callable[..., Any]:
+    """Return the function that ``module:function`` or ``file.py:function`` names.
+
+    Args:
+        name: the text.
+        libraries: words that may stand in place of the module, for the message.
+
+    Raises:
+        ArgumentValueError: there is no such file, module or function.
+    """
     where, _, function = name.rpartition(":")
     if where.endswith(".py"):
         path = Path(where)
@@ -29,37 +39,44 @@ def function_model(name: str, pretrained: bool, resolution: int | None) -> Loade
         sys.modules[path.stem] = module  # so that its classes can be pickled
         loader.exec_module(module)
     else:
+        if not where:
+            raise ArgumentValueError(f"{name!r} must be module:function or file.py:function")
         if "" not in sys.path:
             sys.path.insert(0, "")
         try:
             module = importlib.import_module(where)
         except ModuleNotFoundError as error:
+            similar = " or ".join(f"{one}:{function}" for one in near(where, libraries))
+            hint = f"; did you mean {similar}?" if similar else ""
+            other = ", and no library of models has that name" if libraries else ""
             raise ArgumentValueError(
-                f"{name!r}: there is no module {error.name!r}, and no library of models has that name"
+                f"{name!r}: there is no module {error.name!r}{other}{hint}"
             ) from error
-    make = getattr(module, function, None)
-    if not callable(make):
-        raise ArgumentValueError(f"{where} has no function {function!r} that returns a model")
-    made = make()
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise ArgumentValueError(f"{where} has no function {function!r}")
+    chosen: Callable[..., Any] = found
+    return chosen
+
+
+def function_model(
+    name: str, pretrained: bool, resolution: int | None, libraries: Sequence[str] = ()
+) -> Loaded:
+    """Return the model that a function of the user returns, with its preprocessing, or a usual one."""
+    made = function_of(name, libraries)()
     model, preprocess = made if isinstance(made, tuple) else (made, None)
     framework_of(model)
     if preprocess is None:
-        side = resolution or _side(model)
-        preprocess = Preprocess((side, side))
+        size = named_size([model]) or (224, 224)
+        size = (resolution, resolution) if resolution else size
+        grey = _channels(model) == 1
+        preprocess = Preprocess(size, (0.5,), (0.5,)) if grey else Preprocess(size)
     return Loaded(name, model, preprocess)
 
 
-def _side(model: Any) -> int:
-    """Return the pixels on a side of the model's input; 224 if the model does not name them."""
-    for owner, attribute in (
-        (getattr(model, "patch_embed", None), "img_size"),
-        (model, "img_size"),
-        (model, "image_size"),
-        (getattr(model, "config", None), "image_size"),
-    ):
-        value = getattr(owner, attribute, None)
-        if isinstance(value, tuple | list):
-            value = value[0]
-        if isinstance(value, int):
-            return value
-    return 224
+def _channels(model: Any) -> int | None:
+    """Return the channels of the model's input, by its first weight of a convolution; None if it has none."""
+    for parameter in model.parameters():
+        if len(parameter.shape) == 4:
+            return int(parameter.shape[1])
+    return None

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tomecore.errors import ArgumentValueError, TomeError
+from tomecore.errors import ArgumentValueError, MissingLibraryError
 from tomecore.frameworks import FRAMEWORKS, require
-from tomecore.loading._loaded import Loaded
+from tomecore.loading._loaded import Loaded, unknown_model
 from tomecore.loading.images import Preprocess
 from tomecore.models import digits
 
@@ -33,10 +33,12 @@ def library_model(names: tuple[str, ...], install: str) -> Callable[..., Loaded]
                 library = importlib.import_module(module)
                 break
         else:
-            raise TomeError(f"{names[0]} is not installed; install it with: pip install {install}")
+            raise MissingLibraryError(
+                f"{names[0]} is not installed; install it with: pip install {install}"
+            )
         if not callable(getattr(library, name, None)):
-            near = [n for n in dir(library) if "vit" in n.lower() or "deit" in n.lower()]
-            raise ArgumentValueError(f"{names[0]} has no model {name!r}; it has {', '.join(near)}")
+            known = [n for n in dir(library) if "vit" in n.lower() or "deit" in n.lower()]
+            raise unknown_model(names[0], name, known)
         size = {} if resolution is None else {"img_size": resolution}
         model = getattr(library, name)(pretrained=pretrained, **size)
         model = model[0] if isinstance(model, tuple) else model

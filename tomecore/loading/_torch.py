@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tomecore.errors import ArgumentValueError
-from tomecore.loading._loaded import Loaded, library
+from tomecore.loading._loaded import Loaded, library, near, unknown_model
 from tomecore.loading.images import Preprocess
 
 __all__ = [
@@ -17,15 +19,25 @@ __all__ = [
     "timm_model",
     "torchvision_model",
     "transformers_model",
+    "uninitialised",
 ]
+
+#: methods that fill a tensor, of which random initialisations consist
+_FILLING = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+#: characters of a list of weights that a message shows
+_SHOWN = 400
+#: tensors with more elements are weights of a product, or embeddings
+_SMALL = 2**16
 
 
 def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
     timm = library("timm", "timm")
-    if name.partition(".")[0] not in timm.list_models():
-        near = timm.list_models(f"*{name.partition('.')[0]}*")[:8]
-        hint = f"; did you mean {', '.join(near)}?" if near else "; timm.list_models() has all"
-        raise ArgumentValueError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    architecture, _, tag = name.partition(".")
+    where = f"timm {timm.__version__}"
+    if architecture not in timm.list_models():
+        raise unknown_model(where, name, timm.list_models(), timm.list_models("*vit*"))
+    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        raise unknown_model(where, name, timm.list_pretrained(f"{architecture}.*"))
     asked = {} if resolution is None else {"img_size": resolution}
     model = timm.create_model(name, pretrained=pretrained, **asked)
     config = timm.data.resolve_data_config(asked, model=model)
@@ -43,10 +55,8 @@ def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
 def torchvision_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
     models = library("torchvision", "torchvision").models
     if name not in models.list_models():
-        near = [known for known in models.list_models() if "vit" in known]
-        raise ArgumentValueError(
-            f"torchvision has no model {name!r}; its ViTs are {', '.join(near)}"
-        )
+        vits = [one for one in models.list_models() if "vit" in one]
+        raise unknown_model("torchvision", name, models.list_models(), vits)
     size = {} if resolution is None else {"image_size": resolution}
     model = models.get_model(name, weights="DEFAULT" if pretrained else None, **size)
     side = int(getattr(model, "image_size", resolution or 224))
@@ -58,47 +68,65 @@ def torchvision_model(name: str, pretrained: bool, resolution: int | None) -> Lo
 
 def transformers_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
     transformers = library("transformers", "transformers torch")
-    size = {} if resolution is None else {"image_size": resolution}
     preprocess: dict[str, Any] = {}
     transform = None
     if pretrained or Path(name).is_dir():
-        config = transformers.AutoConfig.from_pretrained(name, **size)
+        config = transformers.AutoConfig.from_pretrained(name)
         make, argument = "from_pretrained", name
         processor = transformers.AutoImageProcessor.from_pretrained(name, use_fast=False)
         preprocess = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std)}
         transform = _ByProcessor(processor)
     else:
         try:
-            config = transformers.AutoConfig.for_model(name, **size)
+            config = transformers.AutoConfig.for_model(name)
         except ValueError as error:
+            similar = near(name, list(transformers.CONFIG_MAPPING.keys()))
+            hint = f"; did you mean {', '.join(similar)}?" if similar else ""
             raise ArgumentValueError(
                 f"{name!r} is neither a folder nor a model type of transformers "
                 f"{transformers.__version__} (vit, dinov2, clip_vision_model, siglip_vision_model "
-                "...); for a name on the hub, use its weights (--pretrained)"
+                f"...){hint} For a name on the hub, use its weights (--pretrained)"
             ) from error
         make, argument = "from_config", config
+    if resolution is not None:
+        _set_image_size(config, resolution)
     classifies = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if hasattr(config, "vision_config"):  # of a CLIP without such a head, it would be random
+        architectures = getattr(config, "architectures", None) or []
+        classifies = classifies and any("Classification" in name for name in architectures)
     kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
     model = getattr(kind, make)(argument, **({"config": config} if make != "from_config" else {}))
+    whole = model if hasattr(model, "get_image_features") else None
     model = getattr(model, "vision_model", model)
     side = getattr(model.config, "image_size", None) or resolution or 224
     side = side if isinstance(side, int) else side[0]
-    return Loaded(name, model, Preprocess((side, side), crop=1.0, **preprocess), transform)
+    return Loaded(name, model, Preprocess((side, side), crop=1.0, **preprocess), transform, whole)
+
+
+def _set_image_size(config: Any, resolution: int) -> None:
+    """Set the pixels on a side of the input; of a CLIP, in the configuration of its vision tower."""
+    config = getattr(config, "vision_config", None) or config
+    if not hasattr(config, "image_size"):
+        raise ArgumentValueError(
+            f"the configuration {type(config).__name__} has no image_size; leave --resolution out"
+        )
+    config.image_size = resolution
 
 
 def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
     open_clip = library("open_clip", "open_clip_torch")
     name, _, tag = name.partition("/")
     if name not in open_clip.list_models():
-        raise ArgumentValueError(
-            f"open_clip has no model {name!r}; open_clip.list_models() has all"
-        )
+        raise unknown_model("open_clip", name, open_clip.list_models())
     if pretrained and not tag:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ArgumentValueError(
             f"open_clip has several weights for {name}; name one of {', '.join(tags)} after a "
             f"slash, as in open_clip:{name}/{tags[0] if tags else 'TAG'}"
         )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained and tag not in tags and not Path(tag).is_file():
+        raise unknown_model(f"open_clip, for {name},", tag, tags)
     model = open_clip.create_model(
         name, pretrained=tag if pretrained else None, force_image_size=resolution
     ).visual
@@ -108,6 +136,32 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
         size, is_train=False, mean=model.image_mean, std=model.image_std
     )
     return Loaded(name, model, preprocess, _ToNumpy(transform))
+
+
+@contextlib.contextmanager
+def uninitialised() -> Iterator[None]:
+    """Within this context, large tensors are not filled: their memory is neither written nor used.
+
+    Small ones are, so that settings that are read from values (scales, gates) are right.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    filling = {getattr(torch.Tensor, name) for name in _FILLING}
+
+    class Uninitialised(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            named = kwargs or {}
+            if func in filling or getattr(func, "__module__", "") == "torch.nn.init":
+                filled = args[0] if args else named.get("tensor")
+                if isinstance(filled, torch.Tensor) and filled.numel() > _SMALL:
+                    return filled
+            return func(*args, **named)
+
+    with Uninitialised():
+        yield
 
 
 def load_weights(model: Any, path: Path) -> None:
@@ -125,7 +179,9 @@ def load_weights(model: Any, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ArgumentValueError(f"the weights in {path} do not fit the model. {error}") from error
+        found = " ".join(str(error).split())
+        shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]} ..."
+        raise ArgumentValueError(f"the weights in {path} do not fit the model. {shown}") from error
 
 
 class _ToNumpy:

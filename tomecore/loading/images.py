@@ -15,7 +15,7 @@ from tomecore.errors import ArgumentValueError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "read_image"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_depth", "named_size", "read_image"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -95,6 +95,19 @@ class Preprocess:
         return np.repeat(found, 3, axis=2) if self.channels == 1 else found
 
 
+def check_depth(image: Image, name: str) -> None:
+    """Raise if an image has pixels of more than 8 bits, which Pillow would clip to white.
+
+    Raises:
+        ArgumentValueError: it has; the message begins with ``name``.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise ArgumentValueError(
+            f"{name} has pixels of more than 8 bits ({image.mode}), whose range is not known; save it "
+            "with 8 bits for each channel"
+        )
+
+
 def read_image(path: Path | str) -> Image:
     """Read one image, upright and in colour.
 
@@ -111,12 +124,9 @@ def read_image(path: Path | str) -> Image:
     try:
         with Image.open(path) as picture:
             upright: Any = ImageOps.exif_transpose(picture)
-            if upright.mode in ("I;16", "I", "F"):
-                raise ArgumentValueError(
-                    f"{path} has pixels of more than 8 bits ({upright.mode}), whose range is not "
-                    "known; save it with 8 bits for each channel"
-                )
-            return upright.convert("RGB")
+            check_depth(upright, str(path))
+            image: Image.Image = upright.convert("RGB")
+            return image
     except ArgumentValueError:
         raise
     except Exception as error:  # Pillow's decoders raise all kinds of errors on broken files
@@ -124,3 +134,22 @@ def read_image(path: Path | str) -> Image:
             f"{path} cannot be read as an image ({type(error).__name__}: {error}); give a PNG, JPEG, WebP "
             "or another format that Pillow reads"
         ) from error
+
+
+def named_size(modules: list[Any]) -> tuple[int, int] | None:
+    """Return the (height, width) that a model names in any of its libraries' ways."""
+    for module in modules:
+        config = getattr(module, "config", None)
+        for owner, name in (
+            (getattr(module, "patch_embed", None), "img_size"),
+            (module, "img_size"),
+            (module, "image_size"),
+            (module, "input_resolution"),
+            (config, "image_size"),
+            (getattr(config, "vision_config", None), "image_size"),
+        ):
+            value = getattr(owner, name, None)
+            sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
+            if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+                return sides
+    return None

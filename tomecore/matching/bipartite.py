@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from tomecore.backends import Array, Backend, backend_of
+from tomecore.backends import Backend, Mask, TokenKeys, backend_of
 from tomecore.core.checks import floating, rank, same_batch, whole_number
 from tomecore.core.plan import MergePlan
 from tomecore.errors import ArgumentValueError
-from tomecore.matching.similarity import identity_plan, unit_keys
+from tomecore.matching.context import Context
+from tomecore.matching.similarity import identity_plan, unit_keys, without_infinite_padding
 
-__all__ = ["bipartite_soft_matching", "match_bipartite"]
+__all__ = ["bipartite_soft_matching", "match_bipartite", "tome"]
 
 
 def bipartite_soft_matching(
-    keys: Array,
+    keys: TokenKeys,
     /,
     r: int,
     class_token: bool = False,
     distill_token: bool = False,
     *,
     protected: int | None = None,
-    valid: Array | None = None,
+    valid: Mask | None = None,
     backend: Backend | None = None,
 ) -> MergePlan:
     """Choose the r even tokens that are most similar to an odd token, and merge each into that token.
@@ -50,7 +51,7 @@ def bipartite_soft_matching(
     rank(keys, "keys", "(B, N, D)")
     floating(backend.xp, keys, "keys")
     r = whole_number(r, "r", unit="tokens")
-    protected = _protected(protected, class_token, distill_token)
+    protected = _count_protected(protected, class_token, distill_token)
     tokens = keys.shape[1]
     r = max(0, min(r, (tokens - protected) // 2))
     if r == 0:
@@ -68,13 +69,13 @@ def bipartite_soft_matching(
 
 
 def match_bipartite(
-    backend: Backend, keys: Array, r: int, protected: int, valid: Array | None
+    backend: Backend, keys: TokenKeys, r: int, protected: int, valid: Mask | None
 ) -> MergePlan:
     """Compute :func:`bipartite_soft_matching` without checks, for 0 < r <= (N - protected) // 2."""
     xp, count = backend.xp, keys.shape[1]
     first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
-    units = unit_keys(backend, keys)
-    even, odd = backend.every_second(units, first_even), backend.every_second(units, first_odd)
+    units = unit_keys(backend, without_infinite_padding(backend, keys, valid))
+    even, odd = backend.even_and_odd(units, first_even, first_odd)
     cosine = backend.products(even, odd)
     if valid is not None:
         padding = 1 - xp.astype(valid, cosine.dtype)[:, :, None]
@@ -83,9 +84,12 @@ def match_bipartite(
     if valid is not None:
         best = best + 8 * backend.every_second(padding, first_even)[:, :, 0]
     order = xp.argsort(best, axis=1, descending=True, stable=True)
-    numbers = xp.take_along_axis(backend.batched_arange(order, first_even, count, 2), order, axis=1)
-    gone, stay = numbers[:, :r], numbers[:, r:]
     partner = backend.argmax_rows(cosine, where, order[:, :r])
+    rows = backend.rows_of_pairs(order, partner, r, protected, count)
+    if rows is not None:
+        return MergePlan.of_rows(backend, rows, count, r)
+    numbers = backend.take_range(order, first_even, count, 2)
+    gone, stay = numbers[:, :r], numbers[:, r:]
     tokens = [stay, backend.batched_arange(order, first_odd, count, 2), gone]
     if protected:
         front = backend.batched_arange(order, 0, protected, 1)
@@ -94,7 +98,20 @@ def match_bipartite(
     return MergePlan.unchecked(backend, xp.concat(tokens, axis=1), into, count - r)
 
 
-def _protected(protected: int | None, class_token: bool, distill_token: bool) -> int:
+def tome(keys: TokenKeys, r: int, context: Context) -> MergePlan:
+    """Merge the r even tokens that are most similar to an odd token, each into that token (ToMe).
+
+    It is :func:`bipartite_soft_matching`, as the matching of a patched model; the default there.
+
+    Args:
+        keys: (B, N, D) float32 or float64.
+        r: tokens to merge, 0 < r <= (N - protected) // 2.
+        context: its backend, prefix tokens and padding are read.
+    """
+    return match_bipartite(context.backend, keys, r, context.protected, context.valid)
+
+
+def _count_protected(protected: int | None, class_token: bool, distill_token: bool) -> int:
     if distill_token and not class_token:
         raise ArgumentValueError(
             "`distill_token=True` needs `class_token=True`: the distillation token comes second. "

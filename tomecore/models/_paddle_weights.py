@@ -43,7 +43,7 @@ def load_weights(model: nn.Layer, path: str | os.PathLike[str]) -> nn.Layer:
     elif suffix == ".pdparams":
         state = read_pdparams(path)
     else:
-        raise ValueError(f"path={path!r} must end in .safetensors or .pdparams")
+        raise ValueError(f"`path` must end in .safetensors or .pdparams; got {path!r}")
     own = model.state_dict()
     qkv = "blocks.0.attn.qkv.weight"
     if qkv in own and qkv in state and list(state[qkv].shape) == list(own[qkv].shape)[::-1]:

@@ -46,9 +46,11 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
             if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
                 state = state[key]
         if not isinstance(state, Mapping) or not all(hasattr(v, "shape") for v in state.values()):
-            raise ValueError(f"{path} holds no state dict of tensors")
+            raise ValueError(
+                f"{path} holds no state dict of tensors; save model.state_dict() to it"
+            )
     else:
-        raise ValueError(f"path={path!r} must end in .safetensors, .pt or .pth")
+        raise ValueError(f"`path` must end in .safetensors, .pt or .pth; got {path!r}")
     own = model.state_dict()
     check_fit(path, own, state)
     model.load_state_dict(state)

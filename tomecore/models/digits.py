@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from tomecore._project import install_hint
+from tomecore.errors import MissingLibraryError
 from tomecore.frameworks import RUNTIMES
 
 __all__ = ["DIGITS_VIT", "MEAN", "STD", "build", "load", "weights_path"]
@@ -55,19 +57,20 @@ def load(split: str = "test") -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: ``split`` is neither of these.
-        ImportError: scikit-learn is not installed.
+        MissingLibraryError: scikit-learn is not installed; an ``ImportError``.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} must be 'train' or 'test'")
+        raise ValueError(f"`split` must be 'train' or 'test'; got {split!r}")
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
-            'the digits come with scikit-learn: pip install "tomecore[cli]"'
+        raise MissingLibraryError(
+            "the digits come with scikit-learn, which is not installed; install it with: "
+            f"{install_hint('cli')}"
         ) from error
     bunch = load_digits()
     labels = np.asarray(bunch.target, dtype=np.int64)
-    index = np.flatnonzero(_held_out(labels) == (split == "test"))
+    index = np.flatnonzero(_test_mask(labels) == (split == "test"))
     pixels = np.asarray(bunch.images, dtype=np.float64)[index] / 16.0
     weights = _bilinear(pixels.shape[-1], DIGITS_VIT["img_size"])
     images = (weights @ pixels @ weights.T - MEAN) / STD
@@ -96,7 +99,7 @@ def build(framework: str) -> Any:
     return model
 
 
-def _held_out(labels: np.ndarray) -> np.ndarray:
+def _test_mask(labels: np.ndarray) -> np.ndarray:
     """Return a mask (n,) bool of the test images, the same share of every class."""
     rng = np.random.RandomState(_SEED)  # its stream is frozen; that of default_rng is not
     mask = np.zeros(len(labels), dtype=bool)

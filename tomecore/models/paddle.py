@@ -54,8 +54,10 @@ class PatchEmbed(nn.Layer):
         self.proj = nn.Conv2D(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute tokens (B, N, C) from images (B, in_chans, H, W)."""
         _check_image(x.shape[2:], self.img_size)
-        return self.proj(x).flatten(2).transpose([0, 2, 1])
+        y: Tensor = self.proj(x).flatten(2).transpose([0, 2, 1])
+        return y
 
 
 class Attention(nn.Layer):
@@ -79,7 +81,8 @@ class Attention(nn.Layer):
         qkv = self.qkv(x).reshape([-1, n, 3, self.num_heads, self.head_dim])
         q, k, v = qkv.unbind(axis=2)
         attend = self._fused if isinstance(self.attn_drop, nn.Dropout) else self._by_products
-        return self.proj_drop(self.proj(attend(q, k, v).reshape([-1, n, c])))
+        y: Tensor = self.proj_drop(self.proj(attend(q, k, v).reshape([-1, n, c])))
+        return y
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Flash kernels accept no scale, so it is passed only if it is not the default.
@@ -92,7 +95,8 @@ class Attention(nn.Layer):
         """Attend without the fused kernel, so that a wrapper of ``paddle.quantization`` gets the weights."""
         q, k, v = (t.transpose([0, 2, 1, 3]) for t in (q * self.scale, k, v))
         weights = self.attn_drop(F.softmax(paddle.matmul(q, k, transpose_y=True)))
-        return paddle.matmul(weights, v).transpose([0, 2, 1, 3])
+        y: Tensor = paddle.matmul(weights, v).transpose([0, 2, 1, 3])
+        return y
 
 
 class Mlp(nn.Layer):
@@ -106,7 +110,9 @@ class Mlp(nn.Layer):
         self.drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        """Compute tokens (B, N, C) from tokens (B, N, C)."""
+        y: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return y
 
 
 class Block(nn.Layer):
@@ -132,7 +138,8 @@ class Block(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Compute tokens (B, N, C) from tokens (B, N, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        y: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return y
 
 
 class VisionTransformer(nn.Layer):
@@ -237,7 +244,8 @@ class VisionTransformer(nn.Layer):
         x = paddle.concat(tokens, axis=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        y: Tensor = self.norm(x)
+        return y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify.

@@ -101,4 +101,5 @@ def _reconstruct(subtype: type, shape: tuple[int, ...], code: bytes) -> np.ndarr
     """Return an empty array for the pickle to fill, as numpy does; only a plain array is allowed."""
     if subtype is not np.ndarray:
         raise pickle.UnpicklingError(f"an array of type {subtype!r}")
-    return np.ndarray.__new__(np.ndarray, shape, "b")
+    array: np.ndarray = np.ndarray.__new__(np.ndarray, shape, "b")
+    return array

@@ -49,12 +49,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute tokens (B, N, C) from images (B, in_chans, H, W)."""
         if tuple(x.shape[-2:]) != self.img_size:
             raise ValueError(
                 f"images are {tuple(x.shape[-2:])} pixels, the model takes {self.img_size}: "
                 "resize them, or build the model with that img_size"
             )
-        return self.proj(x).flatten(2).transpose(1, 2)
+        y: Tensor = self.proj(x).flatten(2).transpose(1, 2)
+        return y
 
 
 class Attention(nn.Module):
@@ -73,7 +75,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             x: Tokens (B, N, C).
@@ -90,7 +92,8 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(
             self.q_norm(q), self.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout
         )
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, c)))
+        y: Tensor = self.proj_drop(self.proj(x.transpose(1, 2).reshape(b, n, c)))
+        return y
 
 
 class Mlp(nn.Module):
@@ -103,7 +106,9 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        """Compute tokens (B, N, C) from tokens (B, N, C)."""
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
 
 
 class Block(nn.Module):
@@ -131,7 +136,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Compute tokens (B, N, C) from tokens (B, N, C), with the mask of :meth:`Attention.forward`."""
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), attn_mask=attn_mask)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        y: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return y
 
 
 class VisionTransformer(nn.Module):
@@ -233,7 +239,8 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x)
         prefix = [t for t in (self.cls_token, self.dist_token) if t is not None]
         x = torch.cat([t.expand(x.shape[0], -1, -1) for t in prefix] + [x], dim=1)
-        return self.norm(self.blocks(x + self.pos_embed))
+        y: Tensor = self.norm(self.blocks(x + self.pos_embed))
+        return y
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Pool and classify.

@@ -1,7 +1,9 @@
 """Check whether two models agree: load the same weights, compare decisions and numbers.
 
-parity.transfer_weights(torch_model, paddle_model)
-parity.assert_parity(torch_model, paddle_model, images, r=8)   # in a test: says where they diverge, and why
+    parity.transfer_weights(torch_model, paddle_model)
+    parity.assert_parity(torch_model, paddle_model, images, r=8)   # says where they diverge, and why
+
+``tomecore parity`` does the same on the command line.
 """
 
 from __future__ import annotations

@@ -17,11 +17,11 @@ from tomecore.parity._divergence import Divergence, clear_flips, first_divergenc
 from tomecore.parity._report import Report
 from tomecore.parity._tolerance import Tolerance
 
-__all__ = ["Case", "likely_causes", "unseen"]
+__all__ = ["Case", "differing_settings", "likely_causes"]
 
 #: images in each further run
 _FEW = 2
-#: the layer number of all that comes before layer 0; what follows the last of n layers has the number n
+#: the layer number of everything before layer 0; what follows the last of n layers has the number n
 _EMBEDDING = -1
 #: name of a setting in messages -> the attributes in which libraries keep it
 _ATTRIBUTES = {
@@ -73,7 +73,7 @@ class Finding(NamedTuple):
     layer: int
     text: str
 
-    def located(self, depth: int) -> str:
+    def with_place(self, depth: int) -> str:
         """Return the sentence with its place, in a model of ``depth`` layers."""
         places = {_EMBEDDING: "before layer 0", depth: "after the last layer"}
         return f"{places.get(self.layer, f'in layer {self.layer}')}, {self.text}"
@@ -90,7 +90,7 @@ def likely_causes(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
         where = after if place.layer is None else place.layer
         found = [*weights, *_settings_that_differ(*case.models)]
         found.sort(key=lambda one: -one.layer)
-        differ = [one.located(depth) for one in found if one.layer <= where]
+        differ = [one.with_place(depth) for one in found if one.layer <= where]
     remarks = []
     if case.report is not None and place.half != "undecided":
         unmerged = _without_merging(case)
@@ -105,16 +105,16 @@ def likely_causes(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
     causes += differ
     if len(weights) != 1:
         remarks.append(remark)
-    return tuple(causes) or (_unknown(place),), tuple(remarks)
+    return tuple(causes) or (_unknown_cause(place),), tuple(remarks)
 
 
-def unseen(model_a: Any, model_b: Any) -> tuple[str, ...]:
+def differing_settings(model_a: Any, model_b: Any) -> tuple[str, ...]:
     """Return the settings of modules that differ although the models agree within the tolerance."""
     found = _settings_that_differ(model_a, model_b)
     if not found:
         return ()
     more = f", and {len(found) - 1} more such layers or settings" if len(found) > 1 else ""
-    first = found[0].located(len(handle_of(model_a).blocks))
+    first = found[0].with_place(len(handle_of(model_a).blocks))
     return (f"too small a difference to show here: {first}{more}",)
 
 
@@ -208,7 +208,7 @@ def _of_attention(case: Case) -> list[str]:
     ]
 
 
-def _unknown(place: Divergence) -> str:
+def _unknown_cause(place: Divergence) -> str:
     if place.half == "undecided":
         return "rounding, in keys that are nearly equal; nothing was found to be wrong"
     if place.half == "decisions":

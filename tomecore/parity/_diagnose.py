@@ -10,7 +10,7 @@ import numpy as np
 from tomecore.adapters import handle_of, is_patched
 from tomecore.errors import NotPatchedError
 from tomecore.loading import merging
-from tomecore.parity._causes import Case, likely_causes, unseen
+from tomecore.parity._causes import Case, differing_settings, likely_causes
 from tomecore.parity._compare import DifferentMergesError, compare
 from tomecore.parity._divergence import Divergence, first_divergence
 from tomecore.parity._report import Report
@@ -144,7 +144,9 @@ def diagnose(
         else:
             place = first_divergence(report, tolerance, handle_of(model_a).layers)
         if place is None:
-            return Diagnosis(shown, tolerance, report, None, (), unseen(model_a, model_b))
+            return Diagnosis(
+                shown, tolerance, report, None, (), differing_settings(model_a, model_b)
+            )
         case = Case((model_a, model_b), images, tolerance, report, place)
         return Diagnosis(shown, tolerance, report, place, *likely_causes(case))
 
@@ -168,11 +170,11 @@ def assert_parity(
     Raises:
         AssertionError: they diverge; the message names the layer, the half of it, and the likely cause.
     """
+    __tracebackhide__ = True  # pytest then shows the message, not this function
     found = diagnose(model_a, model_b, images, r=r, rtol=rtol, atol=atol, gap=gap, batch=batch)
-    if not found.agrees:
+    if found.report is None or not found.agrees:
         raise AssertionError(str(found))
-    report: Any = found.report
-    return report
+    return found.report
 
 
 def _near_ties(report: Report) -> list[str]:

@@ -67,7 +67,7 @@ def flip(
         gap=_gap(cosines[0], plans[0], plans[1]),
         gap_b=_gap(cosines[1], plans[0], plans[1]),
         wrong=wrong,
-        decided=_decided(cosines[0], plans[0], plans[1]),
+        decided=_decision(cosines[0], plans[0], plans[1]),
     )
 
 
@@ -110,18 +110,18 @@ def _gap(cosine: np.ndarray, a: _Plan, b: _Plan) -> float:
     return float(max(gaps, default=0.0))
 
 
-def _decided(cosine: np.ndarray, a: _Plan, b: _Plan) -> str:
+def _decision(cosine: np.ndarray, a: _Plan, b: _Plan) -> str:
     """Return the clearest difference between two plans, in words, with similarities in the keys of a."""
 
-    def merged(token: int, plan: _Plan) -> str:
+    def describe_merge(token: int, plan: _Plan) -> str:
         partner = plan.into[token]
         return f"token {token} into {partner} at {cosine[token, partner]:.7g}"
 
     only = [[t for t in p.into if t not in q.into] for p, q in ((a, b), (b, a))]
     if only[0] and only[1]:
-        return f"a merges {merged(only[0][0], a)}, b merges {merged(only[1][0], b)}"
+        return f"a merges {describe_merge(only[0][0], a)}, b merges {describe_merge(only[1][0], b)}"
     both = [t for t in a.into if a.into[t] != b.into[t]]
     if both:
         token = max(both, key=lambda t: abs(cosine[t, a.into[t]] - cosine[t, b.into[t]]))
-        return f"a merges {merged(token, a)}, b {merged(token, b)}"
+        return f"a merges {describe_merge(token, a)}, b {describe_merge(token, b)}"
     return "the same merges, in another order"

@@ -71,7 +71,8 @@ def trace(model: Any, images: np.ndarray, name: str) -> Trace:
 
     def array(x: Any) -> np.ndarray:
         # Copy, because a library that adds in place would overwrite what is kept here.
-        return np.array(to_numpy(x[0] if isinstance(x, tuple) else x)).transpose(axes)
+        copied: np.ndarray = np.array(to_numpy(x[0] if isinstance(x, tuple) else x)).transpose(axes)
+        return copied
 
     def enters(module: Any, args: Any, kwargs: Any) -> None:
         entered.append(array(args[0] if args else next(iter(kwargs.values()))))

@@ -17,7 +17,14 @@ from tomecore.core.checks import whole_number
 from tomecore.schedule.parse import R, parse_r
 from tomecore.schedule.rules import clamp_schedule, handle_of
 
-__all__ = ["Arithmetic", "LayerArithmetic", "PlannedLayer", "arithmetic_of", "plan_table"]
+__all__ = [
+    "Arithmetic",
+    "LayerArithmetic",
+    "PlannedLayer",
+    "arithmetic_of",
+    "in_words",
+    "plan_table",
+]
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,26 @@ class Arithmetic:
         """Return the multiply-adds of each block; arguments as in :meth:`multiply_adds`."""
         entering = whole_number(num_tokens, "num_tokens", at_least=1)
         wanted = parse_r(len(self.layers), r, num_tokens=entering, protected=self.protected)
+        return self._of_layers(entering, self.merged(entering, wanted))
+
+    def _of_layers(self, entering: int, merged: list[int]) -> list[int]:
         found = []
-        for index, merged in enumerate(self.merged(entering, wanted)):
-            left = entering - merged
-            found.append(self.layers[index].multiply_adds(entering, left))
+        for index, layer in enumerate(self.layers):
+            left = entering - merged[index]
+            if self.rows is not None and index == len(self.layers) - 1:
+                rows = min(self.rows, entering)
+                cost = entering * self.keys + rows * (layer.attention - self.keys + layer.feed)
+                found.append(cost + 2 * rows * entering * layer.width)
+            else:
+                found.append(layer.multiply_adds(entering, left))
             entering = left
-        if self.rows is not None:
-            last, rows = self.layers[-1], min(self.rows, entering)
-            found[-1] = entering * self.keys + rows * (last.attention - self.keys + last.feed)
-            found[-1] += 2 * rows * entering * last.width
         return found
+
+    def of_merged(self, num_tokens: int, merged: list[int]) -> float:
+        """Return :meth:`multiply_adds` without checks: ``merged`` is what each block really merges."""
+        patches = max(0, num_tokens - self.protected)
+        outside = patches * self.per_patch + num_tokens * self.per_token + self.once
+        return float(sum(self._of_layers(num_tokens, merged)) + outside)
 
     def multiply_adds(self, num_tokens: int, r: R) -> float:
         """Return the multiply-adds for one image.
@@ -99,9 +116,9 @@ class Arithmetic:
         Raises:
             ArgumentTypeError, ArgumentValueError: as in :func:`tomecore.parse_r`.
         """
-        patches = max(0, num_tokens - self.protected)
-        outside = patches * self.per_patch + num_tokens * self.per_token + self.once
-        return float(sum(self.per_layer(num_tokens, r)) + outside)
+        entering = whole_number(num_tokens, "num_tokens", at_least=1)
+        wanted = parse_r(len(self.layers), r, num_tokens=entering, protected=self.protected)
+        return self.of_merged(entering, self.merged(entering, wanted))
 
     def limit(self, num_tokens: int, r: R) -> float:
         """Return the arithmetic speed-up, multiply-adds before over after; see :meth:`multiply_adds`."""
@@ -138,7 +155,7 @@ class PlannedLayer:
 
 
 def arithmetic_of(model: Any) -> Arithmetic:
-    """Count the multiply-adds of a patched model, of any family and framework; ``model.tome.arithmetic``.
+    """Return ``model.tome.arithmetic``: the multiply-adds of a patched model of any family and framework.
 
     If the vision tower is part of a larger model (CLIP, LLaVA), only the tower is counted.
 
@@ -177,3 +194,11 @@ def plan_table(model: Any, num_tokens: int, r: R) -> list[PlannedLayer]:
         tokens -= merged
         rows.append(PlannedLayer(layer, asked[layer], merged, tokens, costs[layer] / full[layer]))
     return rows
+
+
+def in_words(multiply_adds: float) -> str:
+    """Return a number of multiply-adds with three significant digits: "17.6 billion", "4.21 million"."""
+    for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if multiply_adds >= 0.9995 * size:
+            return f"{format(multiply_adds / size, '#.3g').rstrip('.')} {name}"
+    return f"{multiply_adds:,.0f}"

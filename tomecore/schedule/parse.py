@@ -17,7 +17,8 @@ __all__ = ["R", "Schedule", "as_data", "parse_r", "tokens_per_layer"]
 class Schedule(Protocol):
     """A callable that returns how many tokens each layer merges, once the token count is known."""
 
-    def __call__(self, num_layers: int, num_tokens: int, protected: int) -> list[int]: ...
+    def __call__(self, num_layers: int, num_tokens: int, protected: int) -> list[int]:
+        """Return how many tokens each layer merges."""
 
 
 #: int | (r, inflect) | list of int | schedule object
@@ -63,7 +64,7 @@ def parse_r(
     if isinstance(r, tuple):
         return _line(num_layers, r)
     if isinstance(r, Sequence) and not isinstance(r, (str, bytes)):
-        return _listed(num_layers, r, "r")
+        return _check_list(num_layers, r, "r")
     if callable(r):
         if num_tokens is None:
             raise ArgumentValueError(
@@ -76,7 +77,7 @@ def parse_r(
                 f"the schedule object {type(r).__name__} must return a list of ints, one per layer; "
                 f"got {answer!r}"
             )
-        return _listed(num_layers, answer, f"{type(r).__name__}(...)")
+        return _check_list(num_layers, answer, f"{type(r).__name__}(...)")
     try:
         return [whole_number(r, "r", unit="tokens")] * num_layers
     except ArgumentTypeError:
@@ -108,7 +109,7 @@ def _line(num_layers: int, r: tuple[Any, ...]) -> list[int]:
     return [int(first + step * layer) for layer in range(num_layers)]
 
 
-def _listed(num_layers: int, values: Sequence[Any], name: str) -> list[int]:
+def _check_list(num_layers: int, values: Sequence[Any], name: str) -> list[int]:
     if len(values) > num_layers:
         raise ArgumentValueError(
             f"`{name}` has {len(values)} numbers for a model of {num_layers} layers; "

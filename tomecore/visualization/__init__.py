@@ -1,4 +1,6 @@
-"""Show which patches of an image merge: follow them through the layers, and draw a sheet or a page.
+"""Show which patches of an image merge: in a drawing, on a page, or as arrays.
+
+    image = visualize(model, "photo.jpg", r=16)                        # a Pillow image; save="merged.png"
 
     sources = sources_by_layer(model, images)                         # a patched model; images (B, C, H, W)
     merged = make_visualization(image, sources[-1][0], patch_size=16)  # both (H, W, 3) uint8
@@ -8,27 +10,38 @@
 
 from __future__ import annotations
 
-from tomecore.visualization._page import html_page
-from tomecore.visualization._paint import OUTLINES, make_visualization
-from tomecore.visualization._sheet import (
+from tomecore.visualization._follow import (
     MergedImages,
-    draw_strips,
+    check_layers,
     follow_images,
     layers_to_draw,
+    pixels_to_draw,
     printable,
 )
+from tomecore.visualization._page import PAGES, html_page
+from tomecore.visualization._paint import OUTLINES, make_visualization
+from tomecore.visualization._preprocess import preprocess_of
+from tomecore.visualization._strip import STRIPS, Strip, draw_strip
 from tomecore.visualization._tracing import Grid, patch_grid, sources_by_layer
+from tomecore.visualization._visualize import visualize
 
 __all__ = [
     "OUTLINES",
+    "PAGES",
+    "STRIPS",
     "Grid",
     "MergedImages",
-    "draw_strips",
+    "Strip",
+    "check_layers",
+    "draw_strip",
     "follow_images",
     "html_page",
     "layers_to_draw",
     "make_visualization",
     "patch_grid",
+    "pixels_to_draw",
+    "preprocess_of",
     "printable",
     "sources_by_layer",
+    "visualize",
 ]

@@ -18,22 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from tomecore.visualization._paint import OUTLINES
-from tomecore.visualization._sheet import MergedImages, printable
+from tomecore.visualization._follow import MergedImages, printable
+from tomecore.visualization._paint import OUTLINES, check_opacity
 
-__all__ = ["html_page"]
+__all__ = ["PAGES", "html_page"]
+
+#: the endings of pages
+PAGES = (".html", ".htm")
 
 _TEMPLATE = Path(__file__).parent / "data" / "visualize.html"
 
 
-def html_page(merged: MergedImages, title: str, note: str = "") -> str:
-    """Return the page, as text.
+def html_page(merged: MergedImages, title: str, note: str = "", opacity: float = 1.0) -> str:
+    """Return an HTML page that shows the images and their merged groups, as text.
 
     Args:
         merged: the images to show.
         title: heading of the page.
         note: a line under the heading.
+        opacity: how much of the image the colours of groups cover at first, from 0 to 1.
     """
+    check_opacity(opacity)
     template = _TEMPLATE.read_text(encoding="utf-8")
     (style,) = re.findall("<style>(.*?)</style>", template, re.DOTALL)
     (script,) = re.findall("<script>(.*?)</script>", template, re.DOTALL)
@@ -42,8 +47,9 @@ def html_page(merged: MergedImages, title: str, note: str = "") -> str:
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
         f"style-src '{_hash(style)}'; script-src '{_hash(script)}'",
         "title": html.escape(printable(title)),
-        "note": html.escape(printable(note)),
-        "data": _json(_data(merged)),
+        # The names of options are not broken after their dashes.
+        "note": re.sub("(--[a-z]+)", r"<code>\1</code>", html.escape(printable(note))),
+        "data": _json({**_data(merged), "opacity": round(100 * opacity)}),
     }
     # One pass, so that inserted text is not searched for placeholders again.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], template)
@@ -56,10 +62,9 @@ def _data(merged: MergedImages) -> dict[str, Any]:
         "columns": merged.grid.columns,
         "patch": merged.grid.patch,
         "outlines": OUTLINES.tolist(),
-        "r": [str(r) for r in merged.r],
-        "tokens": [
-            [merged.tokens(n, layer) for layer in (0, *(i + 1 for i in layers))] for n in numbers
-        ],
+        "r": [f"r = {r}" for r in merged.r],
+        # by r: before the first layer, then after each
+        "tokens": [[merged.tokens(n, layer) for layer in (-1, *layers)] for n in numbers],
         "images": [
             {
                 "name": printable(name),

@@ -6,10 +6,10 @@ import colorsys
 
 import numpy as np
 
-from tomecore.core.checks import whole_number
+from tomecore.core.checks import real_number, whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["OUTLINES", "make_visualization"]
+__all__ = ["OUTLINES", "check_opacity", "group_sizes", "make_visualization"]
 
 
 def _outlines(count: int) -> np.ndarray:
@@ -35,6 +35,7 @@ def make_visualization(
     source: np.ndarray,
     patch_size: int | tuple[int, int] = 16,
     prefix_tokens: int = 1,
+    opacity: float = 1.0,
 ) -> np.ndarray:
     """Paint one image by its merged groups (the paper's figures: Bolya et al. 2023, figure 4).
 
@@ -44,19 +45,21 @@ def make_visualization(
             ``tomecore.visualization.sources_by_layer`` returns.
         patch_size: pixels on a side of one patch, or its (height, width).
         prefix_tokens: tokens before the first patch.
+        opacity: how much of the image the mean colours cover, from 0 (only outlines are drawn on it) to 1.
 
     Returns:
         (H, W, 3) uint8: every group in its mean colour. An outline runs inside its edge: light in
-        dark groups and dark in light ones, in a hue that no touching group has. Patches of a group
-        need not touch. Patches of fewer than 4 pixels on a side have no room for an outline: enlarge
-        the image first.
+        dark groups and dark in light ones, in a hue that no group next to it has, corners included.
+        Patches of a group need not touch. Patches of fewer than 4 pixels on a side have no room for
+        an outline: enlarge the image first.
 
     Raises:
-        ArgumentTypeError: ``image`` is not uint8 or ``source`` not of integers.
-        ArgumentValueError: the shapes do not fit together.
+        ArgumentTypeError: ``image`` is not uint8, ``source`` not of integers, or ``opacity`` not a number.
+        ArgumentValueError: the shapes do not fit together, or ``opacity`` is not from 0 to 1.
     """
     height, width = _patch_size(patch_size)
     prefix = whole_number(prefix_tokens, "prefix_tokens")
+    check_opacity(opacity)
     image, source = np.asarray(image), np.asarray(source)
     if image.ndim != 3 or image.shape[2] != 3:
         raise ArgumentValueError(f"`image` must have shape (H, W, 3); got {image.shape}")
@@ -81,9 +84,34 @@ def make_visualization(
     group, count = _scan_order(source[prefix:].reshape(rows, columns))
     colours = _mean_colours(image, group, count, height, width)
     painted = np.repeat(np.repeat(colours[group], height, axis=0), width, axis=1)
+    if opacity < 1:
+        base = image.astype(np.float64)
+        painted = np.floor(base + (painted - base) * opacity + 0.5).astype(np.uint8)
     if min(height, width) >= 4:
         _outline(painted, group, colours)
     return painted
+
+
+def group_sizes(
+    image: np.ndarray, source: np.ndarray, patch: tuple[int, int], prefix: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of patches in each group (n,), largest first, and their mean colours (n, 3) uint8.
+
+    The arguments are those of :func:`make_visualization`. Groups of one size are in the order in which
+    they appear in the image, row by row.
+    """
+    height, width = patch
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    group, count = _scan_order(source[prefix:].reshape(rows, columns))
+    sizes = np.bincount(group.ravel(), minlength=count)
+    order = np.argsort(-sizes, kind="stable")
+    return sizes[order], _mean_colours(image, group, count, height, width)[order]
+
+
+def check_opacity(value: float) -> None:
+    """Raise unless ``value`` is a number from 0 to 1."""
+    if not 0 <= real_number(value, "opacity") <= 1:
+        raise ArgumentValueError(f"`opacity` must be from 0 to 1; got {value!r}")
 
 
 def _patch_size(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -124,7 +152,7 @@ def _outline(painted: np.ndarray, group: np.ndarray, colours: np.ndarray) -> Non
     below = group[1:] != group[:-1]  # (rows - 1, columns): whether a line runs under the patch
     beside = group[:, 1:] != group[:, :-1]
     luminance = colours @ np.array([0.2126, 0.7152, 0.0722])
-    lines = OUTLINES[_hues(group, below, beside) % len(OUTLINES), (luminance >= 128).astype(int)]
+    lines = OUTLINES[_hues(group) % len(OUTLINES), (luminance >= 128).astype(int)]
     line = lines[group][:, :, None, None]  # (rows, columns, 1, 1, 3)
     cells = painted.reshape(rows, height, columns, width, 3).transpose(0, 2, 1, 3, 4)
     sides = (
@@ -137,14 +165,16 @@ def _outline(painted: np.ndarray, group: np.ndarray, colours: np.ndarray) -> Non
         np.copyto(pixels, colour, where=there[:, :, None, None, None])
 
 
-def _hues(group: np.ndarray, below: np.ndarray, beside: np.ndarray) -> np.ndarray:
-    """Return (groups,) int: for each group the first number that no earlier group touching it has."""
-    pairs = np.concatenate(
-        [
-            np.stack([group[:-1][below], group[1:][below]], axis=-1),
-            np.stack([group[:, :-1][beside], group[:, 1:][beside]], axis=-1),
-        ]
+def _hues(group: np.ndarray) -> np.ndarray:
+    """Return (groups,) int: for each group the first number that no earlier group next to it has."""
+    ends = (
+        (group[:-1], group[1:]),
+        (group[:, :-1], group[:, 1:]),
+        (group[:-1, :-1], group[1:, 1:]),  # groups that meet at a corner are next to each other too
+        (group[:-1, 1:], group[1:, :-1]),
     )
+    pairs = np.concatenate([np.stack([a.ravel(), b.ravel()], axis=-1) for a, b in ends])
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     touching: list[set[int]] = [set() for _ in range(int(group.max()) + 1)]
     for earlier, later in np.unique(np.sort(pairs, axis=1), axis=0).tolist():
         touching[later].add(earlier)

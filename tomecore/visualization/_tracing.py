@@ -65,7 +65,7 @@ def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.n
         slots[layer] = to_numpy(plan.slots)
 
     with tome.watch(observer), evaluating(model):
-        model(to_tensor(model, images))
+        _run(model, to_tensor(model, images))
     tokens = tome.tokens
     for found in slots.values():
         if len(found) != len(images):
@@ -82,6 +82,15 @@ def _sources_of_batch(tome: Handle, model: Any, images: np.ndarray) -> list[np.n
             source = np.take_along_axis(slots[layer].astype(np.int64), source, axis=1)
         sources.append(source)
     return sources
+
+
+def _run(model: Any, images: Any) -> None:
+    """Run a model on images; of one with a text tower (CLIP, LLaVA), only the part that sees them."""
+    for name in ("encode_image", "get_image_features"):
+        if hasattr(model, name):
+            getattr(model, name)(images)
+            return
+    model(images)
 
 
 def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
@@ -102,14 +111,14 @@ def patch_grid(model: Any, num_tokens: int, size: tuple[int, int]) -> Grid:
     patches = num_tokens - handle_of(model).protected
     for _, module in named_modules(model):
         if type(module).__name__ in {"Conv2d", "Conv2D"}:
-            found = _convolved(module, size)
+            found = _grid_of_convolution(module, size)
             if found is not None and found.rows * found.columns == patches:
                 return found
             break  # a stem, as in hybrid models
     return square_grid(patches, size)
 
 
-def _convolved(convolution: Any, size: tuple[int, int]) -> Grid | None:
+def _grid_of_convolution(convolution: Any, size: tuple[int, int]) -> Grid | None:
     """Return the grid of a convolution without padding; torch and Paddle name its settings differently."""
 
     def setting(name: str) -> tuple[int, int]:

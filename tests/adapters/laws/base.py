@@ -1,4 +1,4 @@
-"""What makes a test a law: it runs for every case of its class."""
+"""The base of laws: tests that run for every case of their class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ForEachCase:
     """Base of all laws. A class named ``Test...`` below one of them says which models it is for.
 
     A law takes ``case``: each of :attr:`CASES`; ``smooth``: each that does not round to float32 on the way;
-    or ``plain``: the plain ViT of each library, where the kind of model makes no difference.
+    or ``plain``: the plain ViT of each library, if the kind of model does not matter.
     """
 
     CASES: ClassVar[list[Case]]

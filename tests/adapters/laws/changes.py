@@ -61,7 +61,7 @@ def called(case, model):
 
 
 class Changes(ForEachCase):
-    """What users do to a block or to a module in it."""
+    """Changes that users make to a block or to a module in it."""
 
     def test_a_bypassed_module_that_is_replaced(self, case):
         model = merging(case)
@@ -188,7 +188,7 @@ class Changes(ForEachCase):
             assert calls == [module]
 
     def test_a_called_attention_that_ignores_the_sizes(self, case):
-        """Keys are there and tokens merge, but attention would count a merged token once."""
+        """Keys exist and tokens merge, but attention would count a merged token once."""
         model = merging(case)
         path = called(case, model)
         if path:

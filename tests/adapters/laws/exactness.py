@@ -13,7 +13,7 @@ from tomecore.errors import ClampWarning
 
 
 def both_halves(fw, spec, block, x, given):
-    """What the spec's two halves make of ``x``, nothing merged in between."""
+    """Return the output of the spec's two halves for ``x``, without a merge in between."""
     y = spec.attend(fw.tome.HOST, block, x, None, given)
     y = y[0] if isinstance(y, tuple) else y
     return y if spec.feed is None else spec.feed(block, y)
@@ -37,7 +37,7 @@ def through(case, model, tokens):
 
 
 class Exactness(ForEachCase):
-    """What a merging model computes."""
+    """The outputs of a merging model."""
 
     @pytest.mark.parametrize(
         "settings", [{}, {"prop_attn": False, "trace_source": True}], ids=["default", "traced"]

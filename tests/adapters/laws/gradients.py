@@ -47,7 +47,7 @@ def in_training(case, **settings):
 
 
 class Gradients(ForEachCase):
-    """What training needs."""
+    """Laws that training needs."""
 
     @pytest.mark.parametrize("r", [8, (6, -1.0)], ids=str)
     def test_gradients_equal_finite_differences(self, smooth, r):

@@ -97,7 +97,7 @@ def check_refused(fw, model, text, **settings):
 
 
 class Lifecycle(ForEachCase):
-    """What patching does to a model."""
+    """The effects of patching on a model."""
 
     def test_remove_leaves_no_trace(self, case):
         fw, model, images = case.fw, case.model(), case.images()

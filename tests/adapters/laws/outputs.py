@@ -11,7 +11,7 @@ from tomecore.adapters.engine.find import find_tower
 
 
 class Shapes(ForEachCase):
-    """What comes out of a model, whichever way it is called."""
+    """The outputs of a model, in every way of calling it."""
 
     def test_every_way_of_calling_gives_the_shapes_it_gave(self, case):
         model = case.model()
@@ -20,10 +20,10 @@ class Shapes(ForEachCase):
 
 
 class Outputs(Shapes):
-    """What readers of a model get."""
+    """The outputs that readers of a model get."""
 
     def test_every_layer_can_hand_on_all_tokens(self, case):
-        """What readers of intermediate layers switch on changes no number, only what can be seen."""
+        """Readers of intermediate layers change no number, only what can be seen."""
         fw, images = case.fw, case.images()
         usual = case.patched(r=8, trace_source=True)
         output, source = fw.forward(usual, images), fw.numpy(usual.tome.source)

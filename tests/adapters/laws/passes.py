@@ -88,15 +88,17 @@ def joined(fw, parts, axis):
 
 def knows(case, model, spec):
     """Whether the patch embedding of the family runs in this model."""
-    from tomecore.adapters.engine.count import around
+    from tomecore.adapters.engine.count import modules_around
     from tomecore.adapters.engine.spec import reaches
 
     _, tower, _ = find_tower(case.fw.tome.HOST, case.fw.tome.SPECS, model)
-    return any(reaches(module, spec.patches) for module in around(case.fw.tome.HOST, tower, model))
+    return any(
+        reaches(module, spec.patches) for module in modules_around(case.fw.tome.HOST, tower, model)
+    )
 
 
 class Passes(ForEachCase):
-    """What users do with the list of blocks."""
+    """Changes that users make to the list of blocks."""
 
     @pytest.mark.parametrize("order", [(0, 2, 3), (0, 3), (1, 2, 3)], ids=str)
     def test_a_block_left_out(self, case, order):
@@ -154,7 +156,7 @@ class Passes(ForEachCase):
         assert len(model.tome.tokens) == 4
 
     def test_unannounced_prefix_tokens(self, case):
-        """Refused with the number to give, wherever the family knows its patches; r=0 goes on."""
+        """Refused with the number to pass, if the family knows its patches; r=0 still runs."""
         fw, model = case.fw, case.model()
         spec, _, _ = find_tower(fw.tome.HOST, fw.tome.SPECS, model)
         if not spec.patches or case.given is not None or case.dense or not knows(case, model, spec):

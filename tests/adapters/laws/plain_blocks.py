@@ -30,7 +30,7 @@ SMALL = [
 
 
 def last_tokens(case, model, images):
-    """What the last block hands back."""
+    """The output of the last block."""
     seen = []
     hook = case.fw.post_hook(model.blocks[-1], lambda m, a, y: seen.append(y) or None)
     case.fw.forward(model, images)
@@ -108,7 +108,7 @@ def no_gradients(fw):
 
 
 class PlainBlocks(ForEachCase):
-    """What can be written out, counted or cut for ``blocks``, ``attn.qkv`` and ``mlp``."""
+    """Laws that use ``blocks``, ``attn.qkv`` and ``mlp``: written out, counted or removed."""
 
     @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     @pytest.mark.parametrize("prop_attn", [True, False], ids=["proportional", "plain attention"])
@@ -245,7 +245,7 @@ class PlainBlocks(ForEachCase):
         assert np.array_equal(fw.forward(model, case.images()), expected)
 
     def test_keys_are_let_go_before_the_other_half(self, case):
-        """They are a view of queries, keys and values: the largest activation beside the MLP's."""
+        """They are a view of queries, keys and values: the largest activation after the MLP's."""
         fw, model, held = case.fw, case.patched(r=8), []
 
         def remember(module, args, y):

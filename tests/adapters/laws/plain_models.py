@@ -37,7 +37,7 @@ def load(case, golden):
 
 
 class PlainModels(ForEachCase):
-    """What the kind of block makes no difference to."""
+    """Laws for which the kind of block does not matter."""
 
     def test_the_unpatched_model_is_the_published_one(self, plain, golden):
         model, arrays, _ = load(plain, golden)
@@ -184,7 +184,7 @@ class PlainModels(ForEachCase):
         assert seen == [65, 65, 65, 49]
 
     def test_clamp_warnings_end(self, plain):
-        """A schedule drawn anew in each step would fill the log, and memory."""
+        """A schedule that is drawn in each step would fill the log, and memory."""
         model = plain.patched()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ClampWarning)

@@ -50,7 +50,7 @@ def in_lock_step(fw, blocks, runs):
 
 
 class State(ForEachCase):
-    """What belongs to one pass."""
+    """State that belongs to one pass."""
 
     @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
     def test_r_may_change_between_calls(self, case):

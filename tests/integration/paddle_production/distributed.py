@@ -1,4 +1,4 @@
-"""What one process of two does; ``test_training.py`` starts both and compares what they save.
+"""The code of one process of two; ``test_training.py`` starts both and compares what they save.
 
 python -m paddle_production.distributed FOLDER
 """

@@ -1,4 +1,4 @@
-"""The models these tests run on, and what they all ask of them."""
+"""The models of these tests, and their common checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Export patched Paddle models to ONNX and run them in onnxruntime; apart, because paddle2onnx may abort.
+"""Export patched Paddle models to ONNX and run them in onnxruntime, in a separate process.
+
+paddle2onnx may abort the process.
 
     python onnx_export.py NAME ...
 
@@ -56,7 +58,7 @@ def off(model, session):
 
 
 def result(name):
-    """Of ``case``, ``case trim``, ``case traced`` (by ``to_static``, before), ``case 9`` (the opset)."""
+    """Export ``case``, ``case trim``, ``case traced`` (by ``to_static``, before), ``case 9`` (the opset)."""
     case, _, how = name.partition(" ")
     model = CASES[case].fw.single(CASES[case].model(depth=3))
     model.eval()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import paddle
@@ -54,8 +55,8 @@ def plsc_vit_base():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Where a block runs: files, a module ``plsc``, images; and the model whose weights they are."""
-    plsc = ModuleType("plsc.models")
+    """The environment of a block: files, a module ``plsc``, images; and the model whose weights they are."""
+    plsc: Any = ModuleType("plsc.models")
     plsc.vision_transformer = SimpleNamespace(ViT_base_patch16_224=plsc_vit_base)
     monkeypatch.setitem(sys.modules, "plsc", ModuleType("plsc"))
     monkeypatch.setitem(sys.modules, "plsc.models", plsc)

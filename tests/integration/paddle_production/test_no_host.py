@@ -1,7 +1,8 @@
-"""What a GPU would notice and a CPU does not: values read by the host, tensors made elsewhere.
+"""Faults that show only on a GPU: values read by the host, tensors created on another device.
 
-No GPU is at hand here. Three substitutes: methods of a tensor that wait for its value raise; functions that
-create tensors must have been told where; and the exported program holds no operator that copies or branches.
+These tests need no GPU. They have three substitutes: methods of a tensor that wait for its value raise;
+functions that create tensors must get a device; and the exported program contains no operator that copies or
+branches.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ READERS = (
     *("numpy", "item", "tolist", "__array__", "__bool__", "__int__", "__float__", "__index__"),
     *("__nonzero__", "__long__", "__contains__", "__iter__", "__hex__", "cpu", "cuda"),
 )
-#: Functions that make a tensor on the global device unless they are told another.
+#: Functions that create a tensor on the global device unless they get another.
 CREATORS = (
     *("arange", "to_tensor", "ones", "zeros", "full", "empty", "eye", "linspace", "randint"),
     *("rand", "randn", "randperm", "uniform", "normal", "tril_indices", "triu_indices", "assign"),
@@ -40,7 +41,7 @@ SETTINGS = pytest.mark.parametrize(
 
 
 class HostSync(Exception):
-    """Somebody wanted to know a value."""
+    """A value was read."""
 
 
 def refuse(name):
@@ -52,7 +53,7 @@ def refuse(name):
 
 @contextlib.contextmanager
 def unreadable():
-    """Nobody can look at a value in here."""
+    """Make every read of a value an error."""
     own = {name: vars(paddle.Tensor).get(name) for name in READERS if hasattr(paddle.Tensor, name)}
     try:
         for name in own:
@@ -114,7 +115,7 @@ def test_no_value_is_read(case, settings):
 
 @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 def test_no_value_is_read_in_a_whole_model():
-    """tomecore's own class reads none around the blocks either, and every layer may be asked for."""
+    """tomecore's own class reads none around the blocks either, and every layer may be requested."""
     model, images = OWN_PLAIN.patched(r=(6, -1)), OWN_PLAIN.tensors()
     with unreadable():
         model(images).sum().backward()
@@ -127,9 +128,9 @@ def test_no_value_is_read_in_a_whole_model():
 
 @pytest.fixture
 def created(monkeypatch):
-    """The calls of creating functions: (name, the device they were told, or None).
+    """The calls of creating functions: (name, the device that they got, or None).
 
-    The device of any tensor is a mark in here, so that one that was looked up elsewhere is noticed.
+    The device of any tensor is a mark here, so that a device from another source is noticed.
     """
     calls = []
     backend = HOST.backend()
@@ -226,7 +227,7 @@ def consumers(operator):
 def test_operators_of_the_exported_program(case):
     merging = program_of(case.patched(depth=3, r=8))
     assert {name_of(op) for op in merging} & {*HOST_OPERATORS} == set()
-    assert any(name_of(op) == "index_add" for op in merging)
+    assert any(name_of(op) == "scatter" for op in merging)
     for operator in merging:
         place = operator.attrs().get("place")
         if place is not None and place.is_cpu_place():

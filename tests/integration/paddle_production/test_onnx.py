@@ -76,13 +76,13 @@ def test_saving_drops_programs_for_onnx_only(exporting, tmp_path):
     program(images)
     cache = program.forward.program_cache
     before = [op.name() for op in program.forward.main_program.global_block().ops]
-    assert "pd_op.index_add" in before
+    assert "pd_op.scatter" in before
     paddle.jit.save(program, str(tmp_path / "paddle"))
     assert [op.name() for op in program.forward.main_program.global_block().ops] == before
     exporting(paddle.jit.save, program, str(tmp_path / "onnx"))
     assert len(cache) == 1
     after = [op.name() for op in program.forward.main_program.global_block().ops]
-    assert "pd_op.index_add" not in after
+    assert "pd_op.scatter" not in after
     assert "pd_op.put_along_axis" in after
 
 
@@ -93,4 +93,4 @@ def test_programs_of_other_models_are_left_alone(exporting, tmp_path):
     program(paddle.ones([2, 4]))
     exporting(paddle_programs.before_save, program, None, None)
     assert len(program.forward.program_cache) == 1
-    tome.HOST.changed(CLAS.patched(r=2))
+    tome.HOST.drop_traces(CLAS.patched(r=2))

@@ -9,7 +9,7 @@ Each behaviour has a test, here or where it belongs:
 | 3 arguments are overwritten | core/test_arguments.py::test_nothing_is_mutated, test_what_enters_a_block_is_left_alone |
 | 4 unmerging has no gradient | core/test_merging.py::test_gradients |
 | 5 only "sum" works, kept by an assert | core/test_merging.py::test_merge, test_no_check_is_an_assert |
-| 6 no source map, no unmerging, no other matching, no picture | adapters/test_outputs.py::test_unmerge_is_a_gather_by_the_source, core/test_matching.py::test_kth, core/test_matching.py::test_random, tools/test_visualization.py::test_patches_of_a_group_need_not_touch |
+| 6 no source map, no unmerging, no other matching, no visualization | adapters/test_outputs.py::test_unmerge_is_a_gather_by_the_source, core/test_matching.py::test_kth, core/test_matching.py::test_random, tools/test_visualization.py::test_patches_of_a_group_need_not_touch |
 | 7 the distillation token is dropped | test_both_tokens_of_a_distilled_model_are_kept |
 | 8 its own distilled ViT does not build | integration/test_models.py::test_paddle_against_paddleclas |
 | 9 what it cannot patch is left half patched | integration/vits/test_paddle_libraries.py::test_other_models_are_refused_and_untouched, test_a_model_without_a_class_token |
@@ -102,7 +102,7 @@ def test_the_strided_form_shows_what_these_tests_look_for():
     )
     np.testing.assert_allclose(ours.numpy(), merged.numpy(), rtol=0, atol=1e-6)
     np.testing.assert_array_equal(our_sizes.numpy(), sizes.numpy())
-    assert np.array_equal(size.numpy(), np.ones((2, 17, 1)))  # flat left it alone
+    assert np.array_equal(size.numpy(), np.ones((2, 17, 1)))  # flat left it unchanged
     written = size.clone()
     script.strided(key, x, written, 4)
     assert written.numpy().max() > 1

@@ -1,7 +1,7 @@
 """The rules of ``docs/numerics.md`` for half precision, as far as a CPU can tell.
 
 Paddle's CPU has no half-precision kernels, so nothing half runs here. But a program can be built: its
-operators say in which dtype each step would run, of a model in bfloat16 (O2) and of half keys beside full
+operators say in which dtype each step would run, of a model in bfloat16 (O2) and of half keys with full
 activations (O1).
 """
 
@@ -20,7 +20,7 @@ MODELS = pytest.mark.parametrize(
 )
 HALF, FULL = paddle.bfloat16, paddle.float32
 #: What merging computes with; the unpatched models have none of these.
-OF_MERGING = ("log", "sqrt", "clip", "divide", "argsort", "index_add", "sum")
+OF_MERGING = ("log", "sqrt", "clip", "divide", "argsort", "scatter", "sum")
 
 
 def program_of(model, dtype):
@@ -29,7 +29,7 @@ def program_of(model, dtype):
 
 
 def dtypes(operators, name):
-    """Of the first results of operators of this name; integers apart."""
+    """Return the dtypes of the first results of operators of this name, except integers."""
     found = [op.results()[0].dtype for op in operators if name_of(op) == name]
     return {dtype for dtype in found if dtype in (HALF, FULL, paddle.float16, paddle.float64)}
 
@@ -100,7 +100,7 @@ def test_autocast_on_a_cpu_changes_nothing(level):
 @pytest.mark.filterwarnings("ignore::tomecore.errors.ClampWarning")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_more_than_256_tokens_in_one_group(dtype):
-    """bfloat16 counts to 256: sizes are float32 in a model of any precision."""
+    """Sizes are float32 in a model of any precision: bfloat16 counts only to 256."""
     model = CLAS.patched(size=96, depth=9, r=1000, trace_source=True).to(dtype=dtype)
     output = model(paddle.to_tensor(CLAS.images(2, size=96).astype(dtype)))
     assert bool(paddle.isfinite(output).all())

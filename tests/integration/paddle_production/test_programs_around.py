@@ -68,7 +68,7 @@ def test_r_changed_after_a_trace_around_the_model(case, kind):
     right(program, images, expected(case, images, r=3))
     with warnings.catch_warnings():
         warnings.simplefilter("error", StaleProgramWarning)
-        model.r = 0  # told once
+        model.r = 0  # warns once
         right(program, images, expected(case, images, r=0))
         tome.apply_patch(model, r=8, prop_attn=False)
         right(program, images, expected(case, images, r=8, prop_attn=False))

@@ -15,7 +15,7 @@ FULL = pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
 
 
 def unpatched(case, model):
-    """What removing must restore; SOT itself leaves methods on the leaves it has seen."""
+    """Return everything that removing must restore; SOT itself leaves methods on the leaves it has seen."""
     assert "forward" not in vars(model)
     assert all("forward" not in vars(block) for block in case.blocks(model))
     return {
@@ -42,7 +42,7 @@ def test_r_changed_after_tracing(full_graph):
 @FULL
 @pytest.mark.parametrize("traced", ["patched", "unpatched"])
 def test_settings_changed_after_tracing(traced, full_graph):
-    """Patching again changes settings: the model stays the program it was, traced anew."""
+    """Patching again changes settings: the model stays the same program, and is traced again."""
     images, model = CLAS.tensors(3), CLAS.model(depth=2)
     plain, before = model(images).numpy(), unpatched(CLAS, model)
     if traced == "patched":

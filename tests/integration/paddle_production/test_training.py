@@ -15,13 +15,13 @@ MODELS = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each of two gloo processes found, from one start of both: that is what takes long."""
+    """The results of each of two gloo processes. Both start only once, because starting is slow."""
     return start(tmp_path_factory.mktemp("distributed"))
 
 
 @pytest.fixture(scope="module")
 def alone():
-    """What one process finds on the whole batch, by model."""
+    """The results of one process on the whole batch, by model."""
     found = {}
     for case in CASES:
         model = case.patched(r=8)

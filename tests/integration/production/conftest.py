@@ -18,7 +18,7 @@ def kind(request):
 
 @pytest.fixture
 def vit():
-    """timm's plain ViT, where the library makes no difference."""
+    """timm's plain ViT, if the library does not matter."""
     return kind_named("timm-vit")
 
 

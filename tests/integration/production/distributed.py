@@ -1,4 +1,4 @@
-"""What one process of a distributed run does; ``test_distributed.py`` starts two and compares.
+"""The code of one process of a distributed run; ``test_distributed.py`` starts two and compares.
 
 python -m production.distributed RANK STORE MODELS ANSWERS
 """

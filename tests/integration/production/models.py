@@ -1,6 +1,6 @@
 """The models that production tests patch: one small model per library, as its users build it.
 
-Nothing of tests/adapters is imported here: processes that tests start import this file alone.
+Nothing of tests/adapters is imported here: processes that tests start import only this file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Kind:
         name: the id of its tests.
         build: ``(depth, image size) -> model`` from images to one tensor.
         layers: dotted path of its blocks.
-        prefix: tokens at the front that never merge.
+        prefix: the number of prefix tokens, which never merge.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Kind:
 
 
 class Logits(nn.Module):
-    """Makes a model of transformers return one tensor, as most scripts do around it."""
+    """A wrapper that returns one tensor from a model of transformers, as in most scripts."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def test_block_by_block(name):
 
 @torch.no_grad()
 def test_some_blocks_are_compiled_once(vit):
-    """What changes from one forward pass to the next is nothing that a compiled block looks at."""
+    """A compiled block reads nothing that changes from one forward pass to the next."""
     model, counter = vit.patched(r=8), CompileCounter()
     first = model(images())
     for block in list(model.blocks)[1:]:
@@ -146,7 +146,7 @@ def test_threads_that_share_compiled_blocks(vit):
 
 
 def test_sizes_in_a_column(vit):
-    """Compiled, too, the kernel gets no mask behind the first merge; outputs and gradients are eager's."""
+    """Compiled, too, the kernel gets no mask after the first merge; outputs and gradients are eager's."""
     given = []
 
     def backend(graph, inputs):

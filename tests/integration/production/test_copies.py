@@ -33,7 +33,7 @@ torch.save(found, answers)
 
 @torch.no_grad()
 def test_a_fresh_process_loads_patched_models(tmp_path):
-    """Of every library, new and in use; it need not import tomecore, let alone patch."""
+    """Every library, new and in use; it need not import tomecore, and even less patch."""
     x, saved = images(), []
     for kind, used in itertools.product(KINDS, [False, True]):
         model = kind.patched(r=[8, 0, 5], trace_source=True)
@@ -108,7 +108,7 @@ def test_weights_move_between_patched_and_plain_models(kind):
 
 
 def test_an_activation_is_saved_without_what_rides_on_it(vit, tmp_path):
-    """Weights-only files of activations stay readable, and a copy of one has no model behind it."""
+    """Weights-only files of activations stay readable, and a copy of one refers to no model."""
     model, caught = vit.patched(r=8), []
     model.blocks[1].register_forward_hook(lambda module, args, output: caught.append(output))
     model(images())

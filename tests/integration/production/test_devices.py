@@ -1,7 +1,7 @@
-"""Where tensors are made, without a GPU: fake CUDA tensors refuse to meet others, or to be looked at.
+"""The devices of new tensors, without a GPU: fake CUDA tensors cannot be mixed with others, or read.
 
-A tensor that the merging forward made on the CPU, or a value that it read to decide something (on a real
-GPU a wait for all that was queued), raises here.
+If the merging forward creates a tensor on the CPU, or reads a value to decide something (on a real
+GPU it would wait for everything in the queue), these tests fail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tomecore.adapters.engine import reduce as reduce_module
 
 
 class CreatedOnCPU(TorchDispatchMode):
-    """Notes what makes a tensor on the CPU, even one that is moved to the GPU right afterwards."""
+    """Records functions that create a tensor on the CPU, even if it is moved to the GPU right afterwards."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class CreatedOnCPU(TorchDispatchMode):
 
 
 def on_fake_cuda(kind, *, train=False, dtype=torch.float32, **settings):
-    """Run a model there, patched if there are settings; what was made on the CPU meanwhile."""
+    """Run a model there, patched if there are settings, and return the functions that created CPU tensors."""
     model = kind.build(2, 32).to(dtype).train(train)
     if settings:
         tome.apply_patch(model, **settings)
@@ -59,7 +59,7 @@ def fake(tensor):
 
 
 def move(model):
-    """Fake CUDA tensors for all that the model holds; ``to`` cannot do that."""
+    """Replace all tensors of the model by fake CUDA tensors; ``to`` cannot do that."""
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
             module._parameters[name] = nn.Parameter(fake(p))
@@ -69,7 +69,7 @@ def move(model):
 
 @pytest.mark.parametrize("r", [0, 8, [0, 8]], ids=str)
 def test_nothing_is_made_on_the_cpu_and_no_value_is_read(kind, r):
-    """Beside what the unpatched model makes there itself."""
+    """Except for the CPU tensors of the unpatched model itself."""
     assert on_fake_cuda(kind, r=r, trace_source=True) == on_fake_cuda(kind)
 
 

@@ -25,7 +25,7 @@ EVERY = [*ASKED, *(("timm-vit", scenario) for scenario in OTHERS)]
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each process found, from one start of both: that is what takes long."""
+    """The results of each process. Both start only once, because starting is slow."""
     folder = tmp_path_factory.mktemp("distributed")
     asked = [(name, scenario, kind_named(name).layers, images(4)) for name, scenario in EVERY]
     torch.save(asked, folder / "models")
@@ -67,7 +67,7 @@ def test_two_processes_are_one(answers, name, scenario):
 
 
 def test_removing_from_a_sharded_model_says_what_to_undo(answers):
-    """fully_shard has changed the classes since; the model works on as it was."""
+    """The model still works as before, although fully_shard has changed the classes since."""
     for answer, half in zip(answers, expected_of("timm-vit")[0].chunk(PROCESSES), strict=True):
         found = answer["timm-vit", "fsdp_r_changed_and_removed"]
         assert "was changed after apply_patch (FSDP2" in found["refused"]

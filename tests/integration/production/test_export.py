@@ -10,8 +10,11 @@ import torch
 
 import tomecore as tc
 from production.models import close, images, kind_named
+from tomecore.backends import Keys
 from tomecore.backends.torch import BACKEND
+from tomecore.core.mean import weighted_mean
 from tomecore.errors import UnsupportedModelError
+from tomecore.matching.bipartite import match_bipartite
 
 # One of the models is exported in training mode on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Exporting a model while it is in training mode")
@@ -44,7 +47,7 @@ def test_strict_and_through_a_file(vit):
 
 
 def test_the_model_works_on_after_export(vit):
-    """What a trace leaves behind is not read by an eager forward pass, nor by its backward pass."""
+    """Neither an eager forward pass nor its backward pass reads the remains of a trace."""
     model, x = vit.patched(r=8), images()
     expected = model(x)
     with torch.no_grad():
@@ -100,13 +103,72 @@ def test_onnx_has_no_sum_that_threads_lose(name):
     assert summing <= {"ScatterElements"}
 
 
+class Merge(torch.nn.Module):
+    """The form that merges have in ONNX, with the plan."""
+
+    def __init__(self, r, protected, axis):
+        super().__init__()
+        self.given, self.axis = (r, protected), axis
+
+    def forward(self, keys, x, size=None):
+        found = BACKEND.fused(Keys(keys, self.axis, 2), x, size, None, *self.given)
+        return found.x, found.sizes, found.bias[:, 0, 0], found.tokens, found.into
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings(
+    "ignore:# The axis name. batch will not be used"
+)  # of each further input
+@pytest.mark.parametrize(
+    ("count", "protected", "r", "sized", "axis"),
+    [
+        (12, 0, 6, False, None),  # every even token merges; no order is kept
+        (13, 0, 3, True, 1),
+        (12, 1, 4, True, 2),
+        (13, 2, 5, False, 1),
+    ],
+)
+def test_a_merge_in_onnx(count, protected, r, sized, axis):
+    """As the matching and the mean that define it, plan and all."""
+    torch.manual_seed(count + r)
+    heads, x = torch.randn(3, 2, count, 4), torch.randn(3, count, 8)
+    size = torch.randint(1, 9, (3, count)).float() if sized else None
+    keys = {1: heads, 2: heads.transpose(1, 2), None: heads.transpose(1, 2).flatten(2)}[axis]
+    plan = match_bipartite(BACKEND, heads.sum(1), r, protected, None)
+    mean, sizes = weighted_mean(plan, x, size)
+    given = [keys, x, size][: 2 + sized]
+    program = torch.onnx.export(
+        Merge(r, protected, axis),
+        tuple(one[:2] for one in given),
+        dynamo=True,
+        dynamic_shapes=(BATCH,) * len(given),
+        verbose=False,
+    )
+    file = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (one.numpy() for one in given), strict=True)))
+    expected = [mean, sizes, sizes.log(), torch.cat([plan.kept, plan.merged], 1), plan.into]
+    for one, other in zip(found, expected, strict=True):
+        close(torch.from_numpy(one), other, 1e-6)
+
+
+@torch.no_grad()
+def test_an_export_in_another_thread_changes_nothing(vit, monkeypatch):
+    """The state of the exporter belongs to the process, and its nodes would return zeros here."""
+    model, x = vit.patched(r=8), images()
+    expected = model(x)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    close(model(x), expected)
+
+
 class Slots(torch.nn.Module):
     def forward(self, keys):
         return tc.bipartite_soft_matching(keys, 5, protected=1).slots
 
 
 def test_onnx_decides_ties_alike():
-    """The first of equals, as everywhere: TopK stands for the stable sort that ONNX lacks."""
+    """Ties go to the first token, as everywhere: TopK stands for the stable sort that ONNX lacks."""
     keys = torch.ones(2, 25, 4)
     keys[:, 7::3] = images(2).flatten(1)[:, : 6 * 4].reshape(2, 6, 4).float()
     assert torch.equal(runs_onnx(Slots(), keys[:1].repeat(3, 1, 1))(keys), Slots()(keys))

@@ -11,7 +11,7 @@ HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=s
 
 
 def counted(model):
-    """Sizes from the map of tokens to slots, which knows nothing of floating point."""
+    """Sizes from the map of tokens to slots, which contains only integers."""
     source = model.tome.source
     counts = torch.zeros(source.shape[0], model.tome.tokens[-1], dtype=torch.float32)
     return counts.scatter_add_(1, source, torch.ones_like(source, dtype=torch.float32))
@@ -20,7 +20,7 @@ def counted(model):
 @HALVES
 @torch.no_grad()
 def test_half_weights(kind, dtype):
-    """Where the decisions agree, merging adds no more error than the precision itself."""
+    """If the decisions agree, merging adds no more error than the precision itself."""
     model, x = kind.patched(r=8, trace_source=True).to(dtype), images(8)
     output = model(x.to(dtype))
     assert output.dtype == dtype
@@ -42,7 +42,7 @@ def test_half_weights(kind, dtype):
 @HALVES
 @torch.no_grad()
 def test_more_than_256_tokens_in_one_group_with_large_activations(dtype):
-    """bfloat16 counts to 256, and float16 overflows at 65504: neither sizes nor means may notice."""
+    """Neither sizes nor means are affected: bfloat16 counts to 256, and float16 overflows at 65504."""
     kind = kind_named("timm-vit")
     model = kind.patched(depth=8, size=96, r=1000, trace_source=True).to(dtype)
     model.patch_embed.proj.weight.mul_(0.01)

@@ -66,6 +66,6 @@ def test_feature_extractors_of_torchvision():
 
 
 def test_products_in_a_recomputed_pass_of_a_compiled_model():
-    """What was compiled runs none of tomecore's Python, and says that it keeps no results."""
+    """A compiled model runs none of tomecore's Python, and says that it keeps no results."""
     model, x = kind_named("timm-vit").patched(r=8), images()
     close(torch.compile(model, backend="eager")(x), tome.apply_patch(model, r=8)(x))

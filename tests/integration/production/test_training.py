@@ -146,7 +146,7 @@ def test_gradients_accumulate_over_batches(kind):
 
 
 def test_frozen_models_pass_gradients_on(kind):
-    """Prompt tuning, adversarial images: only the input asks for a gradient."""
+    """Prompt tuning, adversarial images: only the input requires a gradient."""
     model, x = kind.patched(r=8).requires_grad_(False), images().requires_grad_()
     loss_of(model, x).backward()
     generator = torch.Generator().manual_seed(5)

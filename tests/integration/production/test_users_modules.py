@@ -1,4 +1,4 @@
-"""What users do to the modules inside: adapters, parametrizations, hooks, quantisation, transforms."""
+"""Changes that users make to inner modules: adapters, parametrizations, hooks, quantisation, transforms."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_adapter_that_replaces_the_layer_of_the_key(name):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_parametrized_weights(kind, when):
-    """weight_norm on every linear layer leaves the function as it was: so does patching."""
+    """The function stays the same with weight_norm on every linear layer, and with the patch."""
     x, expected = images(), kind.patched(r=8)(images())
     model = kind.model()
     if when == "after":

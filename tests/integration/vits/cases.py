@@ -1,6 +1,6 @@
 """Real models, built small with random weights: one list per library, one line per kind of model.
 
-Each ``of_<library>.py`` beside this file has such lists. A line in ``PLAIN`` puts a model under
+Each ``of_<library>.py`` in this folder has such lists. A line in ``PLAIN`` puts a model under
 ``LawsOfPlainViTs``, some of which know the anatomy of a plain ViT's block; a line in ``MORE`` under ``Laws``,
 which hold for any. ``SINGLE`` is for models that compute in float32 whatever their weights are.
 """

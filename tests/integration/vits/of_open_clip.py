@@ -23,7 +23,7 @@ TEXT = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers"
 
 
 class ZeroShot(nn.Module):
-    """A whole CLIP model that tells which of seven fixed texts an image goes with."""
+    """A whole CLIP model that returns which of seven fixed texts matches an image."""
 
     def __init__(self, img_size: int, depth: int) -> None:
         super().__init__()

@@ -80,7 +80,7 @@ class Grids(Read):
 
 
 def with_paired_positions(model: Any) -> Any:
-    """Patches 2i and 2i + 1 stand at the same place: twins stand together."""
+    """Put patches 2i and 2i + 1 at the same position, so that twins share it."""
     for layer in model.sublayers():
         if getattr(layer, "relative_position_index", None) is not None:
             index = layer.relative_position_index

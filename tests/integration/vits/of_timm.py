@@ -73,7 +73,7 @@ PLAIN = [
 
 
 def paired(rows: Any) -> Any:
-    """Rows of positions in which each second position is the one before it: twins stand together."""
+    """Rows of positions in which each second position is the one before it, so that twins share one."""
     return rows[..., ::2, :].repeat_interleave(2, dim=-2)
 
 
@@ -90,14 +90,14 @@ def rope_of_gemma(model: Any, x: Any) -> dict[str, Any]:
 
 
 def shared_bias(model: Any, x: Any) -> dict[str, Any]:
-    """What towers with one table for all blocks pass on."""
+    """Return the arguments of towers with one table for all blocks."""
     if isinstance(model, Beit):
         return {"shared_rel_pos_bias": model.rel_pos_bias().detach()}
     return {"shared_rel_pos": model.shared_rel_pos.get_bias().detach()}
 
 
 def biased(cls: Any, **fixed: Any) -> Callable[..., Any]:
-    """A model with position biases, whose positions are made to come in pairs, as of twins."""
+    """Return a builder of a model with position biases, whose positions come in equal pairs."""
 
     def build(**sizes: Any) -> Any:
         model = timm_model(cls, **fixed)(**sizes)

@@ -88,7 +88,7 @@ def model_of(config: Any, cls: Any, read: str = "logits", wrap: Any = Read, **fi
 
 
 def paired(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of positions in which each second one is the one before: twins stand together."""
+    """Rows of positions in which each second one is the one before, so that twins share it."""
     return rows[..., ::2, :].repeat_interleave(2, dim=-2)
 
 
@@ -111,7 +111,7 @@ def dinov3(**fixed: Any) -> Callable[..., nn.Module]:
 
 
 def siglip2(img_size: int, depth: int) -> nn.Module:
-    """Its position embeddings, resized in float32, are no parameters here: gradients are exact."""
+    """Its position embeddings, resized in float32, are not parameters here: gradients are exact."""
     config = vision_config(hf.Siglip2VisionConfig, img_size, depth, num_patches=64)
     model = hf.Siglip2VisionModel(config)
     embedding = model.embeddings.position_embedding
@@ -122,7 +122,7 @@ def siglip2(img_size: int, depth: int) -> nn.Module:
 
 
 def paired_index(window: tuple[int, int]) -> torch.Tensor:
-    """BEiT's index of pairs of positions, where patches 2i and 2i + 1 stand at the same place."""
+    """BEiT's index of pairs of positions, where patches 2i and 2i + 1 have the same position."""
     from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
     index = BeitRelativePositionBias.generate_relative_position_index(window)
@@ -147,7 +147,7 @@ def with_paired_positions(model: nn.Module) -> nn.Module:
 
 
 def resolution(model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """What BEiT tells its layers."""
+    """Return the arguments of BEiT's layers."""
     tower = model.model.beit
     shared = tower.shared_position_bias
     bias = None if shared is None else shared((8, 8)).detach()
@@ -155,7 +155,7 @@ def resolution(model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
 
 
 def no_mask(model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """CLIP's layers want to be told that there is no mask."""
+    """Return the arguments of CLIP's layers: they need a mask, which may be None."""
     return {"attention_mask": None}
 
 

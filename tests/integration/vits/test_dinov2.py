@@ -1,4 +1,4 @@
-"""What only the official DINOv2 has: outputs by name, its readers of layers, its ways of training."""
+"""The official DINOv2 only: outputs by name, its readers of layers, its ways of training."""
 
 from __future__ import annotations
 

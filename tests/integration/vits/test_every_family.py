@@ -1,4 +1,4 @@
-"""Each row of the README's table of models is under the laws, on a real class."""
+"""Each row of the table of models is under the laws, on a real class."""
 
 from __future__ import annotations
 

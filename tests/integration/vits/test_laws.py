@@ -49,7 +49,7 @@ def test_every_spec_that_bypasses_a_module_has_a_case(adapter):
     assert named - here <= ELSEWHERE.keys()
 
 
-#: One model of each spec that says when, or by which methods, somebody wants all tokens of every layer.
+#: One model of each spec that says when, or by which methods, all tokens of every layer are requested.
 READERS = [
     case
     for case in one_of_each_spec([*PLAIN, *MORE])

@@ -1,4 +1,4 @@
-"""What only open_clip has: text towers of the same blocks, poolers, sequence-first tokens, timm trunks."""
+"""Features of open_clip only: text towers of the same blocks, poolers, sequence-first tokens, timm trunks."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_without_restore_pools_are_refused(name):
 
 
 def test_checkpointed_blocks():
-    """open_clip hands its blocks' other arguments to the checkpoint by position."""
+    """The checkpoint gets the other arguments of open_clip's blocks by position."""
     model, images = PLAIN.patched(r=8).train(), PLAIN.tensors()
     expected = FW.gradients(model, lambda: (model(images) ** 2).sum())
     model.set_grad_checkpointing()

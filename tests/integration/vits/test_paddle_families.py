@@ -1,4 +1,4 @@
-"""What only the Paddle families beyond the plain ViT have: static graphs, dense readers, their limits."""
+"""Paddle families beyond the plain ViT: static graphs, dense readers, their limits."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_plsc_is_passl_under_another_name(name):
 
 
 def test_the_fused_attention_of_the_library():
-    """It wants a GPU in its constructor only; it leaves attn.scale out, and so do the halves."""
+    """It needs a GPU only in its constructor; it leaves attn.scale out, and so do the halves."""
     case = case_named("foundation-eva")
     model = case.model()
     spec, _, blocks = find_tower(tome.HOST, tome.SPECS, model)

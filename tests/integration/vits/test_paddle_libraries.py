@@ -1,4 +1,4 @@
-"""What only Paddle's libraries have: two module paths for one class, graphs, their other models."""
+"""Features of Paddle's libraries only: two module paths for one class, graphs, their other models."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_another_hook_on_a_bypassed_attention_is_refused_as_before():
     with pytest.raises(UnsupportedModelError, match=r"\(Attention\) has a forward hook"):
         paddle.summary(model, (2, 3, 32, 32), dtypes="float64")
     hook.remove()
-    model(case.tensors())  # what paddle.summary left behind does no harm
+    model(case.tensors())  # the remains of paddle.summary do no harm
 
 
 def test_a_trimmed_last_block_has_a_summary(capsys):

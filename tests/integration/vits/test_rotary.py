@@ -1,9 +1,9 @@
-"""What to do with the rotations of merged tokens, on timm's attention modules and their own tables.
+"""The rotations of merged tokens, on timm's attention modules and their own tables.
 
-Tokens come in pairs that are nearly alike and stand apart. Attention over the merged pairs should give
-what attention over all tokens gives, averaged over each pair. The mean of cos and sin, which is what
-``merge_rotary_table`` makes, must come nearer to that than keeping the position of one of the two, and than
-the mean angle (the mean rotation made a rotation again).
+Tokens come in nearly equal pairs, whose positions are far apart. Attention over the merged pairs should equal
+attention over all tokens, averaged over each pair. The mean of cos and sin, which ``merge_rotary_table``
+returns, must be nearer to that than the position of one of the two tokens, and than
+the mean angle (the mean rotation, normalised to a rotation).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def pairs(apart: int, prefix: int) -> torch.Tensor:
         if slots[place] < 0:
             mate = place + apart
             if place % GRID + apart >= GRID or slots[mate] >= 0:
-                mate = place  # stays alone
+                mate = place  # stays single
             slots[place] = slots[mate] = free
             free += 1
     return torch.tensor([[*range(prefix), *(slot + prefix for slot in slots)]])
@@ -76,7 +76,7 @@ def test_the_mean_of_cos_and_sin_is_the_nearest(name, patch, apart):
     x = alike[:, source[0]] + 0.05 * torch.randn(4, n0, model.embed_dim, dtype=torch.float64)
     sizes = source[0].bincount().float().expand(4, -1)
     run: Any = SimpleNamespace(
-        num_tokens=n0, width=n, sizes=sizes, source=source.expand(4, -1), valid=None
+        history=None, num_tokens=n0, width=n, sizes=sizes, source=source.expand(4, -1), valid=None
     )
     bias = sizes.log().double()[:, None, None]
     merged, expected = group_means(x, source), group_means(attn(x, rope=table), source)

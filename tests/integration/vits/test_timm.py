@@ -1,4 +1,4 @@
-"""What only timm has: readers of intermediate layers, its own checkpointing, its other models."""
+"""Features of timm only: readers of intermediate layers, its own checkpointing, its other models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What timm's other families have beside the laws: readers of layers, checkpointing, dropped patches."""
+"""Other families of timm, in addition to the laws: readers of layers, checkpointing, dropped patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only torchvision has: torch's MultiheadAttention, whose half is ours, and its other models."""
+"""Features of torchvision only: torch's MultiheadAttention, whose half is ours, and its other models."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What only transformers has: recorded outputs, models around towers, its kernels, padding, checkpoints."""
+"""Features of transformers only: recorded outputs, outer models, its kernels, padding, checkpoints."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_hidden_states_are_those_of_all_tokens(case):
 @pytest.mark.parametrize("case", [c for c in CASES.values() if not c.pooled], ids=lambda c: c.name)
 @torch.no_grad()
 def test_without_restore_recorded_states_are_refused(case):
-    """They have all tokens, so fewer could not come out, and nobody would notice."""
+    """They have all tokens, so restore=False would silently have no effect."""
     model, images = case.patched(r=8, trace_source=True), case.tensors(2)
     _, whole = ask(model, images)
     tome.apply_patch(model, restore=False)
@@ -303,7 +304,7 @@ def test_saved_and_loaded(case, tmp_path):
     model.model.save_pretrained(tmp_path)
     assert torch.equal(model(images), merged)
     again = copy.deepcopy(tome.remove_patch(copy.deepcopy(model)))
-    cls = original_class(model.model)
+    cls: Any = original_class(model.model)
     again.model = cls.from_pretrained(tmp_path).eval()
     if case.name == "transformers-siglip2":  # its position embeddings are a buffer in these tests
         again.model.embeddings.position_embedding = model.model.embeddings.position_embedding

@@ -12,7 +12,7 @@ from transformers.models.idefics2.configuration_idefics2 import Idefics2VisionCo
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from tomecore.adapters import torch as tome
-from tomecore.adapters.families.transformers.common import recorded
+from tomecore.adapters.families.transformers.common import is_recorded
 from tomecore.errors import UnsupportedModelError
 from vits.of_transformers import vision_config
 
@@ -141,7 +141,7 @@ TALKING = {
 @pytest.mark.parametrize("build", TALKING.values(), ids=TALKING)
 @torch.no_grad()
 def test_models_that_talk_about_images(build):
-    """They count image tokens, take a layer before the last, and shuffle pixels: all tokens are there."""
+    """They count image tokens, read a layer before the last, and shuffle pixels, which needs all tokens."""
     model, count = build()
     model = FW.prepare(model)
     words = torch.cat([torch.full((2, count), 50), WORDS], dim=1)
@@ -382,7 +382,7 @@ def test_padding_compiled(build):
 
 
 OTHERS = {
-    "yolos": (hf.YolosConfig, hf.YolosModel, "detection tokens stand behind the patches"),
+    "yolos": (hf.YolosConfig, hf.YolosModel, "detection tokens come after the patches"),
     "data2vec": (
         hf.Data2VecVisionConfig,
         hf.Data2VecVisionModel,
@@ -423,7 +423,9 @@ def test_what_data2vec_is_refused_for():
         seen = []
         for module in model.modules():
             if type(module).__name__.endswith("Layer"):
-                module.register_forward_pre_hook(lambda *_: seen.append(recorded("hidden_states")))
+                module.register_forward_pre_hook(
+                    lambda *_: seen.append(is_recorded("hidden_states"))
+                )
         out = model(torch.zeros(1, 3, 32, 32), output_hidden_states=True)
         assert len(out.hidden_states) == 2
         return seen

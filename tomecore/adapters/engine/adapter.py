@@ -10,6 +10,7 @@ from tomecore.adapters.engine import patch
 from tomecore.adapters.engine.handle import Handle
 from tomecore.adapters.engine.host import Host, PropAttn
 from tomecore.adapters.engine.spec import Spec
+from tomecore.matching import Matching
 from tomecore.schedule import R
 
 __all__ = ["Adapter"]
@@ -41,6 +42,7 @@ class Adapter:
         model: Model,
         *,
         r: R | None = None,
+        matching: str | Matching | None = None,
         protected: int | str | None = None,
         prop_attn: PropAttn | None = None,
         trace_source: bool = False,
@@ -49,19 +51,23 @@ class Adapter:
     ) -> Model:
         """Patch a vision transformer in place so that its blocks merge tokens (ToMe, Bolya et al. 2023).
 
-        Patching a model again changes its settings: the arguments of the last call win; ``r`` and
-        ``protected`` are kept if they are omitted.
+        Patching a model again changes its settings: the arguments of the last call win; ``r``,
+        ``matching`` and ``protected`` are kept if they are omitted.
 
         Args:
             model: a supported model, or a module (in Paddle, a layer) that contains exactly one.
             r: tokens merged per layer: int | (r, inflect) | list | schedule object, see
-                :func:`tomecore.parse_r`; 0 the first time. Later: ``model.r = ...``.
-            protected: number of prefix tokens, which never merge. None or "auto" the first time: the
-                class, distillation and register tokens that the family knows. Pass a number for models
-                with more of them (prompts, registers of your own, several class tokens). It is kept when
-                the model is patched again, unless "auto" is passed.
-            prop_attn: proportional attention, in which a token counts as often as the tokens it stands
-                for (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be
+                :func:`tomecore.parse_r`. The default of an unpatched model is 0. ``model.r = ...`` changes
+                it after the patch.
+            matching: which tokens merge: a name of :mod:`tomecore.matching`, or a function
+                (keys (B, N, D), r, context) -> :class:`tomecore.MergePlan`, see
+                :class:`tomecore.matching.Context`. The default of an unpatched model is "tome", the only
+                matching that has compiled kernels.
+            protected: number of prefix tokens, which never merge. "auto", the default of an unpatched model:
+                the class, distillation and register tokens that the family knows. Pass a number for models
+                with more of them (prompts, registers of your own, several class tokens).
+            prop_attn: proportional attention, in which a token counts as often as the tokens that are merged
+                into it (ToMe, eq. 1). None: the family's default. True: in the form that was measured to be
                 fastest here; on a GPU a mask. "column" (PyTorch only): as a column of the keys, which
                 computes the same up to rounding if the attention calls ``scaled_dot_product_attention``.
                 It needs no mask, and the flash kernels of GPUs do not take one. Graphs that are traced
@@ -89,6 +95,7 @@ class Adapter:
             self.specs,
             model,
             r=r,
+            matching=matching,
             protected=protected,
             prop_attn=prop_attn,
             trace_source=trace_source,
@@ -102,7 +109,7 @@ class Adapter:
 
         Raises:
             NotPatchedError: the model is not patched.
-            UnsupportedModelError: other code has changed the class of a patched block since.
+            UnsupportedModelError: other code has changed the class of a block after it was patched.
         """
         unpatched: Model = patch.unpatch(self.host, model)
         return unpatched

@@ -1,7 +1,7 @@
 """Run the forward of a block that merges, for every framework and family.
 
-It is a mixin in front of the block's own class, so ``super().forward`` is the original. If nothing merges
-and nothing has merged before, the original runs: r=0 is exact by construction.
+It is a mixin that comes before the block's own class, so ``super().forward`` is the original. If nothing
+merges and nothing has merged before, the original runs: r=0 is exact by construction.
 The code has no lambdas, no generators and no early batch sizes, because static graphs convert this source.
 The arguments of ``super`` are written out, because Paddle takes a bare ``super()`` for
 ``super(type(self), self)``, which would call this mixin again.
@@ -14,6 +14,7 @@ from typing import Any
 
 from tomecore.adapters.engine.checks import check_children, check_halves, contract_of, where
 from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.context import AttentionInput
 from tomecore.adapters.engine.progress import (
     begin,
     check_symbolic,
@@ -23,9 +24,10 @@ from tomecore.adapters.engine.progress import (
     resume,
 )
 from tomecore.adapters.engine.schedules import clamp, trims
+from tomecore.adapters.engine.spec import Kwargs
 from tomecore.adapters.engine.state import TokenState
-from tomecore.adapters.engine.swap import Swapped, own
-from tomecore.backends import Array
+from tomecore.adapters.engine.swap import Swapped, own_method
+from tomecore.backends import Array, Bias, Index, Tokens
 from tomecore.core.plan import take_rows
 from tomecore.errors import UnsupportedModelError
 
@@ -45,8 +47,9 @@ class Merging(Swapped):
     _tome_last: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the block, and check that its patched forward ran."""
         if "_tome" not in self.__dict__:
-            return own(Merging, self, "__call__")(*args, **kwargs)
+            return own_method(Merging, self, "__call__")(*args, **kwargs)
         config = self._tome
         config.host.run_as_is(True)
         tracing = config.host.tracing()
@@ -65,9 +68,10 @@ class Merging(Swapped):
             call.inside = None
         return output
 
-    def forward(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tokens, *args: Any, **kwargs: Any) -> Any:
+        """Compute the block, merging tokens between its halves."""
         if "_tome" not in self.__dict__:
-            return own(Merging, self, "forward")(x, *args, **kwargs)
+            return own_method(Merging, self, "forward")(x, *args, **kwargs)
         config = self._tome
         host, spec = config.host, config.spec
         host.run_as_is(True)
@@ -81,7 +85,7 @@ class Merging(Swapped):
         if state is None:  # nothing has merged: a block called by itself, with r = 0 everywhere
             return super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
         if trims(config, state, last):
-            return trimmed(config, self, x, args, kwargs, state, tracing)
+            return run_trimmed(config, self, x, args, kwargs, state, tracing)
         r = clamp(config, state)
         if r == 0 and state.history is None:
             y = super(Merging, self).forward(x, *args, **kwargs)  # type: ignore[misc] # noqa: UP008
@@ -89,7 +93,7 @@ class Merging(Swapped):
         backend = host.backend()
         if config.token_axis == 0:
             x = backend.xp.permute_dims(x, (1, 0, 2))
-        block_kwargs: dict[str, Any] = {}
+        block_kwargs: Kwargs = {}
         if args or kwargs or spec.carry is not None:
             block_kwargs, state = arguments(config, self, args, kwargs, state, x)
         if state.keep_all and state.representatives is not None:
@@ -98,12 +102,14 @@ class Merging(Swapped):
         check_halves(config, self, biased=bias is not None)
         if not tracing:
             check_children(config, self, x, state.width - r)
+        entered = None if config.method.is_tome else AttentionInput(x, bias, block_kwargs)
         x, keys = attend(config, self, x, bias, block_kwargs, tracing)
         if r > 0:
             x, state = config.call_part(
-                "all of the merge", config.reduce, config, self, x, keys, state, r
+                "all of the merge", config.reduce, config, self, x, keys, state, r, entered
             )
         keys = []  # frees a view of all queries, keys and values, which the MLP half does not need
+        entered = None
         if spec.feed is not None:
             x = spec.feed(self, x)
         state = state.after(state.width - r)
@@ -116,13 +122,17 @@ class Merging(Swapped):
         return (x,) if spec.returns_tuple else x
 
 
-def source_of(state: TokenState) -> Array | None:
+def source_of(state: TokenState) -> Index | None:
     """Return (B, N0) int, original token -> slot."""
     return state.source
 
 
 def with_own_forward(
-    config: Config, block: Any, called: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    config: Config,
+    block: Any,
+    called: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     """Call a block whose instance has its own forward; it may fail because of merged tokens."""
     try:
@@ -133,10 +143,10 @@ def with_own_forward(
         raise
 
 
-def trimmed(
+def run_trimmed(
     config: Config,
     block: Any,
-    x: Array,
+    x: Tokens,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     state: TokenState,
@@ -148,7 +158,7 @@ def trimmed(
     xp = host.backend().xp
     if config.token_axis == 0:
         x = xp.permute_dims(x, (1, 0, 2))
-    block_kwargs: dict[str, Any] = {}
+    block_kwargs: Kwargs = {}
     if args or kwargs or spec.carry is not None:
         block_kwargs, state = arguments(config, block, args, kwargs, state, x)
     bias = key_bias(config, state, x)
@@ -165,17 +175,17 @@ def trimmed(
 def attend(
     config: Config,
     block: Any,
-    x: Array,
-    bias: Array | None,
-    block_kwargs: dict[str, Any],
+    x: Tokens,
+    bias: Bias | None,
+    block_kwargs: Kwargs,
     tracing: bool,
-) -> tuple[Array, list[Array]]:
+) -> tuple[Tokens, list[Array]]:
     """Run the attention half; returns its output, and the keys that it computed."""
     spec, captured_keys = config.spec, config.host.captured_keys
     if not spec.key:
         x, key = spec.attend(config.host, block, x, bias, block_kwargs)
         return x, [key]
-    watched = None if bias is None else watched_bias(config, block, bias, tracing)
+    watched = None if bias is None else watch_bias(config, block, bias, tracing)
     captured: list[tuple[Any, Array]] = []
     captured_keys.set(captured, tracing)
     try:
@@ -189,9 +199,9 @@ def attend(
     return x, [key for _, key in captured]
 
 
-def watched_bias(
-    config: Config, block: Any, bias: Array, tracing: bool
-) -> tuple[Array, Callable[[], bool]] | None:
+def watch_bias(
+    config: Config, block: Any, bias: Bias, tracing: bool
+) -> tuple[Bias, Callable[[], bool]] | None:
     """Return the bias and a function that reports its use, if the attention was changed after the patch.
 
     None if the attention is unchanged.
@@ -199,7 +209,7 @@ def watched_bias(
     path = contract_of(config).called_otherwise(block)
     if path is None:
         return None
-    found = None if tracing else config.host.watched_bias(bias)
+    found = None if tracing else config.host.watch_bias(bias)
     if found is None:
         raise UnsupportedModelError(
             f"{path} in {where(config, block)} got another forward after apply_patch. While a graph is "
@@ -216,10 +226,10 @@ def always() -> bool:
 def attend_otherwise(
     config: Config,
     block: Any,
-    x: Array,
-    watched: tuple[Array | None, Callable[[], bool]],
-    block_kwargs: dict[str, Any],
-) -> Array:
+    x: Tokens,
+    watched: tuple[Bias | None, Callable[[], bool]],
+    block_kwargs: Kwargs,
+) -> Tokens:
     """Run the attention half with an attention whose forward was changed after ``apply_patch``.
 
     Raises:
@@ -256,17 +266,17 @@ def check_keys(config: Config, block: Any, captured: list[tuple[Any, Array]]) ->
         )
 
 
-def key_bias(config: Config, state: TokenState, x: Array) -> Array | None:
+def key_bias(config: Config, state: TokenState, x: Tokens) -> Bias | None:
     """Return (B, 1, 1, n), the log size that is added to the scores of each key; -inf for padding."""
     if state.sizes is None or (state.valid is None and not config.prop_attn):
         return None
-    if state.bias is not None and config.prop_attn and state.bias.dtype == x.dtype:
-        return config.host.with_prop_attn_form(state.bias, x, config.prop_attn)
-    sizes = state.sizes
-    if not config.prop_attn:
-        xp = config.host.backend().xp
-        sizes = xp.astype(sizes > 0, xp.float32)
-    bias = config.host.log_sizes(sizes, x)
+    bias = state.bias if config.prop_attn else None
+    if bias is None or bias.dtype != config.host.bias_dtype(x):
+        sizes = state.sizes
+        if not config.prop_attn:
+            xp = config.host.backend().xp
+            sizes = xp.astype(sizes > 0, xp.float32)
+        bias = config.host.log_sizes(sizes, x)
     # For a sample that is all padding the fused kernel returns zeros, and a softmax NaN.
     return (
         bias
@@ -275,7 +285,7 @@ def key_bias(config: Config, state: TokenState, x: Array) -> Array | None:
     )
 
 
-def attach_state(config: Config, x: Array, state: TokenState, tracing: bool, last: bool) -> Array:
+def attach_state(config: Config, x: Tokens, state: TokenState, tracing: bool, last: bool) -> Tokens:
     """Attach the state to ``x`` for the next block, and record it for ``model.tome``.
 
     If the block returned a tuple (e.g. with attention maps), the state is attached to its first element.
@@ -292,8 +302,8 @@ def arguments(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     state: TokenState,
-    x: Array,
-) -> tuple[dict[str, Any], TokenState]:
+    x: Tokens,
+) -> tuple[Kwargs, TokenState]:
     """Convert the block's arguments besides x to the merged tokens; raise if one is not supported."""
     spec = config.spec
     named = dict(zip(spec.arguments, args))  # noqa: B905 (Paddle's static graphs know no strict=)

@@ -7,12 +7,12 @@ pass that stops before the last block, which restores all tokens, raises when th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.passes import TRACED, UNREACHED, Call, Outcome
-from tomecore.adapters.engine.swap import Swapped, own
+from tomecore.adapters.engine.swap import Swapped, own_method
 from tomecore.errors import LostStateError, TomeError
 
 __all__ = ["Watched", "check_finished"]
@@ -43,18 +43,27 @@ class Watched(Swapped):
         """Skip the model's own ``__init_subclass__``, which might register the new class by name."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module, and check at the end of a pass that no token is still merged."""
         if "_tome" not in self.__dict__:
-            return own(Watched, self, "__call__")(*args, **kwargs)
+            return own_method(Watched, self, "__call__")(*args, **kwargs)
         return run_call(self._tome, super().__call__, args, kwargs, True)  # type: ignore[misc]
 
-    def _tome_within(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _tome_within(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run a public method of the class within a call; ``function`` is bound."""
         if "_tome" not in self.__dict__:
             return function(*args, **kwargs)
         return run_call(self._tome, function, args, kwargs, False)
 
 
-def run_call(config: Config, function: Any, args: tuple[Any, ...], kwargs: Any, whole: bool) -> Any:
+def run_call(
+    config: Config,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    whole: bool,
+) -> Any:
     """Run a method of the tower or the model; ``whole``: whether it is ``__call__``.
 
     Raises:

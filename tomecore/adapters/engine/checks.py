@@ -12,7 +12,7 @@ from tomecore.adapters.engine.contract import Contract
 from tomecore.adapters.engine.find import check_block
 from tomecore.adapters.engine.spec import attribute
 from tomecore.adapters.engine.verify import mixes_tokens
-from tomecore.backends import Array
+from tomecore.backends import Tokens
 from tomecore.errors import LostStateError, UnsupportedModelError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_children",
     "check_halves",
     "check_intact",
+    "check_read",
     "contract_of",
     "note_contract",
     "where",
@@ -57,7 +58,18 @@ def check_halves(config: Config, block: Any, *, biased: bool, trimmed: bool = Fa
         )
 
 
-def check_children(config: Config, block: Any, x: Array, left: int) -> None:
+def check_read(config: Config, block: Any) -> None:
+    """Raise if the anatomy no longer gives the queries, keys and values of ``block``, or never did."""
+    reason = contract_of(config).why_unread(block)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{config.method} reads the attention of {where(config, block)}, which is not available: "
+            f"{reason}. Undo any change since apply_patch, or use a matching that reads no attention, such "
+            "as matching='tome'."
+        )
+
+
+def check_children(config: Config, block: Any, x: Tokens, left: int) -> None:
     """Raise if a child that was put into the block after the patch mixes tokens; a trial shows it.
 
     Args:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.contract import why_no_anatomy
 from tomecore.adapters.engine.host import Host
-from tomecore.adapters.engine.spec import Spec, attribute, qualified_name
+from tomecore.adapters.engine.spec import Kwargs, Spec, attribute, qualified_name
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.engine.trim import why_other_attention
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.core.plan import compute_dtype
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["check_class_attention", "class_attention"]
+__all__ = ["check_class_attention", "check_values", "weights_and_values"]
 
 _INSTEAD = (
     "Use a matching that needs no class token, such as matching='tome', or describe the attention with "
@@ -21,7 +21,7 @@ _INSTEAD = (
 
 
 def check_class_attention(host: Host, spec: Spec, tower: Any, block: Any) -> None:
-    """Raise unless :func:`class_attention` is available for the blocks of ``tower``.
+    """Raise unless the attention of the class token is available for the blocks of ``tower``.
 
     Args:
         host: the framework.
@@ -33,26 +33,35 @@ def check_class_attention(host: Host, spec: Spec, tower: Any, block: Any) -> Non
         UnsupportedModelError: the family has no anatomy, the model has no class token, or the anatomy does
             not describe its attention.
     """
-    anatomy, name = spec.anatomy, qualified_name(original_class(tower))
-    if anatomy is None:
-        reason: str | None = f"tomecore has no anatomy of the attention of {spec.family}"
-    elif spec.prefix(tower) == 0:
-        reason = "it has no class token"
-    else:
-        reason = why_other_attention(host, attribute(block, anatomy.attention), anatomy.classes)
-    if reason is not None:
-        raise UnsupportedModelError(
-            f"the attention of the class token is not available for this {name}: {reason}. {_INSTEAD}"
-        )
+    reason = "it has no class token" if spec.prefix(tower) == 0 else None
+    _refuse(
+        "the attention of the class token", spec, tower, why_no_anatomy(host, spec, block) or reason
+    )
 
 
-def class_attention(
-    host: Host, spec: Spec, block: Any, x: Array, bias: Array | None, given: dict[str, Any]
-) -> Array:
-    """Return the weights with which the first token attends to each token, averaged over heads.
+def check_values(host: Host, spec: Spec, tower: Any, block: Any) -> None:
+    """Raise unless the values are available for the blocks of ``tower``.
 
-    It computes one query row, so it costs the projections to keys and values, and no N x N scores. Dropout
-    of the weights is left out.
+    Raises:
+        UnsupportedModelError: the family has no anatomy, or it does not describe the attention.
+    """
+    _refuse("the attention's values", spec, tower, why_no_anatomy(host, spec, block))
+
+
+def _refuse(what: str, spec: Spec, tower: Any, reason: str | None) -> None:
+    if reason is None:
+        return
+    name = qualified_name(original_class(tower))
+    raise UnsupportedModelError(f"{what} is not available for this {name}: {reason}. {_INSTEAD}")
+
+
+def weights_and_values(
+    host: Host, spec: Spec, block: Any, x: Tokens, bias: Bias | None, given: Kwargs
+) -> tuple[Array, Array]:
+    """Return the weights with which the first token attends to each token, and the values.
+
+    They come from one projection. The weights are those of one query row, without N x N scores and without
+    dropout.
 
     Args:
         host: the framework.
@@ -63,27 +72,30 @@ def class_attention(
         given: the block's other arguments, as ``Spec.attend`` gets them.
 
     Returns:
-        (B, N), float32 or, for float64 tokens, float64; each row sums to 1.
+        The weights (B, N), averaged over heads, float32 or, for float64 tokens, float64; each row sums to 1.
+        The values (B, H, N, D).
 
     Raises:
         UnsupportedModelError: the family has no anatomy.
     """
-    anatomy = spec.anatomy
+    anatomy, xp = spec.anatomy, host.backend().xp
     if anatomy is None:
         raise UnsupportedModelError(
-            "the attention of the class token is not available: tomecore has no anatomy of the attention of "
+            "queries, keys and values are not available: tomecore has no anatomy of the attention of "
             f"{spec.family}. {_INSTEAD}"
         )
-    xp = host.backend().xp
     y = attribute(block, anatomy.norm)(x) if anatomy.norm else x
-    q, k, _, scale = anatomy.qkv(host, attribute(block, anatomy.attention), y, given, 1)
+    q, k, v, scale = anatomy.qkv(host, attribute(block, anatomy.attention), y, given, 1)
     dtype = compute_dtype(xp, q.dtype)
     q, k = xp.astype(q, dtype, copy=False), xp.astype(k, dtype, copy=False)
-    # (B, H, N, D) x (B, H, D, 1)
-    scores = xp.matmul(xp.permute_dims(k, (0, 2, 1, 3)), xp.permute_dims(q, (0, 2, 3, 1)))
-    scores = scores[:, :, :, 0] * scale
+    # Not matmul, which autocast runs in half precision: (B x H, N, D) x (B x H, 1, D)
+    heads, width = k.shape[2], k.shape[3]
+    k = xp.reshape(xp.permute_dims(k, (0, 2, 1, 3)), (-1, k.shape[1], width))
+    q = xp.reshape(xp.permute_dims(q, (0, 2, 1, 3)), (-1, 1, width))
+    scores = host.backend().products(k, q)
+    scores = xp.reshape(scores, (-1, heads, k.shape[1])) * scale
     if bias is not None:
         scores = scores + xp.astype(bias[:, :, 0], dtype, copy=False)
     weights = xp.exp(scores - xp.max(scores, axis=2, keepdims=True))
     weights = weights / xp.sum(weights, axis=2, keepdims=True)
-    return xp.mean(weights, axis=1)
+    return xp.mean(weights, axis=1), xp.permute_dims(v, (0, 2, 1, 3))

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tomecore.adapters.engine.contract import Contract
 from tomecore.adapters.engine.host import Host, PropAttn
+from tomecore.adapters.engine.method import Method
 from tomecore.adapters.engine.modules import Modules
 from tomecore.adapters.engine.passes import Passes
 from tomecore.adapters.engine.spec import Spec
 from tomecore.adapters.engine.state import ScheduleNode, Switch, TokenState, link_schedule
-from tomecore.backends import Array
+from tomecore.backends import Array, Sizes, TokenKeys, Tokens
 from tomecore.core.plan import MergePlan
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Config", "Observer", "Reduction", "call_part"]
 
-#: (config, block, x (B, N, C), keys, state, r) -> the tokens that are left, and the updated state
-Reduction = Callable[["Config", Any, Array, list[Array], TokenState, int], tuple[Array, TokenState]]
+#: (config, block, x (B, N, C), keys, state, r, AttentionInput or None) -> the tokens that are left, and the
+#: updated state
+Reduction = Callable[
+    ["Config", Any, Tokens, list[Array], TokenState, int, Any], tuple[Tokens, TokenState]
+]
 #: (layer, key (B, N, D), plan, sizes (B, n), x (B, n, C)) of every merge, in order
-Observer = Callable[[int, Array, MergePlan, Array, Array], None]
+Observer = Callable[[int, TokenKeys, MergePlan, Sizes, Tokens], None]
+
+T = TypeVar("T")
 
 
-def call_part(name: str, function: Callable[..., Any], *args: Any) -> Any:
+#: the default
+TOME = Method("tome")
+
+
+class CallPart(Protocol):
+    """A function that calls a part of merging by its name, and returns what the part returns."""
+
+    def __call__(self, name: str, function: Callable[..., T], *args: Any) -> T:
+        """Return ``function(*args)``."""
+
+
+def call_part(name: str, function: Callable[..., T], *args: Any) -> T:
     """Call a part of merging; ``Handle.timings`` replaces this function by one that measures time."""
     return function(*args)
 
@@ -66,6 +83,7 @@ class Config:
         #: axis of the tokens in the input and output of a block, 0 or 1; the batch is the other one
         self.token_axis = int(spec.batch_first is None or spec.batch_first(tower))
         self.prop_attn: PropAttn = spec.prop_attn(tower)
+        self.method = TOME
         self.trace_source = False
         self.restore = True
         self.trim_last = False
@@ -74,7 +92,7 @@ class Config:
         #: functions that are called with every merge, see ``Handle.watch``
         self.observers: tuple[Observer, ...] = ()
         #: function that calls the parts of merging by name, see ``Handle.timings``
-        self.call_part: Callable[..., Any] = call_part
+        self.call_part: CallPart = call_part
         #: the program of a static graph that is being traced, and the state in it
         self.traced_state: tuple[Any, TokenState] | None = None
         self.contract: Contract | None = None
@@ -126,6 +144,7 @@ class Config:
 
     @property
     def r(self) -> R:
+        """Tokens merged per layer, in the form in which it was set."""
         return list(self._r) if isinstance(self._r, list) else self._r
 
     @r.setter

@@ -10,7 +10,7 @@ freely: the new module is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tomecore.adapters.engine.host import Host
@@ -20,11 +20,13 @@ from tomecore.adapters.engine.spec import (
     attributes,
     has_own_forward,
     helper_methods,
+    matches,
+    qualified_name,
     replaced_forward,
 )
 from tomecore.adapters.engine.swap import original_class
 
-__all__ = ["Contract"]
+__all__ = ["Contract", "why_no_anatomy", "why_other_attention"]
 
 #: children that a tool adds to a module without changing what the module computes
 _HARMLESS = ("parametrizations",)
@@ -54,10 +56,10 @@ class Contract:
         self.forwards = _distinct(_forward(original_class(block)) for block in blocks)
         self.helpers = _helpers(host, blocks)
         self.children = _distinct(_child_names(host, block) for block in blocks)
-        self.bypassed = tuple(_noted(host, blocks, path) for path in spec.bypasses)
-        self.bypassed_biased = tuple(_noted(host, blocks, path) for path in spec.bypasses_biased)
+        self.bypassed = tuple(_note(host, blocks, path) for path in spec.bypasses)
+        self.bypassed_biased = tuple(_note(host, blocks, path) for path in spec.bypasses_biased)
         path = spec.trim.attention if trimmed and spec.trim is not None else None
-        self.bypassed_trimmed = () if path is None else (_noted(host, blocks[-1:], path),)
+        self.bypassed_trimmed = () if path is None else (_note(host, blocks[-1:], path),)
         paths = (*spec.bypasses, *spec.bypasses_biased, spec.attention)
         attending = {part.partition(".")[0] for part in paths}
         #: classes of the children that must treat each token by itself
@@ -68,7 +70,9 @@ class Contract:
             if name not in attending and attending != {""}
         }
         #: the attention that the halves call as a module, with the bias
-        self.called = () if not spec.attention else (_noted(host, blocks, spec.attention),)
+        self.called = () if not spec.attention else (_note(host, blocks, spec.attention),)
+        #: why the anatomy does not describe the attention; if it does, None and the attention
+        self.unread, self.read = _anatomy(host, spec, blocks)
 
     def why_changed(self, block: Any, *, biased: bool, trimmed: bool = False) -> str | None:
         """Return what changed in ``block`` since the model was patched; None if nothing changed.
@@ -96,7 +100,9 @@ class Contract:
             if modules is None:
                 return f"{'.'.join(path)} is no longer there"
             for module in modules:
-                reason = self._why_bypassed(module, forwards, children, helpers)
+                reason = self._why_bypassed(
+                    module, forwards, children, helpers, "the merging forward"
+                )
                 if reason is not None:
                     return f"{'.'.join(path)} ({type(module).__name__}) {reason}"
         if trimmed:
@@ -106,26 +112,44 @@ class Contract:
         return None
 
     def _why_bypassed(
-        self, module: Any, forwards: Known, children: Known, helpers: dict[str, Known]
+        self,
+        module: Any,
+        forwards: Known,
+        children: Known,
+        helpers: dict[str, Known],
+        replacement: str,
     ) -> str | None:
-        """Return why the halves no longer replace the forward of ``module``; None if they do."""
+        """Return why ``replacement`` no longer replaces the forward of ``module``; None if it does."""
         if not _among(_forward(type(module)), forwards):
             return (
-                "was replaced after apply_patch, or its class got another forward, which the merging forward "
+                f"was replaced after apply_patch, or its class got another forward, which {replacement} "
                 "does not call"
             )
         if "forward" in module.__dict__ and has_own_forward(module):
-            return "has a forward of its own, which the merging forward does not call"
+            return f"has a forward of its own, which {replacement} does not call"
         if not _same_children(self.host, module, children):
-            return "got or lost children after apply_patch, and the merging forward calls only those it knows"
+            return f"got or lost children after apply_patch, and {replacement} calls only those it knows"
         for name, functions in helpers.items():
             if name in module.__dict__ or not _among(getattr(type(module), name, None), functions):
-                return f"has another {name}(), which the merging forward does not call"
+                return f"has another {name}(), which {replacement} does not call"
         if self.spec.hooked(self.host, module):
             return (
-                "has a forward hook, which the merging forward does not call; remove the hook, or hook the "
+                f"has a forward hook, which {replacement} does not call; remove the hook, or hook the "
                 "modules inside it"
             )
+        return None
+
+    def why_unread(self, block: Any) -> str | None:
+        """Return why the anatomy does not give the queries, keys and values of ``block``; None if it does."""
+        if self.read is None:
+            return self.unread
+        path, forwards, children, helpers = self.read
+        for module in self.modules_at(block, path) or ():
+            reason = self._why_bypassed(
+                module, forwards, children, helpers, "the attention of the class token"
+            )
+            if reason is not None:
+                return f"{'.'.join(path)} ({type(module).__name__}) {reason}"
         return None
 
     def unknown_children(self, block: Any) -> list[tuple[str, Any]]:
@@ -168,7 +192,7 @@ class Contract:
         return type(None), ()
 
 
-def _noted(host: Host, blocks: list[Any], path: str) -> Noted:
+def _note(host: Host, blocks: list[Any], path: str) -> Noted:
     """Record the modules at ``path`` below ``blocks``: forwards, children and helper methods."""
     modules = [module for block in blocks for module in attributes(block, path)]
     forwards = _distinct(
@@ -178,6 +202,23 @@ def _noted(host: Host, blocks: list[Any], path: str) -> Noted:
     )
     children = _distinct(_child_names(host, module) for module in modules)
     return tuple(path.split(".")), forwards, children, _helpers(host, modules)
+
+
+def _anatomy(host: Host, spec: Spec, blocks: list[Any]) -> tuple[str | None, Noted | None]:
+    """Record the attention that the anatomy describes; or return why it describes none."""
+    for block in blocks:
+        reason = why_no_anatomy(host, spec, block)
+        if reason is not None:
+            return reason, None
+    return None, _note(host, blocks, spec.anatomy.attention)  # type: ignore[union-attr]
+
+
+def why_no_anatomy(host: Host, spec: Spec, block: Any) -> str | None:
+    """Return why no anatomy describes the attention of ``block``; None if one does."""
+    if spec.anatomy is None:
+        return f"tomecore has no anatomy of the attention of {spec.family}"
+    attention = attribute(block, spec.anatomy.attention)
+    return why_other_attention(host, attention, spec.anatomy.classes)
 
 
 def _helpers(host: Host, modules: list[Any]) -> dict[str, Known]:
@@ -217,3 +258,24 @@ def _same_children(host: Host, module: Any, known: tuple[tuple[str, ...], ...]) 
         if names == one:
             return True
     return _child_names(host, module) in known
+
+
+def why_other_attention(
+    host: Host, attention: Any, classes: Mapping[str, tuple[str, ...]]
+) -> str | None:
+    """Return why the attention is not one of ``classes`` with the parts listed there, or None."""
+    cls = original_class(attention)
+    for name, parts in classes.items():
+        if matches(cls, (name,)):
+            held = [child for child, _ in host.named_children(attention)]
+            held += host.own_tensors(attention)
+            more = [part for part in held if part not in parts]
+            if not more:
+                return None
+            return (
+                f"its attention ({qualified_name(cls)}) holds {', '.join(more)}, which the "
+                "family's description of it leaves out"
+            )
+    return (
+        f"its attention is a {qualified_name(cls)}, and the family describes {', '.join(classes)}"
+    )

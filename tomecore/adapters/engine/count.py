@@ -29,7 +29,7 @@ _POSITIONS = re.compile(r"rel_?pos|relative_?pos|position|(^|[._])pos_embed")
 _TABLES = re.compile(r"pos_|position|table|token|embedding|query|latent|probe|lambda|gamma|scale")
 #: paths of linear layers that are applied to each patch
 _PATCHES = re.compile(r"patch|embed")
-#: convolutions beside the main path of a stem
+#: convolutions in branches of a stem, outside its main path
 _BESIDE = re.compile(r"downsample|shortcut")
 #: names of the output projection after the heads
 _OUTPUTS = (["proj"], ["out_proj"], ["o_proj"])
@@ -51,7 +51,7 @@ def count(config: Config, model: Any) -> Arithmetic:
     """
     layers = tuple(_layer(config, index, block) for index, block in enumerate(config.blocks))
     outside = 0, 0, 0
-    for module in around(config.host, config.tower, model):
+    for module in modules_around(config.host, config.tower, model):
         outside = _outside(config, module)
         if outside[0]:
             break
@@ -61,7 +61,7 @@ def count(config: Config, model: Any) -> Arithmetic:
     return Arithmetic(layers, config.protected, *outside, rows=config.protected, keys=keys)
 
 
-def around(host: Host, tower: Any, model: Any) -> Iterator[Any]:
+def modules_around(host: Host, tower: Any, model: Any) -> Iterator[Any]:
     """Yield the tower, and the modules around it up to ``model``, one of which holds the patch embedding."""
     named = dict(host.named_modules(model))
     (path,) = [path for path, module in named.items() if module is tower]
@@ -107,7 +107,7 @@ def resolutions(host: Host, module: Any, first: Any) -> dict[str, int]:
     """Return, by path, the positions per patch at which each convolution before the blocks is applied.
 
     A stem works at a finer resolution, by the strides of all convolutions that follow it. The stride of a
-    branch beside the main path (downsample, shortcut) is already counted in the main path.
+    branch next to the main path (downsample, shortcut) is already counted in the main path.
     """
     found: dict[str, int] = {}
     before = []
@@ -135,7 +135,7 @@ def _layer(config: Config, index: int, block: Any) -> LayerArithmetic:
             "parameter with two axes. Count before its weights are packed (quantised) or sharded."
         )
     ((width, _),) = sides.most_common(1)
-    called = fed(config, index, block)
+    called = parts_fed(config, index, block)
     behind = {path for path in found if any(below(path, one) for one in called)}
     feed = sum(unlink_schedule[path] for path in behind)
     attention = {path: p for path, p in found.items() if path not in behind}
@@ -190,7 +190,7 @@ def below(path: str, module: str) -> bool:
     return path == module or path.startswith(f"{module}.")
 
 
-def fed(config: Config, index: int, block: Any) -> set[str]:
+def parts_fed(config: Config, index: int, block: Any) -> set[str]:
     """Return the paths of the modules and parameters that the MLP half of ``block`` uses."""
     spec, host = config.spec, config.host
     called: set[str] = set()

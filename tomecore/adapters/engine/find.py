@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from tomecore._project import page
 from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import (
     Spec,
@@ -37,7 +38,7 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
     if not towers and host.fallback is not None:
         towers = {path: m for path, m in modules if _resembles(host.fallback, m)}
     if not towers:
-        raise UnsupportedModelError(_nothing_found(host, specs, model))
+        raise UnsupportedModelError(_describe_unknown(host, specs, model))
     if len(towers) > 1:
         raise UnsupportedModelError(
             f"`model` holds {len(towers)} vision transformers ({', '.join(towers)}), and one r cannot set "
@@ -46,14 +47,14 @@ def find_tower(host: Host, specs: tuple[Spec, ...], model: Any) -> tuple[Spec, A
     ((path, tower),) = towers.items()
     candidates = [spec for spec in specs if spec.is_tower(tower)]
     for spec in candidates:
-        blocks = spec.listed(tower)
+        blocks = spec.block_list(tower)
         if blocks and spec.is_block(blocks[0]) and reaches(blocks[0], spec.key):
             break
     else:
         if host.fallback is not None and _resembles(host.fallback, tower):
-            return host.fallback, tower, _tried(host, host.fallback, candidates, path, tower)
+            return host.fallback, tower, _try_blocks(host, host.fallback, candidates, path, tower)
         spec = candidates[0]
-        blocks = spec.listed(tower)
+        blocks = spec.block_list(tower)
     where = f"{path}.{spec.layers(tower)}"
     if not blocks:
         raise UnsupportedModelError(f"{where} is empty: there is no block to merge in")
@@ -92,13 +93,13 @@ def _resembles(spec: Spec, module: Any) -> bool:
     )
 
 
-def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any) -> list[Any]:
+def _try_blocks(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any) -> list[Any]:
     """Try the blocks of a tower that no spec knows, and return them.
 
     Raises:
         UnsupportedModelError: a block does not do what the fallback says.
     """
-    blocks = spec.listed(tower)
+    blocks = spec.block_list(tower)
     _check_distinct(f"{path}.{spec.layers(tower)}", blocks)
     for index, block in enumerate(blocks):
         where = f"{path}.{spec.layers(tower)}[{index}]"
@@ -110,7 +111,7 @@ def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any
             raise UnsupportedModelError(
                 f"{where} is a {qualified_name(original_class(block))}, whose forward is not one that "
                 f"tomecore knows. It is built like {spec.family}, but {reason}. To describe it yourself, see "
-                '"Add a model library" in CONTRIBUTING.md.'
+                f"{page('docs/how-to/your-own-blocks.md')}."
             )
     return blocks
 
@@ -118,7 +119,7 @@ def _tried(host: Host, spec: Spec, candidates: list[Spec], path: str, tower: Any
 def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, where: str) -> None:
     """Raise UnsupportedModelError unless the halves of ``spec`` reproduce the forward of ``block``."""
     known = spec.is_block(block)
-    replaced = _overridden(host, spec, block) if known else None
+    replaced = _overriding_method(host, spec, block) if known else None
     if replaced is not None:
         raise UnsupportedModelError(
             f"{where}: {replaced} replaces a method of "
@@ -156,7 +157,7 @@ def _check_forward(host: Host, spec: Spec, candidates: list[Spec], block: Any, w
         )
 
 
-def _overridden(host: Host, spec: Spec, block: Any) -> str | None:
+def _overriding_method(host: Host, spec: Spec, block: Any) -> str | None:
     """Return the name of a helper method that a subclass or the instance overrides; else None."""
     cls = original_class(block)
     owner = defines_forward(cls)
@@ -207,7 +208,7 @@ def check_block(host: Host, spec: Spec, block: Any, where: str) -> None:
         raise UnsupportedModelError(f"{where}: {reason}")
 
 
-def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
+def _describe_unknown(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
     modules = [module for _, module in host.named_modules(model)]
     repeated = Counter(
         qualified_name(original_class(m)) for m in modules if len(list(host.named_children(m))) > 1
@@ -215,7 +216,10 @@ def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
     blocks = f", built from {repeated[0][1]} x {repeated[0][0]}" if repeated else ""
     windowed = next((m for m in modules if getattr(m, "window_size", None) is not None), None)
     found = f"`model` ({qualified_name(original_class(model))}{blocks})"
-    known = ", ".join(sorted({spec.family for spec in specs}))
+    known = (
+        f"The supported models are listed in {page('docs/supported.md')}; to describe your own blocks, see "
+        f"{page('docs/how-to/your-own-blocks.md')}."
+    )
     for module in modules:
         for spec in specs:
             for name, reason in spec.refused.items():
@@ -224,9 +228,6 @@ def _nothing_found(host: Host, specs: tuple[Spec, ...], model: Any) -> str:
     if windowed is not None:
         return (
             f"{found} has a window_size ({qualified_name(original_class(windowed))}): it attends in windows "
-            f"of its grid, and merging would break the grid. Supported: {known}."
+            f"of its grid, and merging would break the grid. {known}"
         )
-    return (
-        f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. Supported: "
-        f"{known}. See CONTRIBUTING.md for adding a family."
-    )
+    return f"{found} holds no vision transformer that tomecore knows, so there is nothing to merge. {known}"

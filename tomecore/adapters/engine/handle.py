@@ -6,17 +6,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from tomecore.adapters.engine.config import Config, Observer
 from tomecore.adapters.engine.count import count
 from tomecore.adapters.engine.host import PropAttn, check_prop_attn
 from tomecore.adapters.engine.reduce import drop_tokens
 from tomecore.adapters.engine.state import TokenState
-from tomecore.backends import Array, backend_of
+from tomecore.backends import Array, Index, Sizes, Tokens, backend_of
 from tomecore.core.checks import rank, whole_number
 from tomecore.core.plan import take_rows
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, NoForwardError
+from tomecore.matching import Matching
 from tomecore.schedule import R
 from tomecore.schedule.arithmetic import Arithmetic
 
@@ -33,6 +34,8 @@ PARTS = (
     "following tokens",
     "restore",
 )
+
+T = TypeVar("T")
 
 
 class Handle:
@@ -55,8 +58,20 @@ class Handle:
 
     @r.setter
     def r(self, value: R) -> None:
+        self.check_schedule(value)
         self._config.r = value
-        self._config.host.changed(self._model)
+        self._config.host.drop_traces(self._model)
+
+    def check_schedule(self, r: R) -> None:
+        """Call ``check_model(handle)`` of a schedule object that has it, which raises for another model."""
+        check = getattr(r, "check_model", None)
+        if callable(check):
+            check(self)
+
+    @property
+    def family(self) -> str:
+        """Name of the family of blocks, as in the table of supported models."""
+        return self._config.spec.family
 
     @property
     def schedule(self) -> list[int]:
@@ -71,6 +86,11 @@ class Handle:
     def protected(self) -> int:
         """Number of prefix tokens, which never merge: as passed, or as many as the family knows."""
         return self._config.protected
+
+    @property
+    def matching(self) -> str | Matching:
+        """Which tokens merge: the name or the function that ``apply_patch`` got; "tome" by default."""
+        return self._config.method.chosen
 
     @property
     def prop_attn(self) -> PropAttn:
@@ -125,15 +145,31 @@ class Handle:
         return list(self._run().tokens)
 
     @property
-    def sizes(self) -> Array:
-        """(B, n) float32: the number of original tokens in each token after the last block."""
+    def sizes(self) -> Sizes:
+        """(B, n) float32: the weight in attention of each token after the last block.
+
+        It is the number of original tokens in it, unless a matching weights sizes or drops tokens; see
+        :attr:`counts`.
+        """
         state = self._run()
         if state.sizes is not None:
             return state.sizes
         return self._config.host.ones((state.info.batch, state.width), state.info.device)
 
     @property
-    def source(self) -> Array:
+    def counts(self) -> Sizes:
+        """(B, n) int: the number of original tokens in each token after the last block.
+
+        Padding counts, and so do dropped tokens, in the token that takes their place: counts sum to N.
+        """
+        source, state = self._source(), self._run()
+        backend = self._config.host.backend()
+        ones = self._config.host.ones((state.info.batch, state.num_tokens), state.info.device)
+        zeros = 0 * self._config.host.ones((state.info.batch, state.width), state.info.device)
+        return backend.xp.astype(backend.add_sizes(zeros, source, ones), backend.xp.int64)
+
+    @property
+    def source(self) -> Index:
         """(B, N) int: original token -> slot after the last block; needs ``trace_source=True``."""
         if not self._config.trace_source:
             raise NoForwardError(
@@ -141,7 +177,7 @@ class Handle:
             )
         return self._source()
 
-    def unmerge(self, x: Array) -> Array:
+    def unmerge(self, x: Tokens) -> Tokens:
         """Return, for every original token, the value of the slot that holds it.
 
         Args:
@@ -165,7 +201,7 @@ class Handle:
         if tuple(x.shape[:2]) != (source.shape[0], state.width):
             raise ArgumentValueError(
                 f"`x` must have shape ({source.shape[0]}, {state.width}, C), the samples and slots of "
-                f"the last forward pass; got {tuple(x.shape)}{self._trimmed(x)}"
+                f"the last forward pass; got {tuple(x.shape)}{self._trim_remark(x)}"
             )
         return take_rows(backend, x, source)
 
@@ -190,7 +226,7 @@ class Handle:
             config.dense.leave(keep_all, tracing)
             config.dense_by_user.leave(user, tracing)
 
-    def grid(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+    def grid(self, x: Tokens, size: tuple[int, int] | None = None) -> Array:
         """Arrange tokens as the image that they came from, for dense prediction.
 
         Args:
@@ -259,7 +295,7 @@ class Handle:
         config = self._config
         before, seconds = config.call_part, dict.fromkeys(PARTS, 0.0)
 
-        def clocked(name: str, function: Callable[..., Any], *args: Any) -> Any:
+        def clock(name: str, function: Callable[..., T], *args: Any) -> T:
             if wait is not None:
                 wait()
             start = time.perf_counter()
@@ -269,7 +305,7 @@ class Handle:
             seconds[name] += time.perf_counter() - start
             return found
 
-        config.call_part = clocked
+        config.call_part = clock
         try:
             yield seconds
         finally:
@@ -289,24 +325,38 @@ class Handle:
         finally:
             config.prop_attn = before
 
+    @contextmanager
+    def without_restoring(self) -> Iterator[None]:
+        """Leave tokens merged after the last block within this context, as ``restore=False`` does.
+
+        Whether something reads all tokens is checked in the forward pass, which then raises. No other thread
+        may use the model meanwhile.
+        """
+        config = self._config
+        before, config.restore = config.restore, False
+        try:
+            yield
+        finally:
+            config.restore = before
+
     def free_drop(self) -> None:
         """Turn the model into the free-drop baseline: its blocks drop r tokens instead of merging them.
 
-        It is an upper bound of the speed on this machine: a slice replaces matching, merging and the bias.
+        It shows what the machine gains from fewer tokens: a slice replaces matching, merging and the bias.
         Only the time is meaningful, not the output. Call ``apply_patch`` to merge again.
         """
-        self._config.reduce = drop_tokens
-        self._config.restore = False
+        self._config.reduce, self._config.restore = drop_tokens, False
 
     def __repr__(self) -> str:
         config = self._config
         return (
             f"<tome: {config.spec.family}, {len(config.blocks)} layers, r={config.r!r}, "
+            f"{'' if config.method.is_tome else f'{config.method}, '}"
             f"prop_attn={config.prop_attn}, restore={config.restore}"
             f"{', trim_last=True' if config.trim_last else ''}>"
         )
 
-    def _trimmed(self, x: Array) -> str:
+    def _trim_remark(self, x: Tokens) -> str:
         """Explain, for a message, why ``x`` may have too few tokens."""
         if not self.trim_last or x.shape[1] != self.protected:
             return ""
@@ -315,7 +365,7 @@ class Handle:
             "it, or run the model within model.tome.all_tokens()"
         )
 
-    def _source(self) -> Array:
+    def _source(self) -> Index:
         state = self._run()
         if state.source is not None:
             return state.source

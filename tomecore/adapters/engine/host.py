@@ -9,20 +9,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType, NoneType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tomecore.adapters.engine.spec import Spec
 from tomecore.adapters.engine.state import ThreadSlot, TokenState
-from tomecore.backends import Array, Backend
+from tomecore.backends import Array, Backend, Bias, Sizes, Tokens
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Host", "Projection", "PropAttn", "check_prop_attn"]
+__all__ = ["Host", "LayerHost", "Projection", "PropAttn", "SharedConfig", "check_prop_attn"]
 
 #: whether attention counts sizes; a name selects the form in which it does
 PropAttn = bool | Literal["column"]
 
 #: weight and bias of a linear layer
 Projection = tuple[Array, Array | None]
+
+
+class SharedConfig(Protocol):
+    """The parts of a :class:`~tomecore.adapters.engine.config.Config` that hosts use."""
+
+    #: the program of a static graph that is being traced, and the state in it
+    traced_state: tuple[Any, TokenState] | None
+
+    @property
+    def tower(self) -> Any:
+        """The module that owns the list of blocks; None if it was freed."""
 
 
 class Host(ABC):
@@ -49,14 +60,14 @@ class Host(ABC):
         self.module_class = module_class
         self.array_class = array_class
         self.wrappers = wrappers
-        #: the list that the hook of :meth:`tap` fills while a block attends; None at other times
-        self.captured_keys = ThreadSlot()
+        #: filled by the hooks of :meth:`register_key_hook` while a block attends; None at other times
+        self.captured_keys: ThreadSlot[list[tuple[Any, Array]]] = ThreadSlot()
         #: specs of users, tried before tomecore's own
         self.registered: list[Spec] = []
         #: spec for unknown blocks, used if a trial shows that they do what it says; None: refuse them
         self.fallback: Spec | None = None
-        #: called with True at the start of a block's forward: tells a tracer that would simulate the
-        #: block to run it, and everything it calls, without tracing
+        #: called with True at the start of a block's forward: a tracer that would simulate the
+        #: block then runs it, and everything it calls, without tracing
         self.run_as_is: Callable[[bool], None] = as_is
 
     def capture_key(self, module: Any, output: Array, tracing: bool) -> None:
@@ -106,7 +117,7 @@ class Host(ABC):
         """Register a hook that calls ``note`` (an engine function with its config) with each output."""
 
     @abstractmethod
-    def is_listened_to(self, module: Any, config: Any) -> bool:
+    def is_listened_to(self, module: Any, config: SharedConfig) -> bool:
         """Whether the patch of ``config`` has registered :meth:`watch_output` on the module."""
 
     @abstractmethod
@@ -118,19 +129,19 @@ class Host(ABC):
         """Whether a graph is being traced, instead of values being computed."""
 
     @abstractmethod
-    def write(self, config: Any, x: Array, state: TokenState, tracing: bool) -> None:
+    def write(self, config: SharedConfig, x: Tokens, state: TokenState, tracing: bool) -> None:
         """Attach ``state`` to ``x``."""
 
     @abstractmethod
-    def read(self, config: Any, x: Array, tracing: bool) -> TokenState | None:
+    def read(self, config: SharedConfig, x: Tokens, tracing: bool) -> TokenState | None:
         """Return the state that is attached to ``x`` for ``config``; None if there is none."""
 
     @abstractmethod
-    def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
+    def keep(self, config: SharedConfig, x: Tokens, name: str, value: Any) -> None:
         """Attach ``value`` to ``x``, which enters a forward pass, under ``name`` for the recomputation."""
 
     @abstractmethod
-    def kept(self, config: Any, x: Array, name: str) -> Any:
+    def recall(self, config: SharedConfig, x: Tokens, name: str) -> Any:
         """Return what :meth:`keep` attached to ``x``, or to the tensor it was copied from; else None."""
 
     #: modules of the framework whose functions run a region that is recomputed in backward
@@ -165,7 +176,7 @@ class Host(ABC):
         """Whether ``x`` is not an array but a proxy of a tracer that cannot trace a merging block."""
         return False
 
-    def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
+    def watch_bias(self, bias: Bias) -> tuple[Bias, Callable[[], bool]] | None:
         """Return the bias and a function that reports its use; None if its use cannot be observed."""
         return None
 
@@ -174,10 +185,14 @@ class Host(ABC):
         """Whether a backward pass is running in this thread."""
 
     @abstractmethod
-    def log_sizes(self, sizes: Array, x: Array) -> Array:
+    def log_sizes(self, sizes: Sizes, x: Tokens) -> Bias:
         """Return the bias (B, 1, 1, n) of proportional attention for ``x``, in the dtype of ``x``."""
 
-    def with_prop_attn_form(self, bias: Array, x: Array, prop_attn: PropAttn = True) -> Array:
+    def bias_dtype(self, x: Tokens) -> Any:
+        """Return the dtype that a bias from fused kernels has, if it fits the queries of tokens ``x``."""
+        return x.dtype
+
+    def with_prop_attn_form(self, bias: Bias, x: Tokens, prop_attn: PropAttn = True) -> Bias:
         """Return the bias in the type that selects the form of attention: ``prop_attn``, or the fastest."""
         return bias
 
@@ -225,14 +240,32 @@ class Host(ABC):
         """Whether ``module`` only wraps another one, such as a compiled or sharded module."""
         return any(cls.__qualname__ in self.wrappers for cls in type(module).__mro__)
 
-    def changed(self, model: Any) -> None:  # noqa: B027
+    def drop_traces(self, model: Any) -> None:  # noqa: B027
         """Drop graphs that were traced with the old settings; called when the settings change."""
 
-    def released(self, module: Any) -> None:  # noqa: B027
+    def forget(self, module: Any) -> None:  # noqa: B027
         """Drop what the framework keeps of the module elsewhere; called for each unpatched module."""
 
     def __reduce__(self) -> tuple[Callable[[str], Host], tuple[str]]:
         return host_of, (self.module,)
+
+
+class LayerHost(Host):
+    """The operations that the families of Paddle need too, because attention there accepts no bias."""
+
+    @abstractmethod
+    def call_shape_hooks(self, module: Any, x: Tokens) -> None:
+        """Call the hooks that only read shapes, of a module that a half bypasses; ``x`` is its output."""
+
+    @abstractmethod
+    def attention_through(
+        self, dropout: Any, q: Array, k: Array, v: Array, bias: Array | None, *, scale: float
+    ) -> Array:
+        """Compute attention without a fused kernel, and apply ``dropout``, a module, to the weights."""
+
+    @abstractmethod
+    def dropout_rate(self, module: Any) -> float | None:
+        """Return the rate of a plain dropout, 0 in eval mode; None if calling the module may do more."""
 
 
 def as_is(recursive: bool) -> None:

@@ -136,17 +136,17 @@ class Passes:
 
     def __init__(self) -> None:
         #: the outcome of the last forward pass of each thread
-        self.outcome = ThreadSlot()
+        self.outcome: ThreadSlot[Outcome] = ThreadSlot()
         #: the current call of the model in each thread
-        self.call = ThreadSlot()
+        self.call: ThreadSlot[Call] = ThreadSlot()
         #: whether the patched forward of the last called block has run
-        self.reached = ThreadSlot()
+        self.reached: ThreadSlot[bool] = ThreadSlot()
         #: whether compiled blocks have merged tokens that the last block has not restored yet
-        self.open = ThreadSlot()
+        self.open: ThreadSlot[bool] = ThreadSlot()
         #: whether a compiled last block has run in the current call
-        self.closed = ThreadSlot()
+        self.closed: ThreadSlot[bool] = ThreadSlot()
         #: shapes of the outputs of the patch embedding since the last pass began; None if it did not run
-        self.patches = ThreadSlot()
+        self.patches: ThreadSlot[tuple[tuple[int, ...], ...]] = ThreadSlot()
         #: passes in checkpointed regions that backward has not recomputed yet
         self.outstanding = Outstanding()
         #: number of tokens -> start of the last pass with as many

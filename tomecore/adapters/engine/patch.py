@@ -9,10 +9,11 @@ from typing import Any
 from tomecore.adapters.engine.block import Merging
 from tomecore.adapters.engine.calls import Watched
 from tomecore.adapters.engine.checks import note_contract
-from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.config import TOME, Config
 from tomecore.adapters.engine.find import find_tower
 from tomecore.adapters.engine.handle import Handle
 from tomecore.adapters.engine.host import Host, PropAttn, check_prop_attn
+from tomecore.adapters.engine.method import Method, check_needs
 from tomecore.adapters.engine.prefix import note_embedding, patch_embedding
 from tomecore.adapters.engine.reduce import merge_tokens
 from tomecore.adapters.engine.spec import Spec, attribute, attributes, matches
@@ -25,6 +26,7 @@ from tomecore.errors import (
     NotPatchedError,
     UnsupportedModelError,
 )
+from tomecore.matching import Matching
 from tomecore.schedule import R, parse_r
 
 __all__ = ["Root", "config_of", "handle", "handle_of", "is_patched", "patch", "register", "unpatch"]
@@ -62,6 +64,7 @@ def patch(
     model: Any,
     *,
     r: R | None,
+    matching: str | Matching | None,
     protected: int | str | None,
     prop_attn: PropAttn | None,
     trace_source: bool,
@@ -79,6 +82,7 @@ def patch(
             raise ArgumentTypeError(f"`{name}` must be True or False; got {value!r}")
     check_model(host, model)
     announced = check_protected(protected)
+    method = None if matching is None else Method(matching)
     old = owner(host, model)
     if old is not None:
         check_unchanged(old, model)
@@ -104,6 +108,8 @@ def patch(
                 f"trim_last=True is not supported for this {original_class(model).__name__} "
                 f"({spec.family}): {reason}. Use trim_last=False, which is correct for every model."
             )
+    method = method or (TOME if old is None else old.method)
+    check_needs(method, host, spec, tower, blocks)
     if config_of(model) is None:
         for name in ("r", "tome"):
             if hasattr(model, name):
@@ -118,14 +124,16 @@ def patch(
     config = Config(host, spec, model, tower, blocks, merge_tokens)
     config.r = wanted
     config.announced = announced
+    config.method = method
     config.prop_attn = spec.prop_attn(tower) if prop_attn is None else prop_attn
     config.trace_source, config.restore, config.trim_last = trace_source, restore, trim_last
     note_contract(config)
+    Handle(config, model).check_schedule(wanted)
     check_classes(config, model)
-    if old is not None:  # without host.released: a model converted by to_static stays converted
+    if old is not None:  # without host.forget: a model converted by to_static stays converted
         undo(old, model)
     install(config, model)
-    host.changed(model)
+    host.drop_traces(model)
     return model
 
 
@@ -189,7 +197,7 @@ def modules_between(config: Config, tower: Any) -> list[Any]:
     return [attribute(tower, ".".join(names[: depth + 1])) for depth in range(len(names))]
 
 
-def check_protected(protected: Any) -> int | None:
+def check_protected(protected: int | str | None) -> int | None:
     """Return the number of prefix tokens that the user passed; None: as many as the family knows."""
     if protected is None or (isinstance(protected, str) and protected == "auto"):
         return None
@@ -233,7 +241,7 @@ def unpatch(host: Host, model: Any) -> Any:
     check_unchanged(config, model)
     modules = undo(config, model)
     for module in modules:  # outermost first, because its graph contains the others
-        host.released(module)
+        host.forget(module)
     return model
 
 
@@ -341,7 +349,7 @@ def handle_of(model: Any, name: str = "model") -> Handle:
 
 
 def is_patched(model: Any) -> bool:
-    """Whether this very model, not only a part of it, is patched."""
+    """Whether this model itself, not only a part of it, is patched."""
     return config_of(model) is not None
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.state import TokenState
-from tomecore.backends import Array, Backend
+from tomecore.backends import Array, Backend, Tokens
 from tomecore.core.plan import compute_dtype
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["merge_position_bias", "merge_rotary_table"]
+__all__ = ["merge_position_bias", "merge_rotary_table", "original_counts"]
 
 #: a small normal number in float32; its logarithm is -87
 SMALLEST = 2e-38
@@ -93,14 +93,17 @@ def merge_position_bias(host: Host, bias: Array, state: TokenState) -> Array:
     return xp.astype(merged, dtype, copy=False)
 
 
-def group_mean(backend: Backend, rows: Array, state: TokenState, prefix: int) -> Array:
+def group_mean(backend: Backend, rows: Tokens, state: TokenState, prefix: int) -> Tokens:
     """Average the rows (B or 1, N0 - prefix, C) of the original tokens over each group, without padding.
 
     Returns (B, n - prefix, C), float32 or float64; groups that hold only padding are 0.
     """
     xp = backend.xp
     rows = xp.astype(rows, compute_dtype(xp, rows.dtype), copy=False)
-    source, sizes = state.source[:, prefix:] - prefix, state.sizes[:, prefix:]  # type: ignore[index]
+    sizes = state.sizes
+    if state.history is not None and state.history.weighted:
+        sizes = original_counts(backend, state, state.valid)
+    source, sizes = state.source[:, prefix:] - prefix, sizes[:, prefix:]  # type: ignore[index]
     ones = xp.ones_like(sizes)  # not 1: Paddle's static graphs divide it by an operation ONNX lacks
     weight = xp.take_along_axis(ones / xp.where(sizes > 0, sizes, ones), source, axis=1)
     if state.valid is not None:
@@ -108,3 +111,17 @@ def group_mean(backend: Backend, rows: Array, state: TokenState, prefix: int) ->
     rows_of_all = xp.astype(weight, rows.dtype)[:, :, None] * rows
     empty = xp.zeros_like(rows_of_all[:, : state.width - prefix])
     return backend.scatter_add(empty, source, rows_of_all)
+
+
+def original_counts(backend: Backend, state: TokenState, valid: Array | None = None) -> Array:
+    """Return (B, n) float32: the number of original tokens in each slot, including dropped ones.
+
+    Args:
+        backend: of the state's arrays.
+        state: after at least one merge.
+        valid: (B, N0) float32, 1 for tokens and 0 for padding, which then does not count; None: it counts.
+    """
+    xp, source = backend.xp, state.source
+    ones = xp.astype(xp.ones_like(source), xp.float32)
+    empty = xp.astype(xp.zeros_like(state.sizes), xp.float32)
+    return backend.add_sizes(empty, source, ones if valid is None else ones * valid)

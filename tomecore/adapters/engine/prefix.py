@@ -7,12 +7,12 @@ import types
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
-from tomecore.adapters.engine.count import around
+from tomecore.adapters.engine.count import modules_around
 from tomecore.adapters.engine.spec import attribute, reaches
 from tomecore.adapters.engine.state import PassSettings, unlink_schedule
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.engine.trim import known
-from tomecore.backends import Array
+from tomecore.adapters.engine.trim import known_base
+from tomecore.backends import Array, Tokens
 from tomecore.errors import ArgumentValueError, UnsupportedModelError
 
 __all__ = ["check_prefix", "note_embedding", "patch_embedding"]
@@ -40,7 +40,7 @@ def note_embedding(config: Config, output: Array) -> None:
 def check_prefix(
     config: Config,
     shapes: tuple[tuple[int, ...], ...] | None,
-    x: Array,
+    x: Tokens,
     tokens: int,
     start: PassSettings,
 ) -> None:
@@ -82,7 +82,7 @@ def check_prefix(
 
 
 def check_tokens_made(config: Config, tokens: int) -> None:
-    """Raise if the tower computes its tokens in another way than its family does.
+    """Raise if the tower computes its tokens differently from its family.
 
     Called if the number of patches does not determine how many tokens precede them: the embedding did not
     run or ran more than once, or patches were dropped.
@@ -107,7 +107,7 @@ def patch_embedding(config: Config) -> Any:
     path = config.spec.patches
     if not path or config.root is None or config.tower is None:
         return None
-    for module in around(config.host, config.tower, config.root):
+    for module in modules_around(config.host, config.tower, config.root):
         if reaches(module, path):
             found = attribute(module, path)
             return found if isinstance(found, config.host.module_class) else None
@@ -120,17 +120,18 @@ def _replaced_embedding(config: Config) -> bool:
     if found is not None:
         return not config.host.is_listened_to(found, config)
     first, dot, _ = config.spec.patches.partition(".")
-    modules = () if config.root is None else around(config.host, config.tower, config.root)
+    modules = () if config.root is None else modules_around(config.host, config.tower, config.root)
     return bool(dot) and any(reaches(module, first) for module in modules)
 
 
 def _replaced_method(config: Config) -> str | None:
     """Return the name of a method of the family that a subclass or this tower overrides; else None."""
     tower = config.tower
-    cls = None if tower is None else known(tower, tuple(config.spec.towers))
+    cls = None if tower is None else known_base(tower, tuple(config.spec.towers))
     if cls is None:
         return None
-    for name, value in vars(tower).items():
+    names: dict[str, Any] = vars(tower)
+    for name, value in names.items():
         if isinstance(value, (types.FunctionType, types.MethodType)) and hasattr(cls, name):
             return name
     if config.passes.call.get(config.host.tracing()) is None:  # blocks called by hand

@@ -13,7 +13,7 @@ from tomecore.adapters.engine.prefix import check_prefix
 from tomecore.adapters.engine.recompute import remember, restart
 from tomecore.adapters.engine.schedules import start_of_pass, warn_of_clamping
 from tomecore.adapters.engine.state import ForwardInfo, TokenState
-from tomecore.backends import Array
+from tomecore.backends import Tokens
 from tomecore.errors import InnerHookWarning, LostStateError, UnsupportedModelError
 
 __all__ = ["begin", "check_symbolic", "check_unreached", "note", "reach", "resume"]
@@ -21,7 +21,7 @@ __all__ = ["begin", "check_symbolic", "check_unreached", "note", "reach", "resum
 _numbers = itertools.count(1)
 
 
-def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> TokenState | None:
+def begin(config: Config, x: Tokens, tracing: bool, index: int = 0) -> TokenState | None:
     """Start a state at block ``index``, the first block that runs in this forward pass.
 
     Returns None for a block that was copied out of its model, if nothing merges.
@@ -60,7 +60,7 @@ def begin(config: Config, x: Array, tracing: bool, index: int = 0) -> TokenState
     return state if index == 0 else state.at(index)
 
 
-def resume(config: Config, x: Array, tracing: bool, index: int) -> TokenState | None:
+def resume(config: Config, x: Tokens, tracing: bool, index: int) -> TokenState | None:
     """Return the state that ``x`` belongs to; None if there is none and nothing merges.
 
     Raises:
@@ -163,7 +163,7 @@ def note(config: Config, state: TokenState, tracing: bool, last: bool) -> None:
     outcome = config.passes.outcome.get(False)
     newest = None if outcome is None else outcome.state
     if newest is not None and newest.info is state.info and state.blocks >= newest.blocks:
-        outcome.state = state
+        outcome.state = state  # type: ignore[union-attr]
     elif state.progress >= ((0, 0) if newest is None else newest.progress):
         config.passes.outcome.set(Outcome(state), False)
 

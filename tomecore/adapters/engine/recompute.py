@@ -10,7 +10,7 @@ from tomecore.adapters.engine.config import Config
 from tomecore.adapters.engine.passes import Call, Outstanding
 from tomecore.adapters.engine.schedules import start_of_pass
 from tomecore.adapters.engine.state import PassSettings
-from tomecore.backends import Array
+from tomecore.backends import Tokens
 from tomecore.errors import LostStateError
 
 __all__ = ["remember", "restart"]
@@ -19,7 +19,9 @@ __all__ = ["remember", "restart"]
 _MOST_LENGTHS = 64
 
 
-def remember(config: Config, x: Array, tokens: int, start: PassSettings, call: Call | None) -> None:
+def remember(
+    config: Config, x: Tokens, tokens: int, start: PassSettings, call: Call | None
+) -> None:
     """Record how a forward pass in a checkpointed region begins, for its recomputation.
 
     It is recorded on the tensor that enters the first block. If the region may begin before that, it is
@@ -33,12 +35,12 @@ def remember(config: Config, x: Array, tokens: int, start: PassSettings, call: C
         return
     passes.outstanding.add(tokens, start)
     for array in (x, *(() if call is None else call.arrays(host.array_class))):
-        noted = host.kept(config, array, "_tome_passes") or Outstanding()
+        noted = host.recall(config, array, "_tome_passes") or Outstanding()
         noted.add(tokens, start)
         host.keep(config, array, "_tome_passes", noted)
 
 
-def restart(config: Config, x: Array, tokens: int, call: Call | None) -> PassSettings:
+def restart(config: Config, x: Tokens, tokens: int, call: Call | None) -> PassSettings:
     """Return how the forward pass began that is recomputed now, as recorded on its tensors.
 
     Raises:
@@ -47,7 +49,7 @@ def restart(config: Config, x: Array, tokens: int, call: Call | None) -> PassSet
     host, passes = config.host, config.passes
     start: PassSettings | None = None
     for array in (x, *(() if call is None else call.arrays(host.array_class))):
-        noted = host.kept(config, array, "_tome_passes")
+        noted = host.recall(config, array, "_tome_passes")
         if noted is None:
             continue
         if start is None:

@@ -31,13 +31,13 @@ def start_of_pass(config: Config, num_tokens: int, tracing: bool) -> PassSetting
     recorded = config.recording.on(tracing) or bool(config.spec.dense(config.tower))
     keep_all = recorded or config.dense.on(tracing)
     if recorded and not config.restore and not config.dense_by_user.on(tracing):
-        refuse_recording(config, step)
+        refuse_recording(step)
     if config.trim_last and not keep_all:
         keep_all = config.spec.trim.watched(config.tower)  # type: ignore[union-attr]
     return PassSettings(step, keep_all=keep_all)
 
 
-def refuse_recording(config: Config, step: ScheduleNode | None) -> None:
+def refuse_recording(step: ScheduleNode | None) -> None:
     """Raise if hidden states, which hold all tokens, are recorded with ``restore=False``."""
     if any(unlink_schedule(step)):
         raise UnsupportedModelError(

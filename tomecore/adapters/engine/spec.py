@@ -1,8 +1,7 @@
 """The spec: a description of one block class. One small file per model library holds its specs.
 
-A spec never copies a block's forward. It describes the two halves in terms of the block's own submodules,
-and lists every child that the halves use, so that a block with one more child is refused and not computed
-wrongly.
+A spec never copies a block's forward. It writes the two halves in terms of the block's own submodules, and
+lists every child that they use, so that a block with one more child is refused.
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.engine.swap import original_class
+from tomecore.backends import Array, Mask, Tokens
 
 __all__ = [
     "Anatomy",
     "Kwargs",
+    "Projected",
     "Spec",
     "Trim",
     "attribute",
@@ -33,6 +35,8 @@ __all__ = [
 
 #: the arguments of a block other than its tokens, by name, without those that are None
 Kwargs = dict[str, Any]
+#: queries, keys and values, (B, N, H, D) each, and the scale of the scores
+Projected = tuple[Array, Array, Array, float]
 
 
 def nothing(module: Any) -> None:
@@ -73,7 +77,7 @@ class Anatomy:
     of: Callable[..., Any]
     attention: str
     norm: str
-    qkv: Callable[..., Any]
+    qkv: Callable[..., Projected]
     classes: Mapping[str, tuple[str, ...]]
 
 
@@ -92,7 +96,7 @@ class Trim:
         attention: path of the module below the block whose forward ``attend`` replaces.
         classes: names of the classes that this module may have -> the children and parameters that it may
             have.
-        towers: names of tower classes in which only prefix tokens are read behind the blocks, up to the
+        towers: names of tower classes in which only prefix tokens are read after the blocks, up to the
             logits. A subclass with methods of its own is refused.
         keys: paths below the block of weights that multiply all tokens -> the share of each that does; for
             the count of multiply-adds.
@@ -154,7 +158,7 @@ class Spec:
             be added to the attention scores, or None. ``block_kwargs`` holds the block's other arguments by
             name, without those that are None; they describe the merged tokens already.
         feed: ``(block, x) -> x``, the MLP half with its skip connection. None if the halves cannot be
-            separated (parallel blocks): ``attend`` is the whole block, and tokens merge behind it.
+            separated (parallel blocks): ``attend`` is the whole block, and tokens merge after it.
         prefix: ``tower -> int``, the number of prefix tokens, which never merge.
         key: path of the module below the block whose output is the key, (B, H, N, D) or (B, N, C);
             a ``*`` in it means every child there, and several keys are averaged. "" if ``attend`` returns
@@ -198,7 +202,7 @@ class Spec:
             None.
         refused: names of the library's classes that merging would break -> why; used only in the message
             when no tower is found.
-        notes: what users of these models should know, for the table in the README.
+        notes: what users of these models should know, for the table of supported models.
     """
 
     # The block and its tower
@@ -208,7 +212,7 @@ class Spec:
     children: Mapping[str, tuple[str, ...]]
     # The halves, and the tokens that never merge
     attend: Callable[..., Any]
-    feed: Callable[..., Any] | None
+    feed: Callable[[Any, Tokens], Tokens] | None
     prefix: Callable[[Any], int]
     # The keys, and whether attention counts sizes
     key: str = ""
@@ -220,10 +224,10 @@ class Spec:
     arguments: tuple[str, ...] = ()
     accepts: Mapping[str, Any] = field(default_factory=dict)
     mask: str = ""
-    real_tokens: Callable[[Any], Any] = nothing
+    real_tokens: Callable[[Array], Mask] = nothing
     returns_tuple: bool = False
     # Tokens and their positions
-    carry: Callable[..., dict[str, Any]] | None = None
+    carry: Callable[[Any, Any, Kwargs, TokenState], Kwargs] | None = None
     batch_first: Callable[[Any], bool] | None = None
     patches: str = ""
     # What reads the tower
@@ -262,17 +266,17 @@ class Spec:
         return self.key.rpartition(".")[0]
 
     def is_block(self, module: Any) -> bool:
+        """Whether the forward of ``module`` is one that the halves reproduce."""
         return matches(defines_forward(original_class(module)), self.blocks)
 
     def mixins_of(self, tower: Any) -> tuple[type, ...]:
         """Return the mixin, if the tower has the methods that it wraps."""
-        if self.tower_mixin is None:
-            return ()
-        wrapped = [name for name in vars(self.tower_mixin) if not name.startswith("_")]
-        cls = original_class(tower)
-        return (self.tower_mixin,) if all(hasattr(cls, name) for name in wrapped) else ()
+        mixin, cls = self.tower_mixin, original_class(tower)
+        names = [] if mixin is None else [name for name in vars(mixin) if name[0] != "_"]
+        return (mixin,) if mixin is not None and all(hasattr(cls, name) for name in names) else ()
 
     def is_tower(self, module: Any) -> bool:
+        """Whether ``module`` owns a list of blocks of this family."""
         return self.layers(module) is not None
 
     def layers(self, tower: Any) -> str | None:
@@ -283,9 +287,11 @@ class Spec:
                     return path
         return None
 
-    def listed(self, tower: Any) -> list[Any]:
+    def block_list(self, tower: Any) -> list[Any]:
         """Return the blocks of ``tower``, in order."""
         return list(attribute(tower, self.layers(tower) or ""))
+
+    listed = block_list  # its name before
 
 
 def attribute(module: Any, path: str) -> Any:
@@ -318,6 +324,7 @@ def as_name(cls: str | type) -> str:
 
 
 def qualified_name(cls: type) -> str:
+    """Return the name of ``cls`` with its module."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -344,7 +351,7 @@ def defines_forward(cls: type) -> type:
 
 
 def has_own_forward(module: Any) -> bool:
-    """Whether an instance has another forward than its class; some tools store the class's own on it."""
+    """Whether the instance has a forward other than its class's; a stored copy of that does not count."""
     own = module.__dict__.get("forward")
     if own is None:
         return False

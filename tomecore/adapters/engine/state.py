@@ -8,9 +8,9 @@ how it is attached (``Host.write`` and ``Host.read``). It is immutable.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from tomecore.backends import Array
+from tomecore.backends import Bias, Index, Sizes
 from tomecore.core.plan import MergePlan
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "link_schedule",
     "unlink_schedule",
 ]
+
+T = TypeVar("T")
 
 
 class ScheduleNode:
@@ -83,6 +85,7 @@ class PassSettings:
         self.keep_all = keep_all
 
     def same(self, other: PassSettings) -> bool:
+        """Whether both begin a pass in the same way."""
         return self.keep_all == other.keep_all and unlink_schedule(self.step) == unlink_schedule(
             other.step
         )
@@ -118,13 +121,17 @@ class MergeHistory:
     """
 
     def __init__(
-        self, plan: MergePlan, before: MergeHistory | None, known: Array | None = None
+        self, plan: MergePlan, before: MergeHistory | None, known: Index | None = None
     ) -> None:
+        #: whether sizes differ from counts of original tokens
+        self.weighted: bool = plan.size_weight is not None or (
+            before is not None and before.weighted
+        )
         self.plan: MergePlan | None = plan if known is None else None
         self.before = before if known is None else None
         self.known = known
 
-    def source(self) -> Array:
+    def source(self) -> Index:
         """Return (B, N0) int, original token -> slot."""
         if self.known is None:
             self.known = compose_history(self.plan, self.before)  # type: ignore[arg-type]
@@ -132,7 +139,7 @@ class MergeHistory:
         return self.known
 
 
-def compose_history(plan: MergePlan, before: MergeHistory | None) -> Array:
+def compose_history(plan: MergePlan, before: MergeHistory | None) -> Index:
     """Return (B, N0) int, original token -> slot of ``plan``."""
     if before is None:
         return plan.slots
@@ -163,11 +170,11 @@ class TokenState:
         step: ScheduleNode | None,
         width: int,
         count: TokenCounts | None = None,
-        sizes: Array | None = None,
+        sizes: Sizes | None = None,
         history: MergeHistory | None = None,
-        representatives: Array | None = None,
-        valid: Array | None = None,
-        bias: Array | None = None,
+        representatives: Index | None = None,
+        valid: Sizes | None = None,
+        bias: Bias | None = None,
     ) -> None:
         self.info = info
         self.step = step
@@ -185,7 +192,7 @@ class TokenState:
         return self.info.num_tokens
 
     @property
-    def source(self) -> Array | None:
+    def source(self) -> Index | None:
         """(B, N0) int, original token -> slot; None until something has merged."""
         return None if self.history is None else self.history.source()
 
@@ -246,7 +253,7 @@ class TokenState:
         # While a graph is traced, the batch size may be a symbol.
         return bool(tokens == expected and (tracing or samples == self.info.batch))
 
-    def with_padding(self, valid: Array) -> TokenState:
+    def with_padding(self, valid: Sizes) -> TokenState:
         """Return the state with padding, as tokens of size 0."""
         return TokenState(
             self.info,
@@ -259,12 +266,12 @@ class TokenState:
             valid=valid,
         )
 
-    def merged(
+    def after_merge(
         self,
-        sizes: Array,
+        sizes: Sizes,
         history: MergeHistory,
-        representatives: Array | None,
-        bias: Array | None = None,
+        representatives: Index | None,
+        bias: Bias | None = None,
     ) -> TokenState:
         """Return the state after the merge of a block, before the end of the block."""
         return TokenState(
@@ -300,7 +307,7 @@ class Attachment:
     Pickled and copied tensors lose it: it becomes an empty set, which loaders of weights-only files accept.
     """
 
-    def __init__(self, config: Any, value: Any) -> None:
+    def __init__(self, config: object, value: Any) -> None:
         self.config = config
         self.value = value
 
@@ -308,12 +315,12 @@ class Attachment:
         return set, ()
 
 
-def attached_value(rider: Any, config: Any) -> Any:
+def attached_value(rider: object, config: object) -> Any:
     """Return the value of ``rider`` if it belongs to ``config``; else None."""
     return rider.value if isinstance(rider, Attachment) and rider.config is config else None
 
 
-class ThreadSlot:
+class ThreadSlot(Generic[T]):
     """One value per thread; copies and pickles are empty.
 
     While a graph is traced (``tracing``), the value is a plain attribute: tracers do not support thread-local
@@ -322,25 +329,27 @@ class ThreadSlot:
 
     def __init__(self) -> None:
         self._local = threading.local()
-        self._traced: Any = None
+        self._traced: T | None = None
 
-    def mark(self, value: Any) -> None:
+    def mark(self, value: T) -> None:
         """Set the value of this thread even while a graph is traced, so that running the graph sets it.
 
         ``value`` must be a module-level constant or a number.
         """
         self._local.value = value
 
-    def get(self, tracing: bool) -> Any:
+    def get(self, tracing: bool) -> T | None:
+        """Return the value of this thread; None if there is none."""
         return self._traced if tracing else getattr(self._local, "value", None)
 
-    def set(self, value: Any, tracing: bool) -> None:
+    def set(self, value: T | None, tracing: bool) -> None:
+        """Set the value of this thread."""
         if tracing:
             self._traced = value
         else:
             self._local.value = value
 
-    def __reduce__(self) -> tuple[type[ThreadSlot], tuple[()]]:
+    def __reduce__(self) -> tuple[type[ThreadSlot[T]], tuple[()]]:
         return ThreadSlot, ()
 
 
@@ -357,6 +366,7 @@ class Switch:
         self._traced = False
 
     def on(self, tracing: bool) -> bool:
+        """Whether a context of this thread has switched it on."""
         return self._traced if tracing else bool(getattr(self._local, "entered", None))
 
     def enter(self, tracing: bool) -> Any:
@@ -372,6 +382,7 @@ class Switch:
         return entered, token
 
     def leave(self, token: Any, tracing: bool) -> None:
+        """End the context that :meth:`enter` returned ``token`` for."""
         if tracing:
             self._traced = token
             return

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 from tomecore.errors import UnsupportedModelError
 
-__all__ = ["Swapped", "make_swapped_class", "original_class", "own", "swap", "unswap"]
+__all__ = ["Swapped", "make_swapped_class", "original_class", "own_method", "swap", "unswap"]
 
 
 #: modules in which the frameworks define the base classes of all modules
@@ -90,10 +91,10 @@ def watch_methods(cls: type, original: type) -> None:
         for name, function in vars(parent).items():
             ours = isinstance(function, types.FunctionType) and not name.startswith(("__", "_tome"))
             if ours and (name != "forward" or eager) and name not in vars(cls):
-                setattr(cls, name, watched(cls, name, getattr(original, name)))
+                setattr(cls, name, within_call(cls, name, getattr(original, name)))
 
 
-def watched(cls: type, name: str, function: Any) -> Any:
+def within_call(cls: type, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the method ``name`` of ``cls``, wrapped to run within a call of the model."""
 
     @functools.wraps(function)
@@ -107,7 +108,7 @@ def watched(cls: type, name: str, function: Any) -> Any:
     return method
 
 
-def own(mixin: type, obj: Any, name: str) -> Any:
+def own_method(mixin: type, obj: Any, name: str) -> Any:
     """Return the method that ``mixin`` overrides in ``obj``; for an unpatched object, its own method.
 
     A stored method of a patched object may outlive the patch, and ``type(obj)(...)`` creates an object of the
@@ -120,12 +121,15 @@ def own(mixin: type, obj: Any, name: str) -> Any:
 
 def original_class(obj: Any) -> type:
     """Return the class of ``obj`` before it was swapped; its class if it was not swapped."""
-    return type(obj).__dict__.get("_tome_original", type(obj))
+    original: type = type(obj).__dict__.get("_tome_original", type(obj))
+    return original
 
 
 def swap(obj: Any, *mixins: type) -> None:
+    """Change the class of ``obj`` to a subclass of it, with ``mixins`` as the first bases."""
     obj.__class__ = make_swapped_class(original_class(obj), mixins)
 
 
 def unswap(obj: Any) -> None:
+    """Undo :func:`swap`."""
     obj.__class__ = original_class(obj)

@@ -1,6 +1,6 @@
 """Whether the last block may compute the prefix tokens only.
 
-The checks run when the model is patched, and some of them again in each forward pass. The modules behind
+The checks run when the model is patched, and some of them again in each forward pass. The modules after
 the blocks must read no other token, and the block's attention must be the one for which the family's
 trimmed form (``Spec.trim``) was written. A module that tomecore does not know is refused.
 """
@@ -8,15 +8,14 @@ trimmed form (``Spec.trim``) was written. A module that tomecore does not know i
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
 from typing import Any
 
-from tomecore.adapters.engine.contract import Contract
+from tomecore.adapters.engine.contract import Contract, why_other_attention
 from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Spec, Trim, attribute, matches, qualified_name
 from tomecore.adapters.engine.swap import original_class
 
-__all__ = ["known", "why_not_trimmed", "why_other_attention"]
+__all__ = ["known_base", "why_not_trimmed"]
 
 #: classes of lists of blocks
 _LISTS = (
@@ -45,12 +44,12 @@ def why_not_trimmed(host: Host, spec: Spec, model: Any, tower: Any, block: Any) 
 
 
 def why_unknown(trim: Trim, tower: Any) -> str | None:
-    """Return why it is unknown which tokens are read behind the blocks of ``tower``; None if it is known."""
+    """Return why it is unknown which tokens are read after the blocks of ``tower``; None if it is known."""
     names = ", ".join(name.rpartition(".")[2] for name in trim.towers)
     return why_changed(
         tower,
         trim.towers,
-        f"which tokens are read behind the blocks is not known for {{}} (known: {names})",
+        f"which tokens are read after the blocks is not known for {{}} (known: {names})",
     )
 
 
@@ -60,7 +59,7 @@ def why_within(spec: Spec, trim: Trim, tower: Any) -> str | None:
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
         names = trim.within if depth < len(parts) else _LISTS
-        unknown = f"which tokens its {path}, a {{}}, reads behind the blocks is not known"
+        unknown = f"which tokens its {path}, a {{}}, reads after the blocks is not known"
         reason = why_changed(attribute(tower, path), names, unknown, f"of its {path}: ")
         if reason is not None:
             return reason
@@ -83,7 +82,7 @@ def why_around(host: Host, trim: Trim, model: Any, tower: Any) -> str | None:
     return None
 
 
-def known(module: Any, names: tuple[str, ...]) -> type | None:
+def known_base(module: Any, names: tuple[str, ...]) -> type | None:
     """Return the first base class of ``module`` that is among ``names``, or None."""
     for cls in original_class(module).__mro__:
         if matches(cls, names):
@@ -98,9 +97,9 @@ def why_changed(module: Any, names: tuple[str, ...], unknown: str, start: str = 
         module: a tower, or a module around or within it.
         names: names of the known classes.
         unknown: the reason if ``module`` has none of them; ``{}`` stands for the name of its class.
-        start: the beginning of the reason if a subclass, or this very object, has another method.
+        start: the beginning of the reason if a subclass, or this object, has another method.
     """
-    found, cls = original_class(module), known(module, names)
+    found, cls = original_class(module), known_base(module, names)
     if cls is None:
         return unknown.format(qualified_name(found))
     for between in found.__mro__[: found.__mro__.index(cls)]:
@@ -116,24 +115,3 @@ def why_changed(module: Any, names: tuple[str, ...], unknown: str, start: str = 
         if isinstance(value, types.FunctionType | types.MethodType) and hasattr(cls, name):
             return f"{start}its {name} was replaced on this instance, and may read other tokens"
     return None
-
-
-def why_other_attention(
-    host: Host, attention: Any, classes: Mapping[str, tuple[str, ...]]
-) -> str | None:
-    """Return why the attention is not one of ``classes`` with the parts listed there, or None."""
-    cls = original_class(attention)
-    for name, parts in classes.items():
-        if matches(cls, (name,)):
-            held = [child for child, _ in host.named_children(attention)]
-            held += host.own_tensors(attention)
-            more = [part for part in held if part not in parts]
-            if not more:
-                return None
-            return (
-                f"its attention ({qualified_name(cls)}) holds {', '.join(more)}, which the "
-                "family's description of it leaves out"
-            )
-    return (
-        f"its attention is a {qualified_name(cls)}, and the family describes {', '.join(classes)}"
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Spec, attributes
 from tomecore.adapters.engine.swap import unswap
-from tomecore.backends import Array
+from tomecore.backends import Array, Tokens
 
 __all__ = ["mixes_tokens", "why_not"]
 
@@ -116,15 +117,15 @@ def why_not(
             draw = np.random.default_rng(0)
             for behind in (*few, *many):
                 trial = Trial(host, spec, block, front, front + behind, draw)
-                reason = _tried(trial, width, behind in few)
+                reason = _trial_reason(trial, width, behind in few)
                 if reason is not None:
                     return reason
-    except Exception as error:  # an unknown block may raise anything
+    except Exception as error:  # noqa: BLE001 (an unknown block may raise anything)
         return f"trying it on a copy failed with {type(error).__name__}: {error}"
     return None
 
 
-def _tried(trial: Trial, width: int, thorough: bool) -> str | None:
+def _trial_reason(trial: Trial, width: int, thorough: bool) -> str | None:
     block = trial.block
     x = trial.draw.standard_normal((2 if thorough else 1, trial.count, width))
     for start in (block.train, block.eval) if thorough else (block.eval,):
@@ -236,7 +237,7 @@ def _close(a: np.ndarray, b: np.ndarray) -> bool:
     return a.size == 0 or bool(np.abs(a - b).max() <= TOLERANCE * np.abs(b).max())
 
 
-def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left: int) -> bool:
+def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Tokens, left: int) -> bool:
     """Whether the output of ``module`` for a token depends on other tokens; tried on a copy of it.
 
     Args:
@@ -255,7 +256,7 @@ def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left
     try:
         alone = copy.deepcopy(module)
         alone.eval()
-    except Exception:  # without a copy, a trial would have side effects
+    except Exception:  # noqa: BLE001 (without a copy, a trial would have side effects)
         return False
     calls = [(alone, count) for count in (_TRIED_TOKENS, int(x.shape[1]), left)]
     found = [_mixes(host, call, count, x) for call, count in calls]
@@ -268,7 +269,7 @@ def mixes_tokens(host: Host, spec: Spec, block: Any, module: Any, x: Array, left
     return True in found
 
 
-def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
+def _mixes(host: Host, call: Callable[[Tokens], Any], count: int, x: Tokens) -> bool | None:
     """Whether some of the ``count`` tokens change the outputs of ``call`` for others; None if it raises."""
     xp, here = host.backend().xp, count // 2
     values = np.random.default_rng(0).standard_normal((2, count, int(x.shape[2])))
@@ -283,9 +284,7 @@ def _mixes(host: Host, call: Any, count: int, x: Array) -> bool | None:
             )
             for a in (values, others)
         )
-    except (
-        Exception
-    ):  # an unknown module may raise anything; the caller then tries it in another way
+    except Exception:  # noqa: BLE001 (an unknown module may raise anything; the caller tries another way)
         return None
     if one.shape != two.shape or one.shape[:2] != values.shape[:2]:
         return None

@@ -11,10 +11,10 @@ import pkgutil
 
 from tomecore.adapters.engine.spec import Spec
 
-__all__ = ["known"]
+__all__ = ["specs_of"]
 
 
-def known(framework: str) -> tuple[Spec, ...]:
+def specs_of(framework: str) -> tuple[Spec, ...]:
     """Return the specs of every family of a framework, in the order of their files."""
     names = [info.name for info in pkgutil.walk_packages(__path__, f"{__name__}.")]
     names.sort(key=lambda name: name.removesuffix("vit"))  # the plain ViT first: messages name it

@@ -9,12 +9,18 @@ linear layer.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from tomecore.adapters.engine.spec import Anatomy, Trim
-from tomecore.backends import Array
+from tomecore.adapters.engine.host import Host, Projection
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Projected, Trim
+from tomecore.backends import Array, Tokens
 
 __all__ = [
+    "FusedAttention",
+    "Layer",
+    "Linear",
+    "ProjectedAttention",
     "add_biases",
     "attend_heads",
     "fused_qkv",
@@ -24,10 +30,45 @@ __all__ = [
     "trim_with",
 ]
 
+#: a module that is called with one array
+Layer = Callable[[Array], Array]
+
+
+class Linear(Protocol):
+    """A linear layer whose weights a half uses without calling it."""
+
+    weight: Array
+    bias: Array | None
+
+    def __call__(self, x: Array) -> Array:
+        """Apply the layer."""
+
+
+class FusedAttention(Protocol):
+    """An attention with one projection to queries, keys and values."""
+
+    num_heads: int
+    scale: float
+    qkv: Layer
+
+
+class ProjectedAttention(Protocol):
+    """An attention with three projections; ``head_dim`` is the width of a head."""
+
+    head_dim: int
+    training: bool
+    q_proj: Layer
+    k_proj: Layer
+    v_proj: Layer
+
 
 def fused_qkv(
-    host: Any, attn: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
-) -> tuple[Array, Array, Array, float]:
+    host: Host,
+    attn: FusedAttention,
+    y: Tokens,
+    block_kwargs: Kwargs | None = None,
+    rows: int | None = None,
+) -> Projected:
     """Return q, k, v and scale of an attention with ``num_heads``, ``scale`` and one projection ``qkv``."""
     apart = None if rows is None else host.split_query_projection(attn.qkv)
     if apart is None:
@@ -40,22 +81,23 @@ def fused_qkv(
 def split_heads(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
     """Return queries, keys and values, (B, N, H, D) each, from their projection (B, N, 3 * H * D)."""
     qkv = qkv.reshape([-1, qkv.shape[1], 3, heads, qkv.shape[2] // (3 * heads)])
-    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    q, k, v = qkv.unbind(2)
+    return q, k, v
 
 
 def project_rows(
-    host: Any, y: Array, apart: Any, heads: int, rows: int | None
+    host: Host, y: Tokens, apart: tuple[Projection, Projection], heads: int, rows: int | None
 ) -> tuple[Array, Array, Array]:
     """Return queries of the first ``rows`` tokens, keys and values of all; ``apart`` is the projection."""
     (q_weight, q_bias), (kv_weight, kv_bias) = apart
     q = host.linear(y[:, :rows], q_weight, q_bias)
     width = q.shape[2] // heads
     kv = host.linear(y, kv_weight, kv_bias).reshape([-1, y.shape[1], 2, heads, width])
-    return q.reshape([-1, rows, heads, width]), kv[:, :, 0], kv[:, :, 1]
+    return q.reshape([-1, rows, heads, width]), *kv.unbind(2)
 
 
 def separate_qkv(
-    projections: tuple[Any, Any, Any], y: Array, width: int, rows: int | None = None
+    projections: tuple[Layer, Layer, Layer], y: Tokens, width: int, rows: int | None = None
 ) -> tuple[Array, Array, Array]:
     """Return queries (B, rows, H, D), keys and values (B, N, H, D) by one projection each; D is ``width``."""
     query, key, value = projections
@@ -70,7 +112,7 @@ def separate_qkv(
 
 
 def attend_heads(
-    host: Any,
+    host: Host,
     qkv: tuple[Array, Array, Array],
     bias: Array | None,
     dropout: float,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import attend_heads, fused_qkv
 from tomecore.adapters.families.classes import IDENTITY, NORMS
 from tomecore.adapters.families.readers import IntermediateLayers
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = ["FRAMEWORK", "SPECS"]
@@ -26,8 +27,8 @@ _DROP_PATHS = ("dinov2.layers.drop_path.DropPath", *IDENTITY)
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))
     y = attend_heads(host, (q, k, v), bias, 0.0, scale)
@@ -35,11 +36,11 @@ def attend(
     return x + drop_path(block, block.ls1(y)), k
 
 
-def feed(block: Any, x: Array) -> Array:
+def feed(block: Any, x: Tokens) -> Tokens:
     return x + drop_path(block, block.ls2(block.mlp(block.norm2(x))))
 
 
-def drop_path(block: Any, y: Array) -> Array:
+def drop_path(block: Any, y: Tokens) -> Tokens:
     """Apply the drop path that both halves of the block share."""
     if not block.training:
         return y

@@ -8,11 +8,18 @@ weights; to rounding, the result is the module's. The module itself is bypassed 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from tomecore.adapters.engine.spec import Anatomy, Trim
-from tomecore.adapters.families.attention import attend_heads, project_rows, split_heads, trim_with
-from tomecore.backends import Array
+from tomecore.adapters.engine.host import Host
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Projected, Trim
+from tomecore.adapters.families.attention import (
+    Linear,
+    attend_heads,
+    project_rows,
+    split_heads,
+    trim_with,
+)
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["MULTIHEAD", "anatomy_of", "attention", "qkv", "trim_of", "why_not"]
 
@@ -21,9 +28,28 @@ MULTIHEAD = ("torch.nn.modules.activation.MultiheadAttention",)
 _PARTS = ("in_proj_weight", "in_proj_bias", "out_proj")
 
 
+class Multihead(Protocol):
+    """The parts of ``torch.nn.MultiheadAttention`` that the half uses."""
+
+    num_heads: int
+    head_dim: int
+    dropout: float
+    training: bool
+    in_proj_weight: Array
+    in_proj_bias: Array | None
+    out_proj: Linear
+    bias_k: Array | None
+    bias_v: Array | None
+    add_zero_attn: bool
+
+
 def qkv(
-    host: Any, module: Any, y: Array, block_kwargs: Any = None, rows: int | None = None
-) -> tuple[Array, Array, Array, float]:
+    host: Host,
+    module: Multihead,
+    y: Tokens,
+    block_kwargs: Kwargs | None = None,
+    rows: int | None = None,
+) -> Projected:
     """Return queries, keys, values and the scale of a ``MultiheadAttention``; see :class:`Anatomy`."""
     heads, width = module.num_heads, module.head_dim
     weight, bias = module.in_proj_weight, module.in_proj_bias
@@ -38,8 +64,8 @@ def qkv(
 
 
 def attention(
-    host: Any, module: Any, y: Array, bias: Array | None, rows: int | None = None
-) -> tuple[Array, Array]:
+    host: Host, module: Multihead, y: Tokens, bias: Bias | None, rows: int | None = None
+) -> tuple[Tokens, Array]:
     """Return the output of ``module`` for the first ``rows`` tokens of y (B, N, C), and keys (B, N, H, D)."""
     q, k, v, scale = qkv(host, module, y, None, rows)
     dropout = module.dropout if module.training else 0.0
@@ -47,7 +73,7 @@ def attention(
     return host.linear(out, module.out_proj.weight, module.out_proj.bias), k
 
 
-def why_not(module: Any) -> str | None:
+def why_not(module: Multihead) -> str | None:
     """Return why :func:`attention` would differ from ``module``, or None."""
     if module.in_proj_weight is None:
         return "its MultiheadAttention projects keys or values of another width (kdim, vdim)"

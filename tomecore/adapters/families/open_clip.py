@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import IDENTITY, NORMS
 from tomecore.adapters.families.halves import feed_ln_2
@@ -22,7 +23,7 @@ from tomecore.adapters.families.multihead import (
     why_not,
 )
 from tomecore.adapters.families.readers import ForwardIntermediates
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = ["FRAMEWORK", "SPECS"]
@@ -41,36 +42,36 @@ _MLPS = ("torch.nn.modules.container.Sequential",)
 
 
 def attend(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Tokens, Array]:
     y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
     return (x if rows is None else x[:, :rows]) + block.ls_1(y), key
 
 
-def feed(block: Any, x: Array) -> Array:
+def feed(block: Any, x: Tokens) -> Tokens:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def attend_custom(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     y = block.attn(block.ln_1(x), attn_mask=bias)
     return x + block.ls_1(block.ln_attn(y))
 
 
 def attend_openai(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Tokens, Array]:
     y, key = attention(host, block.attn, block.ln_1(x), bias, rows)
     return (x if rows is None else x[:, :rows]) + y, key
 

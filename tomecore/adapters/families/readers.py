@@ -6,6 +6,7 @@ Each wraps one method. The arguments of ``super`` are written out, because Paddl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tomecore.adapters.engine.config import Config
@@ -15,7 +16,13 @@ from tomecore.adapters.engine.swap import Swapped
 __all__ = ["ForwardIntermediates", "IntermediateLayers", "read_with"]
 
 
-def read_with(switch: Switch, tracing: bool, read: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+def read_with(
+    switch: Switch,
+    tracing: bool,
+    read: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
     """Call ``read`` while ``switch``, ``dense`` or ``recording`` of the model's config, is on."""
     entered = switch.enter(tracing)
     try:
@@ -30,6 +37,7 @@ class ForwardIntermediates(Swapped):
     _tome: Config
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the tower's own method; every block returns all tokens."""
         read = super(ForwardIntermediates, self).forward_intermediates  # type: ignore[misc] # noqa: UP008
         return read_with(self._tome.dense, self._tome.host.tracing(), read, args, kwargs)
 
@@ -40,5 +48,6 @@ class IntermediateLayers(Swapped):
     _tome: Config
 
     def get_intermediate_layers(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the tower's own method; every block returns all tokens."""
         read = super(IntermediateLayers, self).get_intermediate_layers  # type: ignore[misc] # noqa: UP008
         return read_with(self._tome.dense, self._tome.host.tracing(), read, args, kwargs)

@@ -11,24 +11,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec
-from tomecore.adapters.families.timm import vit as timm
-from tomecore.backends import Array
+from tomecore.adapters.families.timm.common import prefix
+from tomecore.backends import Bias, Tokens
 
 __all__ = ["FRAMEWORK", "PRE_NORM", "SPECS"]
 
 FRAMEWORK = "torch"
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
-    return x + scaled(block, block.attn(block.norm1(x), attn_mask=bias), ("ls1", "drop_path1"))
+def attend(host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs) -> Tokens:
+    return x + apply_scale(block, block.attn(block.norm1(x), attn_mask=bias), ("ls1", "drop_path1"))
 
 
-def feed(block: Any, x: Array) -> Array:
-    return x + scaled(block, block.mlp(block.norm2(x)), ("ls2", "drop_path2"))
+def feed(block: Any, x: Tokens) -> Tokens:
+    return x + apply_scale(block, block.mlp(block.norm2(x)), ("ls2", "drop_path2"))
 
 
-def scaled(block: Any, y: Array, names: tuple[str, ...]) -> Array:
+def apply_scale(block: Any, y: Tokens, names: tuple[str, ...]) -> Tokens:
     """Apply LayerScale and drop paths, if the block has them; one ``drop_path`` may serve both halves."""
     for name in (*names, "drop_path"):
         module = getattr(block, name, None)
@@ -54,12 +55,12 @@ PRE_NORM = Spec(
     attend=attend,
     feed=feed,
     key="attn.k_norm",
-    prefix=timm.prefix,
+    prefix=prefix,
     patches="patch_embed",
     why_restore=why_restore,
     notes=(
-        "children named as in timm; each block proves on a copy that its halves are its forward, and that "
-        "they treat tokens alike"
+        "children named as in timm; each block is tested on a copy: its halves must equal its forward, and "
+        "treat tokens alike"
     ),
 )
 

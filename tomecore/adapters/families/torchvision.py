@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, NORMS
 from tomecore.adapters.families.halves import feed_ln_2
@@ -18,7 +19,7 @@ from tomecore.adapters.families.multihead import (
     trim_of,
     why_not,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -26,13 +27,13 @@ FRAMEWORK = "torch"
 
 
 def attend(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Tokens, Array]:
     y, key = attention(host, block.self_attention, block.ln_1(x), bias, rows)
     return block.dropout(y) + (x if rows is None else x[:, :rows]), key
 
@@ -74,7 +75,7 @@ VIT = Spec(
         towers=("torchvision.models.vision_transformer.VisionTransformer",),
         within=("torchvision.models.vision_transformer.Encoder",),
     ),
-    notes="SWAG weights too; an attention half of our own around the fused kernel",
+    notes="SWAG weights too; its own attention half around the fused kernel",
 )
 
 SPECS = (VIT,)

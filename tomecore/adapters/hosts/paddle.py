@@ -23,12 +23,12 @@ from tomecore.adapters.engine import (
     recompute,
     schedules,
 )
-from tomecore.adapters.engine.host import Host, Projection
+from tomecore.adapters.engine.host import LayerHost, Projection, SharedConfig
 from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.hosts.paddle_attention import FORMS, form_of, with_products
 from tomecore.adapters.hosts.paddle_programs import drop_others, drop_own, noted, watch_exports
 from tomecore.adapters.hosts.paddle_state import attach, attached_to
-from tomecore.backends import Array, Backend
+from tomecore.backends import Array, Backend, Bias, Sizes, Tokens
 from tomecore.backends.paddle import BACKEND
 
 __all__ = ["HOST", "PaddleHost"]
@@ -36,7 +36,7 @@ __all__ = ["HOST", "PaddleHost"]
 _WRAPPERS = {"DataParallel": "_layers", "PipelineParallel": "_layers", "TensorParallel": "_layers"}
 
 
-class PaddleHost(Host):
+class PaddleHost(LayerHost):
     """The operations of Paddle that the patch needs.
 
     A state is an attribute of the activation, and of the copies that recomputation creates. In a static
@@ -75,11 +75,11 @@ class PaddleHost(Host):
         return [*module._parameters, *module._buffers]
 
     def hooked(self, module: nn.Layer) -> bool:
-        """Whether the module has hooks, apart from those that only read shapes: see :meth:`observed`."""
+        """Whether the module has hooks, except those that only read shapes (:meth:`call_shape_hooks`)."""
         return any(not looks_only(hook) for hook in hooks_of(module))
 
     @paddle.jit.not_to_static
-    def observed(self, module: nn.Layer, x: Array) -> None:
+    def call_shape_hooks(self, module: nn.Layer, x: Tokens) -> None:
         """Call the hooks that only read shapes, as in ``paddle.summary``, of a module that a half bypasses.
 
         Args:
@@ -97,7 +97,7 @@ class PaddleHost(Host):
     def register_key_hook(self, module: nn.Layer) -> Any:
         return module.register_forward_post_hook(_key_hook)
 
-    def is_listened_to(self, module: nn.Layer, config: Any) -> bool:
+    def is_listened_to(self, module: nn.Layer, config: SharedConfig) -> bool:
         hooks = module._forward_post_hooks.values()
         return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
 
@@ -113,7 +113,7 @@ class PaddleHost(Host):
         return not paddle.in_dynamic_mode()
 
     def recomputing(self) -> bool:
-        """Read it from the stack, because a nested backward pass clears Paddle's own flag."""
+        """Whether this thread runs a backward pass, by the stack: a nested pass clears Paddle's own flag."""
         frame = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_name in {"backward", "grad"} and str(
@@ -123,32 +123,33 @@ class PaddleHost(Host):
             frame = frame.f_back  # type: ignore[assignment]
         return False
 
-    def write(self, config: Any, x: Array, state: TokenState, tracing: bool) -> None:
+    def write(self, config: SharedConfig, x: Tokens, state: TokenState, tracing: bool) -> None:
         if tracing:
             noted(config.tower)
             config.traced_state = paddle.static.default_main_program(), state
         else:
             attach(x, "_tome_state", config, state)
 
-    def read(self, config: Any, x: Array, tracing: bool) -> TokenState | None:
+    def read(self, config: SharedConfig, x: Tokens, tracing: bool) -> TokenState | None:
         if tracing:
-            parked, config.traced_state = config.traced_state, None
+            parked: Any = config.traced_state
+            config.traced_state = None
             here = parked is not None and parked[0] is paddle.static.default_main_program()
             return parked[1] if here else None  # values of one program are invalid in another
-        state = attached_to(x, "_tome_state", config)
+        state: TokenState | None = attached_to(x, "_tome_state", config)
         if state is not None and not paddle.is_grad_enabled():
             attach(
                 x, "_tome_state", config, state
             )  # again: without gradients, this wraps detach too
         return state
 
-    def keep(self, config: Any, x: Array, name: str, value: Any) -> None:
+    def keep(self, config: SharedConfig, x: Tokens, name: str, value: Any) -> None:
         attach(x, name, config, value)
 
-    def kept(self, config: Any, x: Array, name: str) -> Any:
+    def recall(self, config: SharedConfig, x: Tokens, name: str) -> Any:
         return attached_to(x, name, config)
 
-    def log_sizes(self, sizes: Array, x: Array) -> Array:
+    def log_sizes(self, sizes: Sizes, x: Tokens) -> Bias:
         wide = paddle.float64 if x.dtype == paddle.float64 else paddle.float32
         # "* 1.0": the log of the default CPU predictor (oneDNN) overwrites its input.
         return paddle.log(sizes.astype(wide) * 1.0).astype(x.dtype).unsqueeze([1, 2])
@@ -182,7 +183,8 @@ class PaddleHost(Host):
 
     def double(self, module: nn.Layer) -> nn.Layer:
         # Not public, but Layer.float calls it; Layer.to and Layer.double cast integers as well.
-        return module._to_impl(dtype="float64", floating_only=True)
+        double: nn.Layer = module._to_impl(dtype="float64", floating_only=True)
+        return double
 
     def device(self, module: nn.Layer) -> Any:
         return next((parameter.place for parameter in module.parameters()), None)
@@ -211,13 +213,13 @@ class PaddleHost(Host):
     def ones(self, shape: tuple[int, int], device: Any) -> Array:
         return paddle.ones(shape, dtype="float32").to(device)
 
-    def changed(self, model: nn.Layer) -> None:
+    def drop_traces(self, model: nn.Layer) -> None:
         """Drop the programs that ``to_static`` traced of the model or around it; calls trace them again."""
         watch_exports()
         drop_own(model)
         drop_others(vars(model)["_tome"].tower, model, warn=True)
 
-    def released(self, module: nn.Layer) -> None:
+    def forget(self, module: nn.Layer) -> None:
         """Drop the programs that ``to_static`` traced of the patched module, and its patched forward."""
         drop_others(module, module, warn=False)
         forward: Any = vars(module).get("forward")

@@ -13,18 +13,19 @@ from typing import Any
 
 import paddle
 
+from tomecore.adapters.engine.host import SharedConfig
 from tomecore.adapters.engine.state import Attachment, attached_value
-from tomecore.backends import Array
+from tomecore.backends import Tokens
 
 __all__ = ["attach", "attached_to"]
 
 
-def attached_to(x: Array, name: str, config: Any) -> Any:
+def attached_to(x: Tokens, name: str, config: SharedConfig) -> Any:
     """Return the value attached to ``x`` under ``name`` for ``config``; None if there is none."""
     return attached_value(vars(x).get(name), config)
 
 
-def attach(x: Array, name: str, config: Any, value: Any) -> None:
+def attach(x: Tokens, name: str, config: SharedConfig, value: Any) -> None:
     """Attach ``value`` to ``x`` under ``name``, and to the copies that a reentrant recomputation creates."""
     setattr(x, name, Attachment(config, value))
     _carry(x, "_new_shared_tensor")
@@ -33,7 +34,7 @@ def attach(x: Array, name: str, config: Any, value: Any) -> None:
         _carry(x, "detach")
 
 
-def _carry(x: Array, name: str) -> None:
+def _carry(x: Tokens, name: str) -> None:
     """Wrap the method ``name`` of ``x`` so that the copy it returns gets what is attached to ``x``.
 
     The wrapper holds ``x`` weakly: Paddle's tensors are not garbage collected, so a cycle would leak ``x``.
@@ -42,7 +43,7 @@ def _carry(x: Array, name: str) -> None:
         setattr(x, name, functools.partial(_copy, weakref.ref(x), name))
 
 
-def _copy(ref: weakref.ref[Any], name: str) -> Array:
+def _copy(ref: weakref.ref[Any], name: str) -> Tokens:
     x = ref()
     if x is None:
         raise RuntimeError(

@@ -11,10 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tomecore.adapters.engine.host import Host, Projection, PropAttn
+from tomecore.adapters.engine.host import Host, Projection, PropAttn, SharedConfig
 from tomecore.adapters.engine.state import Attachment, TokenState, attached_value
-from tomecore.adapters.hosts.torch_attention import KeyBias, KeyColumn, by_products, rides, watched
-from tomecore.backends import Array, Backend
+from tomecore.adapters.hosts.torch_attention import (
+    KeyBias,
+    KeyColumn,
+    aligned_log,
+    by_products,
+    mask_is_unsafe,
+    rides,
+    watch_bias,
+)
+from tomecore.backends import Array, Backend, Bias, Sizes
+from tomecore.backends.kernels.cuda.torch import bias_dtype
 from tomecore.backends.torch import BACKEND, tracing
 
 __all__ = ["HOST", "TorchHost"]
@@ -52,7 +61,8 @@ class TorchHost(Host):
         return tuple(module._modules)
 
     def named_modules(self, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        return module.named_modules()
+        found: Iterator[tuple[str, nn.Module]] = module.named_modules()
+        return found
 
     def own_tensors(self, module: nn.Module) -> list[str]:
         named = (module.named_parameters(recurse=False), module.named_buffers(recurse=False))
@@ -75,7 +85,7 @@ class TorchHost(Host):
     def register_key_hook(self, module: nn.Module) -> Any:
         return module.register_forward_hook(_key_hook)
 
-    def is_listened_to(self, module: nn.Module, config: Any) -> bool:
+    def is_listened_to(self, module: nn.Module, config: SharedConfig) -> bool:
         hooks = module._forward_hooks.values()
         return any(isinstance(hook, _Noting) and config in hook.note.args for hook in hooks)
 
@@ -95,40 +105,45 @@ class TorchHost(Host):
         # pass of its own there.
         return torch._C._current_graph_task_id() != -1 and self.in_checkpoint("backward")
 
-    def write(self, config: Any, x: torch.Tensor, state: TokenState, tracing: bool) -> None:
+    def write(
+        self, config: SharedConfig, x: torch.Tensor, state: TokenState, tracing: bool
+    ) -> None:
         x._tome_state = Attachment(config, state)  # type: ignore[attr-defined]
         storage = None if tracing else _storage(x)
         if storage is not None:
             storage._tome_state = Attachment(config, state)
 
-    def read(self, config: Any, x: torch.Tensor, tracing: bool) -> TokenState | None:
+    def read(self, config: SharedConfig, x: torch.Tensor, tracing: bool) -> TokenState | None:
         state: TokenState | None = attached_value(getattr(x, "_tome_state", None), config)
         if state is None and not tracing:
             state = attached_value(getattr(_storage(x), "_tome_state", None), config)
         return state
 
-    def keep(self, config: Any, x: torch.Tensor, name: str, value: Any) -> None:
+    def keep(self, config: SharedConfig, x: torch.Tensor, name: str, value: Any) -> None:
         storage = _storage(x)
         if storage is not None:
             setattr(storage, name, Attachment(config, value))
 
-    def kept(self, config: Any, x: torch.Tensor, name: str) -> Any:
+    def recall(self, config: SharedConfig, x: torch.Tensor, name: str) -> Any:
         return attached_value(getattr(_storage(x), name, None), config)
 
     def symbolic(self, x: Any) -> bool:
         return isinstance(x, torch.fx.Proxy)
 
-    def watched_bias(self, bias: Array) -> tuple[Array, Callable[[], bool]] | None:
-        return None if tracing() else watched(bias)
+    def watch_bias(self, bias: Bias) -> tuple[Bias, Callable[[], bool]] | None:
+        return None if tracing() else watch_bias(bias)
 
-    def log_sizes(self, sizes: Array, x: torch.Tensor) -> Array:
+    def bias_dtype(self, x: torch.Tensor) -> torch.dtype:
+        return bias_dtype(x) if x.is_cuda else x.dtype
+
+    def log_sizes(self, sizes: Sizes, x: torch.Tensor) -> Bias:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if BACKEND.by_rows(x) and not sizes.requires_grad:
+            return aligned_log(sizes.to(wide), x)
         return sizes.to(wide).log().to(x.dtype)[:, None, None, :]
 
-    def with_prop_attn_form(
-        self, bias: Array, x: torch.Tensor, prop_attn: PropAttn = True
-    ) -> Array:
-        if prop_attn == "column":
+    def with_prop_attn_form(self, bias: Bias, x: torch.Tensor, prop_attn: PropAttn = True) -> Bias:
+        if prop_attn == "column" or mask_is_unsafe(bias):
             return bias.as_subclass(KeyColumn) if rides() else bias
         return bias.as_subclass(KeyBias) if by_products(x) else bias
 

@@ -14,21 +14,27 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tomecore.backends import Array
+from tomecore.backends.kernels.cuda.torch import bias_dtype
 from tomecore.backends.torch import tracing
 
 __all__ = [
     "KeyBias",
     "KeyColumn",
+    "aligned_log",
+    "append_column",
     "attention_by_column",
     "attention_by_products",
     "by_products",
+    "mask_is_unsafe",
     "rides",
-    "watched",
-    "widened",
+    "watch_bias",
 ]
 
 #: from this many scores (batch x heads x tokens^2) on, the two products are faster
 _MANY_SCORES = 100_000
+_HALF = (torch.float16, torch.bfloat16)
+#: major numbers of the architectures on which PyTorch prefers cuDNN's attention
+_WITH_CUDNN = (9, 10)
 #: assumed width of a head, if only the width of all heads together is known
 _USUAL_WIDTH = 64
 
@@ -72,6 +78,36 @@ def rides() -> bool:
     return torch.compiler.is_dynamo_compiling() or _get_current_dispatch_mode() is None
 
 
+def mask_is_unsafe(bias: torch.Tensor) -> bool:
+    """Whether cuDNN may run attention with this bias (B, 1, 1, N), and its backward may return NaN.
+
+    That happens if N % 128 is 64 (https://github.com/pytorch/pytorch/issues/196678). It does not depend on
+    whether gradients are enabled, because a checkpoint must compute the same both times.
+    """
+    if bias.device.type != "cuda" or bias.dtype not in _HALF or bias.shape[3] % 128 != 64:
+        return False
+    return not torch.is_inference_mode_enabled() and _may_choose_cudnn(bias.device)
+
+
+def _may_choose_cudnn(device: torch.device) -> bool:
+    if not torch.backends.cuda.cudnn_sdp_enabled():
+        return False
+    return torch.cuda.get_device_capability(device)[0] in _WITH_CUDNN
+
+
+_may_choose_cudnn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def aligned_log(sizes: Array, x: torch.Tensor) -> Array:
+    """Return the log sizes (B, 1, 1, N) in the dtype of the queries of ``x``, in one launch.
+
+    Rows start at multiples of eight numbers. The memory-efficient kernel would copy any other mask.
+    """
+    batch, tokens = sizes.shape
+    rows = sizes.new_empty((batch, 1, 1, tokens + -tokens % 8), dtype=bias_dtype(x))
+    return torch.log(sizes[:, None, None, :], out=rows[..., :tokens])
+
+
 class KeyBias(torch.Tensor):
     """A key bias (B, 1, 1, N) with which ``scaled_dot_product_attention`` runs as two products.
 
@@ -81,6 +117,7 @@ class KeyBias(torch.Tensor):
 
     @staticmethod
     def attend(*args: Any, **kwargs: Any) -> Array:
+        """Compute attention with this bias."""
         return attention_by_products(*args, **kwargs)
 
     @classmethod
@@ -100,6 +137,7 @@ class KeyColumn(KeyBias):
 
     @staticmethod
     def attend(*args: Any, **kwargs: Any) -> Array:
+        """Compute attention with this bias."""
         return attention_by_column(*args, **kwargs)
 
 
@@ -126,7 +164,7 @@ class WatchedBias(torch.Tensor):
         return found
 
 
-def watched(bias: Array) -> tuple[Array, Callable[[], bool]]:
+def watch_bias(bias: Array) -> tuple[Array, Callable[[], bool]]:
     """Return ``bias``, and a function that reports whether anything was computed with it."""
     seen = bias.as_subclass(torch.Tensor).as_subclass(WatchedBias)
     seen._tome_used = []
@@ -194,14 +232,14 @@ def _column(q: Array, k: Array, v: Array, bias: Array, dropout: float, scale: fl
     """
     width = v.shape[-1]
     q, k, v = (
-        widened(q, q.new_full((), 1 / scale)),
-        widened(k, bias.to(k.dtype).transpose(2, 3)),
-        widened(v, v.new_zeros(())),
+        append_column(q, q.new_full((), 1 / scale)),
+        append_column(k, bias.to(k.dtype).transpose(2, 3)),
+        append_column(v, v.new_zeros(())),
     )
     return F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scale)[..., :width]
 
 
-def widened(x: Array, column: Array) -> Array:
+def append_column(x: Array, column: Array) -> Array:
     """Append to ``x`` (B, H, N, d) a column (B, 1, N, 1), and zeros up to a multiple of eight."""
     parts, spare = [x, column.expand(*x.shape[:-1], 1)], 7 - x.shape[-1] % 8
     if spare:

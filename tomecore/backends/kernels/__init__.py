@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tomecore.backends.kernels.cpu.fused import unavailable
+from tomecore.backends.kernels.cpu.fused import prepare, unavailable
 
-__all__ = ["unavailable"]
+__all__ = ["prepare", "unavailable"]

@@ -1,6 +1,6 @@
-"""Models of libraries that do not import today, written anew: their names and structure, our code.
+"""Models of libraries that cannot be imported today: their names and structure, our code.
 
-A family knows a class by the end of its qualified name, so these stand where the library's would. PASSL
-needs ``paddle.fluid``, PaddleNLP and ppdiffusers an old huggingface_hub. Initial values do not matter: tests
-set all.
+A family identifies a class by the end of its qualified name, so these have the paths of the library's. PASSL
+needs ``paddle.fluid``, and PaddleNLP and ppdiffusers need an old huggingface_hub. Initial values do not
+matter, because tests set all of them.
 """

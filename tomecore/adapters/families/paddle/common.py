@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from tomecore.adapters.engine.config import Config
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.positions import merge_position_bias
 from tomecore.adapters.engine.spec import Kwargs
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.engine.swap import Swapped
-from tomecore.adapters.families.attention import attend_heads, separate_qkv
+from tomecore.adapters.families.attention import (
+    Layer,
+    ProjectedAttention,
+    attend_heads,
+    separate_qkv,
+)
 from tomecore.adapters.families.readers import read_with
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = [
     "IDENTITY",
@@ -32,13 +39,29 @@ IDENTITY = ".paddle.nn.layer.common.Identity"
 _MERGED = "merged bias"
 
 
+class AttentionWithDropout(ProjectedAttention, Protocol):
+    """An attention with three projections whose dropout is a number."""
+
+    dropout: float
+    out_proj: Layer
+
+
+class ScaledMlpHalf(Protocol):
+    """The modules of an MLP half, and its LayerScale."""
+
+    norm2: Layer
+    mlp: Layer
+    gamma_2: Array | None
+    drop_path: Layer
+
+
 def one_prefix_token(tower: Any) -> int:
     """Return 1, for the class token."""
     return 1
 
 
 def attend_with_dropout(
-    host: Any,
+    host: LayerHost,
     attn: Any,
     qkv: tuple[Array, Array, Array],
     bias: Array | None,
@@ -49,11 +72,11 @@ def attend_with_dropout(
     q, k, v = qkv
     y = attention_with(host, dropout)(q, k, v, bias, scale=scale)
     y = y.reshape([-1, y.shape[1], y.shape[2] * y.shape[3]])
-    host.observed(attn, y)
+    host.call_shape_hooks(attn, y)
     return y
 
 
-def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
+def attention_with(host: LayerHost, dropout: Any) -> Callable[..., Array]:
     """Return the host's attention with the module's dropout, fused if that is a plain dropout.
 
     Any other module is called on the attention weights, as in the library: a quantiser, an observer, a
@@ -66,17 +89,17 @@ def attention_with(host: Any, dropout: Any) -> Callable[..., Array]:
 
 
 def attend_projected(
-    host: Any, attn: Any, x: Array, bias: Array | None, scale: float
-) -> tuple[Array, Array]:
+    host: LayerHost, attn: AttentionWithDropout, x: Tokens, bias: Bias | None, scale: float
+) -> tuple[Tokens, Array]:
     """Return the output of an attention with three projections, (B, N, C), and the keys (B, N, H, D)."""
     q, k, v = separate_qkv((attn.q_proj, attn.k_proj, attn.v_proj), x, attn.head_dim)
     dropout = attn.dropout if attn.training else 0.0
     y = attn.out_proj(attend_heads(host, (q, k, v), bias, dropout, scale))
-    host.observed(attn, y)
+    host.call_shape_hooks(attn, y)
     return y, k
 
 
-def feed_gamma(block: Any, x: Array) -> Array:
+def feed_gamma(block: ScaledMlpHalf, x: Tokens) -> Tokens:
     """Compute the MLP half of blocks whose LayerScale is a parameter ``gamma_2``, or None."""
     y = block.mlp(block.norm2(x))
     if block.gamma_2 is not None:
@@ -105,7 +128,8 @@ def position_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
     return own if shared is None else own + shared
 
 
-def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_bias(host: LayerHost, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
+    """Merge the position bias of all tokens, shared or the block's own."""
     bias = position_bias(block.attn, block_kwargs)
     return {} if bias is None else {_MERGED: merge_position_bias(host, bias, state)}
 
@@ -123,6 +147,7 @@ class HiddenStates(Swapped):
         output_hidden_states: Any = None,
         return_dict: Any = None,
     ) -> Any:
+        """Run the tower; while hidden states are recorded, every block returns all tokens."""
         # While SOT simulates, super() has no attributes; SOT runs layers of paddle.nn on symbols anyway.
         if self._tome.spec.returns_tuple:
             self._tome.host.run_as_is(True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.paddle.common import (
     NORMS,
@@ -19,7 +20,7 @@ from tomecore.adapters.families.paddle.common import (
     attend_projected,
     one_prefix_token,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["ENCODER_LAYER", "FRAMEWORK", "SPECS"]
 
@@ -33,8 +34,8 @@ _CLIP = ".paddlenlp.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.self_attn
     y = block.norm1(x) if block.normalize_before else x
     y, k = attend_projected(host, attn, y, bias, attn.head_dim**-0.5)
@@ -42,7 +43,7 @@ def attend(
     return (x if block.normalize_before else block.norm1(x)), k
 
 
-def feed(block: Any, x: Array) -> Array:
+def feed(block: Any, x: Tokens) -> Tokens:
     y = block.norm2(x) if block.normalize_before else x
     y = block.linear2(block.dropout(block.activation(block.linear1(y))))
     x = x + block.dropout2(y)
@@ -85,7 +86,7 @@ CLIP = replace(
     },
     notes=(
         "the vision tower, also of Chinese CLIP and ERNIE-ViL; your own towers by register(); PaddleNLP "
-        "does not import beside today's huggingface_hub: tested on a twin around Paddle's own layers"
+        "cannot be imported with today's huggingface_hub: tested on a twin around Paddle's own layers"
     ),
 )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
@@ -20,7 +21,7 @@ from tomecore.adapters.families.paddle.common import (
     position_bias,
 )
 from tomecore.adapters.families.paddle.plsc import prefix
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -30,8 +31,8 @@ _MODULE = ".ppcls.arch.backbone.model_zoo.foundation_vit"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
     scale = attn.scale

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import add_biases, split_heads
 from tomecore.adapters.families.paddle.common import (
@@ -22,7 +23,7 @@ from tomecore.adapters.families.paddle.common import (
 )
 from tomecore.adapters.families.paddle.plsc import attend as attend_plain
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -37,8 +38,8 @@ _DROP_PATHS = (
 
 
 def attend_cae(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     y = block.norm1(x)
     projected = None
@@ -87,7 +88,7 @@ VIT = Spec(
             "it passes a grid of patches to groups of blocks, and the grid must stay complete"
         )
     },
-    notes="every block hands on all tokens, for decoders; no ViT-Adapter",
+    notes="every block returns all tokens, for decoders; no ViT-Adapter",
 )
 
 CAE = replace(

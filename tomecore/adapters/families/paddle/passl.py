@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.attention import fused_qkv, split_heads
 from tomecore.adapters.families.paddle.common import (
@@ -20,7 +21,7 @@ from tomecore.adapters.families.paddle.common import (
 )
 from tomecore.adapters.families.paddle.plsc import feed as feed_plain
 from tomecore.adapters.families.readers import IntermediateLayers
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = ["FRAMEWORK", "SPECS"]
@@ -35,8 +36,8 @@ _SCALES = (f"{_DINOV2}.LayerScale", IDENTITY)
 
 
 def attend_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(block.norm1(x)), attn.num_heads)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_dropout, attn.scales)
@@ -44,19 +45,19 @@ def attend_dino(
 
 
 def attend_dinov2(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x))
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
     return x + drop_path(block, block.ls1(attn.proj_drop(attn.proj(y)))), k
 
 
-def feed_dinov2(block: Any, x: Array) -> Array:
+def feed_dinov2(block: Any, x: Tokens) -> Tokens:
     return x + drop_path(block, block.ls2(block.mlp(block.norm2(x))))
 
 
-def drop_path(block: Any, y: Array) -> Array:
+def drop_path(block: Any, y: Tokens) -> Tokens:
     """Apply the drop path that both halves of the block share."""
     if not block.training:
         return y

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
 from tomecore.adapters.families.attention import fused_qkv, trim_with
 from tomecore.adapters.families.paddle.common import IDENTITY, NORMS, attend_with_dropout
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
 
@@ -49,13 +50,13 @@ _DROP_PATHS = (
 
 
 def attend(
-    host: Any,
+    host: LayerHost,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v, scale = fused_qkv(host, attn, block.norm1(x), block_kwargs, rows)
     y = attend_with_dropout(host, attn, (q, k, v), bias, attn.attn_drop, scale)
@@ -63,7 +64,7 @@ def attend(
     return x + block.drop_path(attn.proj_drop(attn.proj(y))), k
 
 
-def feed(block: Any, x: Array) -> Array:
+def feed(block: Any, x: Tokens) -> Tokens:
     return x + block.drop_path(block.mlp(block.norm2(x)))
 
 
@@ -90,7 +91,7 @@ def why_not_rows(tower: Any) -> str | None:
     return f"the model pools over all tokens (global_pool={getattr(tower, 'global_pool', None)!r})"
 
 
-#: towers in which only prefix tokens are read behind the blocks, unless they pool; of libraries whose whole
+#: towers in which only prefix tokens are read after the blocks, unless they pool; of libraries whose whole
 #: models are known
 _READ = (
     *(name for name in _names("VisionTransformer") if not name.startswith((".plsc.", ".passl."))),

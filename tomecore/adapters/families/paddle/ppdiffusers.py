@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import LayerHost
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.halves import feed_layer_norm2
 from tomecore.adapters.families.paddle.common import (
@@ -16,7 +17,7 @@ from tomecore.adapters.families.paddle.common import (
     attend_projected,
     one_prefix_token,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -26,8 +27,8 @@ _CLIP = ".ppdiffusers.transformers.clip.modeling"
 
 
 def attend(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: LayerHost, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.self_attn
     y, k = attend_projected(host, attn, block.layer_norm1(x), bias, attn.scale)
     return x + y, k
@@ -54,7 +55,7 @@ CLIP = Spec(
     bypasses=("self_attn",),
     tower_mixin=HiddenStates,
     notes=(
-        "the vision tower; attention maps only with r = 0; does not import beside today's "
+        "the vision tower; attention maps only with r = 0; cannot be imported with today's "
         "huggingface_hub: tested on a twin"
     ),
 )

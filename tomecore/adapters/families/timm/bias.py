@@ -12,8 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.positions import merge_position_bias
 from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.families.attention import add_biases, attend_heads, split_heads
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
@@ -27,7 +29,7 @@ from tomecore.adapters.families.timm.common import (
     pools_over_tokens,
     prefix,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["BEIT", "FRAMEWORK", "REL_POS", "REL_POS_POST_NORM", "SPECS"]
 
@@ -37,8 +39,8 @@ _MERGED = "merged bias"
 
 
 def attend_beit(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v = split_heads(beit_qkv(host, attn, block.norm1(x)), attn.num_heads)
     y = attend_and_project(host, attn, (q, k, v), add_biases(beit_bias(attn, block_kwargs), bias))
@@ -47,7 +49,7 @@ def attend_beit(
     return x + block.drop_path1(y), k
 
 
-def carry_beit(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_beit(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     bias = beit_bias(block.attn, block_kwargs)
     if bias is None:
         return {}
@@ -65,7 +67,7 @@ def beit_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
     return own if bias is None else own + bias
 
 
-def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
+def beit_qkv(host: Host, attn: Any, y: Tokens) -> Array:
     """Return the projection with the biases of queries and values, which ``attn.qkv`` does not hold."""
     if attn.q_bias is None:
         return attn.qkv(y)
@@ -76,22 +78,22 @@ def beit_qkv(host: Any, attn: Any, y: Array) -> Array:
 
 
 def attend_rel_pos(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     y, k = rel_pos_attention(host, block, block.norm1(x), bias, block_kwargs)
     return x + block.drop_path1(block.ls1(y)), k
 
 
 def attend_rel_pos_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     y, k = rel_pos_attention(host, block, x, bias, block_kwargs)
     return x + block.drop_path1(block.norm1(y)), k
 
 
 def rel_pos_attention(
-    host: Any, block: Any, y: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, y: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attn = block.attn
     q, k, v = split_heads(attn.qkv(y), attn.num_heads)
     # transposed as in timm, so that strides and last bits agree
@@ -101,7 +103,7 @@ def rel_pos_attention(
     return attend_and_project(host, attn, (q, k, v), bias), k
 
 
-def carry_rel_pos(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_rel_pos(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     bias = rel_pos_bias(block.attn, block_kwargs)
     return {} if bias is None else {_MERGED: merge_position_bias(host, bias, state)}
 
@@ -116,7 +118,7 @@ def rel_pos_bias(attn: Any, block_kwargs: Kwargs) -> Array | None:
 
 
 def attend_and_project(
-    host: Any, attn: Any, qkv: tuple[Array, Array, Array], bias: Array | None
+    host: Host, attn: Any, qkv: tuple[Array, Array, Array], bias: Array | None
 ) -> Array:
     dropout = attn.attn_drop.p if attn.training else 0.0
     scale = 1 / qkv[0].shape[-1] ** 0.5  # attn.scale, to the last bit of the fused kernel

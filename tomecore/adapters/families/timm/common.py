@@ -7,11 +7,12 @@ compile into one graph. A bool mask of keys (B, 1, 1, N) needs no check.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
+from tomecore.adapters.families.attention import Layer
 from tomecore.adapters.families.classes import IDENTITY
 from tomecore.adapters.families.classes import NORMS as _NORMS_OF_TORCH
-from tomecore.backends import Array
+from tomecore.backends import Array, Mask, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = [
@@ -64,22 +65,39 @@ ARGUMENTS = ("attn_mask", "is_causal")
 _MASKED = -1e4
 
 
-def feed(block: Any, x: Array) -> Array:
+class MlpHalf(Protocol):
+    """The modules of the MLP half of a block."""
+
+    norm2: Layer
+    mlp: Layer
+    drop_path2: Layer
+
+
+class ScaledMlpHalf(MlpHalf, Protocol):
+    """The same with a LayerScale."""
+
+    ls2: Layer
+
+
+def feed(block: ScaledMlpHalf, x: Tokens) -> Tokens:
+    """Compute the MLP half of timm's Block."""
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def feed_gamma(block: Any, x: Array) -> Array:
+def feed_gamma(block: MlpHalf, x: Tokens) -> Tokens:
     """Compute the MLP half of blocks whose LayerScale is a parameter ``gamma_2``, or missing."""
     y = block.mlp(block.norm2(x))
     gamma = getattr(block, "gamma_2", None)
     return x + block.drop_path2(y if gamma is None else gamma * y)
 
 
-def feed_post_norm(block: Any, x: Array) -> Array:
+def feed_post_norm(block: MlpHalf, x: Tokens) -> Tokens:
+    """Compute the MLP half of blocks that norm after the MLP."""
     return x + block.drop_path2(block.norm2(block.mlp(x)))
 
 
 def prefix(tower: Any) -> int:
+    """Return the number of class, distillation and register tokens."""
     return int(tower.num_prefix_tokens)
 
 
@@ -93,7 +111,7 @@ def pools_over_tokens(tower: Any) -> str | None:
     return None
 
 
-def real_tokens(mask: Array) -> Array:
+def real_tokens(mask: Array) -> Mask:
     """Return which tokens are real, (B or 1, N) bool, False for padding.
 
     Masks of keys (B or 1, 1, 1, N) are supported, and masks of pairs (B or 1, 1, N, N) in which the

@@ -1,12 +1,11 @@
-"""Towers of timm with rotary positions: Eva (EVA, EVA02, DINOv3, PE, RoPE-ViT, Sapiens2), NaFlexVit,
-and the encoders of Qwen3-VL, DeepSeek and Gemma 4.
+"""Towers of timm with rotary positions: Eva, NaFlexVit, and the encoders of Qwen3-VL, DeepSeek and Gemma 4.
 
-Their attention accepts the bias as ``attn_mask`` and applies ``k_norm`` to the key before the
-rotation; with grouped queries there are fewer key heads, and the mean is over those. Every block gets the
-table of rotations for all patches, as (N, D), per head, per sample or both; the table of
-merged tokens is the mean over each group. After the first merge there is one table per
-sample, and rotations of merged tokens are shorter than 1, because they are means over keys at
-several positions.
+Eva is EVA, EVA02, DINOv3, PE, RoPE-ViT and Sapiens2. Their attention accepts the bias as ``attn_mask`` and
+applies ``k_norm`` to the key before the rotation; with grouped queries there are fewer key heads, and the
+mean is over those. Every block gets the table of rotations for all patches, as (N, D), per head, per sample
+or both; the table of merged tokens is the mean over each group. After the first merge there is one table per
+sample, and rotations of merged tokens are shorter than 1, because they are means over keys at several
+positions.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.positions import merge_rotary_table
 from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     DROP_PATHS,
@@ -27,7 +28,7 @@ from tomecore.adapters.families.timm.common import (
     prefix,
     real_tokens,
 )
-from tomecore.backends import Array
+from tomecore.backends import Bias, Tokens
 
 __all__ = ["DEEPSEEK", "EVA", "EVA_POST_NORM", "FRAMEWORK", "GEMMA", "SPECS"]
 
@@ -37,39 +38,39 @@ _ATTENTIONS = ("timm.layers.attention.AttentionRope", "timm.models.eva.EvaAttent
 _NAFLEX = {"timm.models.naflexvit.NaFlexVit": "blocks"}
 
 
-def attend(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
+def attend(host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs) -> Tokens:
     y = block.attn(block.norm1(x), rope=block_kwargs.get("rope"), attn_mask=bias)
     gamma = getattr(block, "gamma_1", None)
     return x + block.drop_path1(y if gamma is None else gamma * y)
 
 
 def attend_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     y = block.attn(x, rope=block_kwargs.get("rope"), attn_mask=bias)
     return x + block.drop_path1(block.norm1(y))
 
 
-def carry(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     if "rope" in block_kwargs:
         return {**block_kwargs, "rope": merge_rotary_table(host, block_kwargs["rope"], state)}
     return block_kwargs
 
 
 def attend_gemma(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     y = block.attn(
         block.norm1(x), block_kwargs["rope_cos"], block_kwargs["rope_sin"], attn_mask=bias
     )
     return x + block.drop_path(block.norm2(y))
 
 
-def feed_gemma(block: Any, x: Array) -> Array:
+def feed_gemma(block: Any, x: Tokens) -> Tokens:
     return x + block.drop_path(block.norm4(block.mlp(block.norm3(x))))
 
 
-def carry_gemma(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_gemma(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     """Merge Gemma's tables, which are (B, N, D), without an axis of heads."""
     tables = {
         name: merge_rotary_table(host, block_kwargs[name][:, None], state)[:, 0]

@@ -1,7 +1,7 @@
 """Other blocks of timm for VisionTransformer and NaFlexVit: post-norm, and parallel branches.
 
 If attention and MLP run in parallel, no merge can happen between them: the whole block runs as it
-is, with the bias as its mask, and tokens merge behind it. Differential attention has two keys per
+is, with the bias as its mask, and tokens merge after it. Differential attention has two keys per
 head, which are averaged as heads are.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, matches
 from tomecore.adapters.engine.swap import original_class
 from tomecore.adapters.families.timm.common import (
@@ -22,7 +23,7 @@ from tomecore.adapters.families.timm.common import (
     feed_post_norm,
 )
 from tomecore.adapters.families.timm.vit import VIT
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["DIFF_PARALLEL", "FRAMEWORK", "PARALLEL", "RES_POST", "SPECS", "THINGS"]
 
@@ -34,14 +35,14 @@ _DROPOUTS = ("torch.nn.modules.dropout.Dropout",)
 
 
 def attend_post_norm(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     return x + block.drop_path1(block.norm1(block.attn(x, attn_mask=bias)))
 
 
 def attend_branches(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     if bias is None:
         return x + total([branch(x) for branch in block.attns])
     outputs = []
@@ -51,7 +52,7 @@ def attend_branches(
     return x + total(outputs)
 
 
-def feed_branches(block: Any, x: Array) -> Array:
+def feed_branches(block: Any, x: Tokens) -> Tokens:
     return x + total([branch(x) for branch in block.ffns])
 
 
@@ -80,8 +81,8 @@ def unknown_branch(block: Any) -> str | None:
 
 
 def attend_parallel(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     """Compute the whole block with its own forward."""
     forward: Any = original_class(block).forward  # type: ignore[attr-defined]
     return forward(block, x, attn_mask=bias)

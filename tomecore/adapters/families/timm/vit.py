@@ -7,10 +7,17 @@ own module; the key is the output of its ``k_norm``, and the bias is passed as `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from tomecore.adapters.engine.spec import Anatomy, Kwargs, Spec
-from tomecore.adapters.families.attention import attend_heads, fused_qkv, trim_with
+from tomecore.adapters.engine.host import Host
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Projected, Spec
+from tomecore.adapters.families.attention import (
+    FusedAttention,
+    Layer,
+    attend_heads,
+    fused_qkv,
+    trim_with,
+)
 from tomecore.adapters.families.readers import ForwardIntermediates
 from tomecore.adapters.families.timm.common import (
     ARGUMENTS,
@@ -25,21 +32,43 @@ from tomecore.adapters.families.timm.common import (
     prefix,
     real_tokens,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS", "VIT"]
 
 FRAMEWORK = "torch"
 
 
+class Attention(FusedAttention, Protocol):
+    """The parts of timm's attention that :func:`attend_rows` uses; ``norm`` and ``gate`` may be missing."""
+
+    training: bool
+    q_norm: Layer
+    k_norm: Layer
+    attn_drop: Any
+    proj: Layer
+    proj_drop: Layer
+    norm: Any
+    gate: Any
+
+
+class AttentionHalf(Protocol):
+    """The modules of the attention half of a block."""
+
+    norm1: Layer
+    attn: Any
+    ls1: Layer
+    drop_path1: Layer
+
+
 def attend(
-    host: Any,
-    block: Any,
-    x: Array,
-    bias: Array | None,
+    host: Host,
+    block: AttentionHalf,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> Array:
+) -> Tokens:
     y = block.norm1(x)
     if rows is None:
         y = block.attn(y, attn_mask=bias)
@@ -49,14 +78,14 @@ def attend(
 
 
 def qkv(
-    host: Any, attn: Any, y: Array, block_kwargs: Any, rows: int | None
-) -> tuple[Array, Array, Array, float]:
-    """Return q, k, v and the scale of timm's attention; queries and keys are normed per head."""
+    host: Host, attn: Attention, y: Tokens, block_kwargs: Kwargs | None, rows: int | None
+) -> Projected:
+    """Return q, k, v and the scale of timm's attention; queries and keys are normalized per head."""
     q, k, v, scale = fused_qkv(host, attn, y, block_kwargs, rows)
-    return normed(host, attn.q_norm, q), normed(host, attn.k_norm, k), v, scale
+    return apply_norm(host, attn.q_norm, q), apply_norm(host, attn.k_norm, k), v, scale
 
 
-def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -> Array:
+def attend_rows(host: Host, attn: Attention, y: Tokens, bias: Bias | None, rows: int) -> Tokens:
     """Return the output of ``attn`` for the first ``rows`` tokens of ``y``."""
     q, k, v, scale = qkv(host, attn, y, None, rows)
     out = attend_heads(host, (q, k, v), bias, attn.attn_drop.p if attn.training else 0.0, scale)
@@ -66,7 +95,7 @@ def attend_rows(host: Any, attn: Any, y: Array, bias: Array | None, rows: int) -
     return attn.proj_drop(attn.proj(out))
 
 
-def normed(host: Any, norm: Any, x: Array) -> Array:
+def apply_norm(host: Host, norm: Layer, x: Array) -> Array:
     """Return ``norm`` of x (B, N, H, D), which it gets in timm's layout (B, H, N, D)."""
     xp = host.backend().xp
     y: Array = xp.permute_dims(norm(xp.permute_dims(x, (0, 2, 1, 3))), (0, 2, 1, 3))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec
 from tomecore.adapters.families.classes import LAYER_NORM
 from tomecore.adapters.families.halves import feed_layer_norm2
@@ -27,7 +28,7 @@ from tomecore.adapters.families.transformers.common import (
     where_pooled,
     with_bias,
 )
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Mask, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -86,13 +87,13 @@ def _nth(models: Mapping[str, tuple[str, ...]], n: int) -> tuple[str, ...]:
 
 
 def attend_clip(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> Array:
+) -> Tokens:
     attention, y = block.self_attn, block.layer_norm1(x)
     if rows is None:
         y, _ = attention(hidden_states=y, **with_bias(attention, bias, block_kwargs))
@@ -110,7 +111,7 @@ def prefix_clip(tower: Any) -> int:
     return int(getattr(tower.embeddings, "class_embedding", None) is not None)
 
 
-def real_tokens(mask: Array) -> Array:
+def real_tokens(mask: Array) -> Mask:
     """Return which tokens are real, from the mask that the tower builds from its padding mask.
 
     The mask is the same for every query: (B, N) for flash attention, else (B, 1, N or 1, N), True or 0 for
@@ -177,6 +178,7 @@ PADDED = replace(
     children={**CLIP.children, "self_attn": _nth(_PADDED, 2), "mlp": _nth(_PADDED, 3)},
     mask="attention_mask",
     real_tokens=real_tokens,
+    anatomy=None,  # it has no class token
     trim=None,
     notes="padding merges first and weighs nothing; needs sdpa or eager attention where there is padding",
 )

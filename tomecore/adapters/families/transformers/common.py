@@ -11,10 +11,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tomecore.adapters.engine.spec import Anatomy, Kwargs, Trim, qualified_name
+from tomecore.adapters.engine.host import Host
+from tomecore.adapters.engine.spec import Anatomy, Kwargs, Projected, Trim, qualified_name
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.engine.swap import original_class
-from tomecore.adapters.families.attention import attend_heads, separate_qkv, trim_with
-from tomecore.backends import Array
+from tomecore.adapters.families.attention import (
+    ProjectedAttention,
+    attend_heads,
+    separate_qkv,
+    trim_with,
+)
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = [
@@ -26,11 +33,11 @@ __all__ = [
     "class_and_registers",
     "hidden_states_wanted",
     "hooked_by_others",
+    "is_recorded",
     "no_mask",
     "no_prefix",
     "of",
     "one_prefix_token",
-    "recorded",
     "trim_of",
     "where_pooled",
     "with_bias",
@@ -84,7 +91,7 @@ READERS = {
 }
 
 
-def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[str, Any]:
+def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> Kwargs:
     """Return arguments for ``attention`` with which it adds ``bias`` to its scores."""
     if bias is None:
         return block_kwargs
@@ -99,7 +106,7 @@ def with_bias(attention: Any, bias: Array | None, block_kwargs: Kwargs) -> dict[
     return {**block_kwargs, "attention_mask": bias if mask is None else mask + bias}
 
 
-def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def no_mask(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     """Return ``block_kwargs`` without a mask that the library adds; raise for a user's mask.
 
     It is the ``Spec.carry`` of layers with no other argument about tokens. While torch.export traces, the
@@ -120,15 +127,15 @@ def no_mask(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str
 
 def hidden_states_wanted(tower: Any) -> bool:
     """Whether the output of every layer is recorded in this forward pass."""
-    return recorded("hidden_states")
+    return is_recorded("hidden_states")
 
 
 def attentions_wanted(tower: Any) -> bool:
     """Whether attention maps are recorded in this forward pass."""
-    return recorded("attentions")
+    return is_recorded("attentions")
 
 
-def hooked_by_others(host: Any, attention: Any) -> bool:
+def hooked_by_others(host: Host, attention: Any) -> bool:
     """Whether ``attention`` has a hook on its forward that is not the library's own recorder."""
     if not host.hooked(attention):
         return False
@@ -141,8 +148,13 @@ def hooked_by_others(host: Any, attention: Any) -> bool:
 
 
 def attend_rows(
-    host: Any, attention: Any, y: Array, bias: Array | None, block_kwargs: Kwargs, rows: int
-) -> Array:
+    host: Host,
+    attention: ProjectedAttention,
+    y: Tokens,
+    bias: Bias | None,
+    block_kwargs: Kwargs,
+    rows: int,
+) -> Tokens:
     """Return ``attention`` of the first ``rows`` tokens of y, (B, rows, C), by the fused kernel."""
     q, k, v, scale = qkv(host, attention, y, block_kwargs, rows)
     dropout = either(attention, "attention_dropout", "dropout") if attention.training else 0.0
@@ -151,8 +163,8 @@ def attend_rows(
 
 
 def qkv(
-    host: Any, attention: Any, y: Array, block_kwargs: Kwargs, rows: int | None
-) -> tuple[Array, Array, Array, float]:
+    host: Host, attention: ProjectedAttention, y: Tokens, block_kwargs: Kwargs, rows: int | None
+) -> Projected:
     """Return q, k, v and the scale of an attention with ``q_proj``, ``k_proj``, ``v_proj`` and ``head_dim``.
 
     Rotary tables have no rows for prefix tokens, so queries of the first ``rows`` tokens are not rotated.
@@ -161,12 +173,12 @@ def qkv(
     q, k, v = separate_qkv(projections, y, attention.head_dim, rows)
     tables = block_kwargs.get("position_embeddings")
     if tables is not None:
-        k = rotated(attention, k, tables)
-        q = rotated(attention, q, tables) if rows is None else q
+        k = apply_rotary(attention, k, tables)
+        q = apply_rotary(attention, q, tables) if rows is None else q
     return q, k, v, either(attention, "scaling", "scale")
 
 
-def rotated(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
+def apply_rotary(attention: Any, x: Array, tables: tuple[Array, Array]) -> Array:
     """Return x (B, N, H, D), rotated by the library's own function with ``tables`` of cos and sin."""
     rotate = sys.modules[original_class(attention).__module__].apply_rotary_pos_emb
     x = x.transpose(1, 2)
@@ -208,7 +220,7 @@ def trim_of(anatomy: Anatomy, **known: Any) -> Trim:
     return trim_with(anatomy, keys=keys, refuse=why_not_rows, watched=attentions_wanted, **known)
 
 
-def recorded(what: str) -> bool:
+def is_recorded(what: str) -> bool:
     """Whether transformers records ``what`` ("hidden_states" or "attentions") in this forward pass.
 
     Its hooks on layers read one variable, which a model sets while it runs; so does this function.
@@ -219,10 +231,12 @@ def recorded(what: str) -> bool:
 
 
 def no_prefix(tower: Any) -> int:
+    """Return 0: the tower has no prefix tokens."""
     return 0
 
 
 def one_prefix_token(tower: Any) -> int:
+    """Return 1, for the class token."""
     return 1
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.positions import merge_position_bias, merge_rotary_table
 from tomecore.adapters.engine.spec import Kwargs, Spec
+from tomecore.adapters.engine.state import TokenState
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
 from tomecore.adapters.families.transformers.common import (
     MASKED,
@@ -26,14 +28,14 @@ from tomecore.adapters.families.transformers.common import (
     with_bias,
 )
 from tomecore.adapters.families.transformers.vit import attend_dino, feed_dino, heads_vit
-from tomecore.backends import Array
+from tomecore.backends import Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
 FRAMEWORK = "torch"
 
 
-def carry_tables(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_tables(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     """Merge the rotary tables; the class token and registers have no rows in them."""
     block_kwargs = no_mask(host, block, block_kwargs, state)
     cos, sin = block_kwargs["position_embeddings"]
@@ -45,19 +47,21 @@ def heads_of_dinov3(block: Any) -> int:
     return int(block.attention.num_heads)
 
 
-def attend_beit(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
+def attend_beit(
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     attention = block.attention
     block_kwargs = with_positions(block, block_kwargs, x.shape[1])
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, block_kwargs))
     return block.drop_path(block.lambda_1 * block.dropout(y)) + x
 
 
-def feed_beit(block: Any, x: Array) -> Array:
+def feed_beit(block: Any, x: Tokens) -> Tokens:
     y = block.dropout(block.mlp(block.layernorm_after(x)))
     return block.drop_path(block.lambda_2 * y) + x
 
 
-def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[str, Any]:
+def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> Kwargs:
     """Return ``block_kwargs`` with the layer's bias for ``num_tokens`` tokens in the mask, if it lacks it."""
     if "resolution" not in block_kwargs:
         return block_kwargs
@@ -75,7 +79,7 @@ def with_positions(block: Any, block_kwargs: Kwargs, num_tokens: int) -> dict[st
     return rest
 
 
-def carry_bias(host: Any, block: Any, block_kwargs: Kwargs, state: Any) -> dict[str, Any]:
+def carry_bias(host: Host, block: Any, block_kwargs: Kwargs, state: TokenState) -> Kwargs:
     """Merge the position bias of all tokens, shared or the layer's own."""
     mask = block_kwargs.get("attention_mask")
     shared = block.attention.config.use_shared_relative_position_bias

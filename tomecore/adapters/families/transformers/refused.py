@@ -11,7 +11,7 @@ _PACKED = (
     "merging needs one sequence for each image"
 )
 _BEHIND = (
-    "its detection tokens stand behind the patches, where tomecore does not protect them, and position "
+    "its detection tokens come after the patches, where tomecore does not protect them, and position "
     "embeddings of all tokens may be added between its layers"
 )
 _COLLECTING = (

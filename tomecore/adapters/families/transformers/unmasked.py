@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec, never
 from tomecore.adapters.families.attention import attend_heads, separate_qkv, split_heads
 from tomecore.adapters.families.classes import DROPOUT, LAYER_NORM
@@ -20,16 +21,16 @@ from tomecore.adapters.families.transformers.common import (
     FLAGS,
     hidden_states_wanted,
     hooked_by_others,
+    is_recorded,
     no_mask,
     no_prefix,
     of,
     one_prefix_token,
-    recorded,
     where_pooled,
     with_bias,
 )
 from tomecore.adapters.families.transformers.vit import DINO
-from tomecore.backends import Array
+from tomecore.backends import Array, Bias, Tokens
 from tomecore.errors import UnsupportedModelError
 
 __all__ = ["FRAMEWORK", "SPECS"]
@@ -55,7 +56,7 @@ def _blip(ending: str) -> tuple[str, ...]:
 
 def check_not_recorded() -> None:
     """Raise if this pass records attentions, which our attention half does not compute."""
-    if recorded("attentions"):
+    if is_recorded("attentions"):
         raise UnsupportedModelError(
             "the attention of this model accepts no bias, so merging uses a kernel that gives no "
             "attentions to record. Call it without output_attentions, or set model.r = 0."
@@ -63,8 +64,8 @@ def check_not_recorded() -> None:
 
 
 def attend_two_deep(
-    host: Any, block: Any, y: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, y: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     """Return ``block.attention`` of ``y``; its parts are ``attention`` and the projection ``output``."""
     if bias is None:
         return block.attention(y, **block_kwargs)
@@ -75,17 +76,19 @@ def attend_two_deep(
     return block.attention.output(attend_heads(host, qkv, bias, dropout, inner.scaling), y)
 
 
-def attend_two(host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs) -> Array:
+def attend_two(
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     return attend_two_deep(host, block, block.layernorm_before(x), bias, block_kwargs) + x
 
 
-def feed_two(block: Any, x: Array) -> Array:
+def feed_two(block: Any, x: Tokens) -> Tokens:
     return block.output(block.intermediate(block.layernorm_after(x)), x)
 
 
 def attend_old_dino(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     y = attend_two_deep(host, block, block.norm1(x), bias, block_kwargs)
     return block.drop_path(block.layer_scale1(y)) + x
 
@@ -95,8 +98,8 @@ def heads_two(block: Any) -> int:
 
 
 def attend_blip(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> tuple[Array, Array]:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> tuple[Tokens, Array]:
     attention = block.self_attn
     check_not_recorded()
     q, k, v = split_heads(attention.qkv(block.layer_norm1(x)), attention.num_heads)
@@ -111,14 +114,14 @@ def attend_blip(
 
 
 def attend_internvl(
-    host: Any, block: Any, x: Array, bias: Array | None, block_kwargs: Kwargs
-) -> Array:
+    host: Host, block: Any, x: Tokens, bias: Bias | None, block_kwargs: Kwargs
+) -> Tokens:
     attention = block.attention
     y, _ = attention(block.layernorm_before(x), **with_bias(attention, bias, block_kwargs))
     return block.lambda_1 * y + x
 
 
-def feed_internvl(block: Any, x: Array) -> Array:
+def feed_internvl(block: Any, x: Tokens) -> Tokens:
     return block.lambda_2 * block.dropout(block.mlp(block.layernorm_after(x))) + x
 
 

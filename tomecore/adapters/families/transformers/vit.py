@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tomecore.adapters.engine.host import Host
 from tomecore.adapters.engine.spec import Kwargs, Spec, qualified_name
 from tomecore.adapters.engine.swap import original_class
 from tomecore.adapters.families.classes import DROPOUT, IDENTITY, LAYER_NORM
@@ -27,7 +28,7 @@ from tomecore.adapters.families.transformers.common import (
     with_bias,
 )
 from tomecore.adapters.families.transformers.refused import REFUSED
-from tomecore.backends import Array
+from tomecore.backends import Bias, Tokens
 
 __all__ = ["FRAMEWORK", "SPECS"]
 
@@ -52,13 +53,13 @@ def _each(models: dict[str, str], ending: str) -> tuple[str, ...]:
 
 
 def attend_vit(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> Array:
+) -> Tokens:
     attention, y = block.attention, block.layernorm_before(x)
     if rows is None:
         y, _ = attention(y, **with_bias(attention, bias, block_kwargs))
@@ -67,7 +68,7 @@ def attend_vit(
     return block.dropout(y) + x
 
 
-def feed_vit(block: Any, x: Array) -> Array:
+def feed_vit(block: Any, x: Tokens) -> Tokens:
     return block.dropout(block.mlp(block.layernorm_after(x))) + x
 
 
@@ -88,13 +89,13 @@ def not_vit_mae(tower: Any) -> bool:
 
 
 def attend_dino(
-    host: Any,
+    host: Host,
     block: Any,
-    x: Array,
-    bias: Array | None,
+    x: Tokens,
+    bias: Bias | None,
     block_kwargs: Kwargs,
     rows: int | None = None,
-) -> Array:
+) -> Tokens:
     attention, y = block.attention, block.norm1(x)
     if rows is None:
         y, _ = attention(y, **with_bias(attention, bias, block_kwargs))
@@ -103,7 +104,7 @@ def attend_dino(
     return block.drop_path(block.layer_scale1(y)) + x
 
 
-def feed_dino(block: Any, x: Array) -> Array:
+def feed_dino(block: Any, x: Tokens) -> Tokens:
     return block.drop_path(block.layer_scale2(block.mlp(block.norm2(x)))) + x
 
 

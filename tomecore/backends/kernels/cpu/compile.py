@@ -13,18 +13,18 @@ from numba import cfunc, types
 
 from tomecore.backends.kernels.cpu import loops
 
-__all__ = ["compiled"]
+__all__ = ["compile_kernels"]
 
 _INT = types.int64
 _FLOATS, _INTS = types.CPointer(types.float32), types.CPointer(types.int64)
 
 
-def compiled(element: str) -> tuple[Any, Any]:
+def compile_kernels(element: str) -> tuple[Any, Any]:
     """Return the two kernels for activations of "float32" or "bfloat16"; both return 0 if memory ran out.
 
     The first normalizes keys. Its arguments are key, samples, tokens, heads, width of a head, strides of
     samples, tokens and heads, protected tokens, and the even and odd units that it fills in. The second does
-    the rest: see ``fused.py``. Compiling takes seconds, once: Numba stores its results beside ``loops.py``,
+    the rest: see ``fused.py``. Compiling takes seconds, once: Numba stores its results next to ``loops.py``,
     or in the user's cache.
     """
     of = types.CPointer(types.uint16 if element == "bfloat16" else types.float32)
@@ -36,7 +36,7 @@ def compiled(element: str) -> tuple[Any, Any]:
 
 def _function(function: Any, signature: Any, element: str) -> Any:
     try:
-        made = cfunc(signature, cache=True)(_named(function, element))
+        made = cfunc(signature, cache=True)(_rename(function, element))
     except (OSError, RuntimeError):  # no writable folder, no space in it, no source
         made = cfunc(signature)(function)
     arguments = [ctypes.c_int64 if one is _INT else ctypes.c_void_p for one in signature.args]
@@ -45,7 +45,7 @@ def _function(function: Any, signature: Any, element: str) -> Any:
     return call
 
 
-def _named(function: Any, element: str) -> Any:
+def _rename(function: Any, element: str) -> Any:
     """Return a copy whose name differs for each source, dtype and processor; Numba names its files by it.
 
     Numba stores all versions of a function in numbered files without a lock: two processes that start at

@@ -1,7 +1,7 @@
 """Matching and merging in two compiled kernels, for libraries whose arrays are in a CPU's memory.
 
 Without kernels, a merge takes about forty calls of a library, and each costs microseconds whatever it
-computes. The kernels are an extra (``pip install tomecore[fast]``): without Numba, and if an array is not
+computes. The kernels are in the extra ``fast``: without Numba, and if an array is not
 plain memory (gradients, graphs, other devices and dtypes), the library's calls are used, and the result is
 the same to rounding.
 """
@@ -17,11 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tomecore.backends.arrays import Array, Bias, Index, Sizes, Tokens
 from tomecore.backends.constants import ConstantCache
 
-__all__ = ["ArrayMemory", "Fused", "Keys", "match_and_merge", "pays_off", "unavailable"]
-
-Array = Any
+__all__ = [
+    "ArrayMemory",
+    "Fused",
+    "Keys",
+    "match_and_merge",
+    "pays_off",
+    "prepare",
+    "unavailable",
+]
 
 #: elements of x that one thread merges in the time of the overhead of a library's calls
 _ELEMENTS = 250_000
@@ -33,7 +40,7 @@ _KEPT_BYTES = 2**23
 
 
 class Keys(NamedTuple):
-    """A key as a block computed it.
+    """The keys of a block, in the layout in which its attention computed them.
 
     Args:
         array: (B, H, N, D) or (B, N, H, D), or (B, N, H * D).
@@ -52,18 +59,20 @@ class Fused(NamedTuple):
     Args:
         tokens: (B, N) int64, the kept tokens, then the merged ones.
         into: (B, r) int64, the slot that each merged token goes to.
-        source: (B, N0) int64, original token -> slot.
+        source: (B, N0) int64, original token -> slot; None: it is composed from the plans if it is needed.
         x: the tokens, (B, n, C) in the dtype of the activations.
         sizes: their sizes, (B, n) float32.
-        bias: (B, 1, 1, n), the logarithms of the sizes in the dtype of the activations.
+        bias: (B, 1, 1, n), the logarithms of the sizes, in the dtype of the activations or of queries.
+        slots: (B, N) int64, token -> slot; None: it is computed from ``tokens`` and ``into`` if it is needed.
     """
 
-    tokens: Array
-    into: Array
-    source: Array
-    x: Array
-    sizes: Array
-    bias: Array
+    tokens: Index
+    into: Index
+    source: Index | None
+    x: Tokens
+    sizes: Sizes
+    bias: Bias
+    slots: Index | None = None
 
 
 class Workspace(NamedTuple):
@@ -108,9 +117,9 @@ def pays_off(elements: int, threads: int) -> bool:
 def match_and_merge(
     memory: ArrayMemory,
     keys: Keys,
-    x: Array,
-    size: Array | None,
-    source: Callable[[], Array] | None,
+    x: Tokens,
+    size: Sizes | None,
+    source: Callable[[], Index] | None,
     r: int,
     protected: int,
 ) -> Fused | None:
@@ -153,13 +162,16 @@ def match_and_merge(
         space.even.data_ptr(), space.odd.data_ptr(),
     )  # fmt: skip
     if not done:
-        raise MemoryError(f"no memory for the keys of {batch} x {count} tokens")
+        raise MemoryError(
+            f"out of memory for the keys of {batch} x {count} tokens; use a smaller batch"
+        )
     cosine = space.products()
     originals = count if before is None else before.shape[1]
+    after = memory.empty(x, (batch, originals), "int64")
     found = Fused(
         tokens=memory.empty(x, (batch, count), "int64"),
         into=memory.empty(x, (batch, r), "int64"),
-        source=memory.empty(x, (batch, originals), "int64"),
+        source=after,
         x=memory.empty(x, (batch, count - r, width), None),
         sizes=memory.empty(x, (batch, count - r), "float32"),
         bias=memory.empty(x, (batch, 1, 1, count - r), None),
@@ -169,10 +181,10 @@ def match_and_merge(
         size is not None, None if size is None else size.data_ptr(),
         originals, before is not None, None if before is None else before.data_ptr(),
         found.x.data_ptr(), found.sizes.data_ptr(), found.bias.data_ptr(),
-        found.tokens.data_ptr(), found.into.data_ptr(), found.source.data_ptr(),
+        found.tokens.data_ptr(), found.into.data_ptr(), after.data_ptr(),
     )  # fmt: skip
     if not done:
-        raise MemoryError(f"no memory to merge {batch} x {count} tokens")
+        raise MemoryError(f"out of memory to merge {batch} x {count} tokens; use a smaller batch")
     return found
 
 
@@ -185,9 +197,9 @@ def fits(keys: Keys, batch: int, count: int) -> bool:
 
 
 def workspace(
-    memory: ArrayMemory, x: Array, batch: int, evens: int, odds: int, width: int
+    memory: ArrayMemory, x: Tokens, batch: int, evens: int, odds: int, width: int
 ) -> Workspace:
-    """Return a workspace; a small one is cached for the next merge of the same shapes in this thread."""
+    """Return the memory of one merge; this thread caches it, if it is small, for the next of these shapes."""
     floats = batch * (evens * odds + (evens + odds) * width)
     if floats > _KEPT_FLOATS:
         return memory.space(x, batch, evens, odds, width)
@@ -215,8 +227,8 @@ def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | Non
     try:
         found: tuple[Any, Any] = importlib.import_module(
             "tomecore.backends.kernels.cpu.compile"
-        ).compiled(element)
-    except Exception as error:  # a compiler or its cache may raise anything; the calls need neither
+        ).compile_kernels(element)
+    except Exception as error:  # noqa: BLE001 (a compiler or its cache may raise anything)
         warnings.warn(
             f"tomecore's kernels for {element} cannot be compiled ({type(error).__name__}: {error}), so "
             "merging uses the library's calls: the same numbers, slower. TOMECORE_KERNELS=0 turns them off.",
@@ -225,6 +237,12 @@ def kernels(element: str) -> tuple[Callable[..., int], Callable[..., int]] | Non
         )
         return None
     return found
+
+
+def prepare(element: str) -> None:
+    """Compile the kernels for a dtype, or load them if they are compiled; other dtypes have none."""
+    if element in ("float32", "bfloat16") and unavailable() is None:
+        kernels(element)
 
 
 @functools.cache

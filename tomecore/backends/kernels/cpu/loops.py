@@ -41,11 +41,11 @@ def _wide(value):
 @extending.overload(narrow, inline="always")
 def _narrow(value, like):
     if like == types.uint16:
-        return _rounded
+        return _round_bfloat16
     return lambda value, like: value
 
 
-def _rounded(value, like):
+def _round_bfloat16(value, like):
     bits = np.float32(value).view(np.uint32)
     if value != value:
         return np.uint16(0x7FC0)

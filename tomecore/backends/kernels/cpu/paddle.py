@@ -15,7 +15,10 @@ __all__ = ["MEMORY"]
 
 
 def _elements(*arrays: Array) -> list[str] | None:
-    """Return None in a static graph, which has no memory yet; half precision has no kernels on a CPU."""
+    """Return the dtypes for the kernels; None if they cannot run.
+
+    A static graph has no memory yet, and Paddle has no half precision on a CPU.
+    """
     if not paddle.in_dynamic_mode():
         return None
     gradients = paddle.is_grad_enabled() and not arrays[0].stop_gradient

@@ -14,19 +14,32 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from tomecore.backends import Array
 from tomecore.backends.kernels.cpu.fused import ArrayMemory, Workspace
 
-__all__ = ["memory"]
+__all__ = ["memory", "transformed", "watched"]
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
-def _elements(*arrays: Array) -> list[str] | None:
-    """Return None if operations are recorded: the record would miss the kernels, or hold constants."""
+def watched() -> bool:
+    """Whether something records or transforms the operations of this thread.
+
+    A record would miss a kernel, or hold its results as constants.
+    """
     if torch.compiler.is_dynamo_compiling() or torch._C._is_tracing():
-        return None
-    if _get_current_dispatch_mode() is not None or peek_interpreter_stack() is not None:
-        return None
-    if _len_torch_dispatch_stack_pre_dispatch():  # make_fx(pre_dispatch=True)
+        return True
+    if _get_current_dispatch_mode() is not None or transformed():
+        return True
+    return bool(_len_torch_dispatch_stack_pre_dispatch())  # make_fx(pre_dispatch=True)
+
+
+def transformed() -> bool:
+    """Whether a function transform, such as ``vmap``, or forward derivatives are active in this thread."""
+    return peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _elements(*arrays: Array) -> list[str] | None:
+    """Return the dtypes for the kernels; None if they cannot run."""
+    if watched():
         return None
     found, gradients = [], torch.is_grad_enabled()
     for x in arrays:
@@ -34,9 +47,7 @@ def _elements(*arrays: Array) -> list[str] | None:
         if element is None or type(x) is not torch.Tensor or not x.is_cpu or x.is_neg():
             return None
         found.append(element)
-    if (gradients and arrays[0].requires_grad) or forward_ad._current_level >= 0:
-        return None
-    return found
+    return None if gradients and arrays[0].requires_grad else found
 
 
 def _empty(like: Array, shape: tuple[int, ...], dtype: str | None) -> Array:

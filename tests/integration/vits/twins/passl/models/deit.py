@@ -1,4 +1,4 @@
-"""PASSL's DeiT: a tower of its own, which is no subclass of VisionTransformer, and its distilled kind."""
+"""PASSL's DeiT: its own tower, which is not a subclass of VisionTransformer, and its distilled kind."""
 
 from __future__ import annotations
 

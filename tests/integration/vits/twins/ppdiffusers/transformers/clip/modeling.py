@@ -11,7 +11,7 @@ from paddle.nn import functional as F
 
 
 def config(**sizes):
-    """What the classes read of theirs."""
+    """The settings that the classes read."""
     return SimpleNamespace(
         layer_norm_eps=1e-5,
         attention_dropout=0.0,

@@ -1,0 +1,1 @@
+"""Matching and merging as four kernels for a GPU, compiled by Triton."""
