@@ -9,7 +9,8 @@ LOCKED ?= yes
 FAST = tests/core tests/backends tests/adapters tests/test_layering.py
 # Two processes of one thread each: the models of the tests are tiny, so more threads would only wait for each other.
 # A file, or a class of laws, stays in one process, so its shared objects are built once.
-PARALLEL = -n 2 --dist loadscope
+# If a process dies, its test fails and the run ends; a new process would begin with the same test again.
+PARALLEL = -n 2 --dist loadscope --max-worker-restart 0
 test test-fast test-bare: export OMP_NUM_THREADS ?= 1
 # With other versions than the locked ones, warnings of other libraries are listed and are not errors.
 WARNINGS = $$(test -n "$$lock" || echo --list-warnings)

@@ -265,17 +265,27 @@ def test_libraries_are_quiet_while_a_model_is_loaded(caplog: pytest.LogCaptureFi
     assert caplog.messages == ["a warning of library", "afterwards"]
 
 
-def test_large_tensors_are_not_filled() -> None:
-    large, few = torch.zeros(300, 300), torch.zeros(9)
-    with _torch.uninitialised():
+def test_large_parameters_are_not_filled() -> None:
+    large, few = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((300, 300), (3, 3)))
+    with _torch.uninitialised(), torch.no_grad():
         for one in (large, few):
-            torch.nn.init.trunc_normal_(one)
-            torch.nn.init.kaiming_uniform_(one.reshape(1, -1))
+            torch.nn.init.trunc_normal_(one.data)
+            torch.nn.init.kaiming_uniform_(one)
             one.add_(1)
     assert not large.any()
     assert few.all()
     torch.nn.init.ones_(large)
     assert large.all()
+
+
+@pytest.mark.parametrize("bounds", [{}, {"mean": 1, "a": 0.5, "b": 1.5}, {"a": -0.02, "b": 0.02}])
+@pytest.mark.parametrize("data", [False, True])
+def test_numbers_within_bounds_are_found(bounds: dict[str, float], data: bool) -> None:
+    """Torch draws again what is out of bounds, which never ended where drawing was left out altogether."""
+    parameter = torch.nn.Parameter(torch.full((300, 300), 1e9))  # memory that has been used
+    with _torch.uninitialised():
+        torch.nn.init.trunc_normal_(parameter.data if data else parameter, std=0.5, **bounds)
+    assert parameter.abs().max() <= 2
 
 
 def test_pixels_and_back(picture: Image.Image) -> None:

@@ -28,6 +28,8 @@ _FILLING = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "fill_",
 _SHOWN = 400
 #: tensors with more elements are weights of a product, or embeddings
 _SMALL = 2**16
+#: an attribute of tensors that share the memory of a parameter
+_OF_PARAMETER = "_tomecore_of_parameter"
 
 
 def timm_model(name: str, pretrained: bool, resolution: int | None) -> Loaded:
@@ -140,14 +142,19 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
 
 @contextlib.contextmanager
 def uninitialised() -> Iterator[None]:
-    """Within this context, large tensors are not filled: their memory is neither written nor used.
+    """Within this context, large parameters are not filled: their memory is neither written nor used.
 
-    Small ones are, so that settings that are read from values (scales, gates) are right.
+    Small ones are, so that settings that are read from values (scales, gates) are right. Tensors that are no
+    parameters are filled too: torch draws numbers until all are within bounds, which would never end.
     """
     import torch
     from torch.overrides import TorchFunctionMode
 
     filling = {getattr(torch.Tensor, name) for name in _FILLING}
+    aliases = (torch.Tensor.data.__get__, torch.Tensor.detach)
+
+    def is_parameter(tensor: Any) -> bool:
+        return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, _OF_PARAMETER)
 
     class Uninitialised(TorchFunctionMode):
         def __torch_function__(
@@ -156,9 +163,12 @@ def uninitialised() -> Iterator[None]:
             named = kwargs or {}
             if func in filling or getattr(func, "__module__", "") == "torch.nn.init":
                 filled = args[0] if args else named.get("tensor")
-                if isinstance(filled, torch.Tensor) and filled.numel() > _SMALL:
+                if is_parameter(filled) and filled.numel() > _SMALL:
                     return filled
-            return func(*args, **named)
+            found = func(*args, **named)
+            if func in aliases and is_parameter(args[0]):
+                setattr(found, _OF_PARAMETER, True)
+            return found
 
     with Uninitialised():
         yield
