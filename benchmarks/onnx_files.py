@@ -7,11 +7,12 @@
     python benchmarks/onnx_files.py --show FILE
 
 An existing file is resumed: cells that it has are not measured again. A cell is a model, a runtime, a number
-of threads and a batch size; both files are timed in turn. Weights are random, which does not change the
-speed, except for DINOv2 ViT-S/14 (real_model.py). For that, ``--cifar`` also measures how many neighbours an
-index of merged embeddings finds for queries by unmerged ones, and ``--int8`` what ONNX Runtime's dynamic
-quantisation of both files gives. Exported files are kept in ``--files``, so that
-an interrupted run does not export them again. With ``--threads 2`` the whole machine must be idle.
+of threads and a batch size; the files are timed in turn. "unmerged" is tomecore's own file at r = 0, and
+"torch.onnx.export" what torch writes of the unpatched model, which has more nodes. Weights are random, which
+does not change the speed, except for DINOv2 ViT-S/14 (real_model.py). For that, ``--cifar`` also measures how
+many neighbours an index of merged embeddings finds for queries by unmerged ones, and ``--int8`` what ONNX
+Runtime's dynamic quantisation of both files gives. Exported files are kept in ``--files``, so that an
+interrupted run does not export them again. With ``--threads 2`` the whole machine must be idle.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import real_model
+import torch
 from real_images import cifar_images
 
 from tomecore import benchmark, exporting, schedule
@@ -63,14 +65,16 @@ SPEEDUP = 2.0
 NEIGHBOURS = (1, 10)
 
 
-def files_of(name: str, folder: Path) -> tuple[Path, Path, Cell]:
-    """Export a model without and with merging, unless that is done; return both files and their report."""
+def files_of(name: str, folder: Path) -> tuple[dict[str, Path], Cell]:
+    """Export a model in each way, unless that is done; return the files and the report of merging."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain, merged, report = (
-        folder / f"{name}-{one}" for one in ("plain.onnx", "merged.onnx", "report.json")
+    by_torch, plain, merged, report = (
+        folder / f"{name}-{one}"
+        for one in ("torch.onnx", "plain.onnx", "merged.onnx", "report.json")
     )
     if not report.exists():
         loaded = MODELS[name]()
+        export_by_torch(loaded, by_torch)
         tome.apply_patch(loaded.model)
         r = schedule.for_speedup(loaded.model, SPEEDUP)
         exporting.export(loaded, plain, r=0, rounds=0, force=True)
@@ -79,24 +83,46 @@ def files_of(name: str, folder: Path) -> tuple[Path, Path, Cell]:
         report.write_text(
             json.dumps({"shape": loaded.input_shape, **{key: found[key] for key in keep}})
         )
-    return plain, merged, json.loads(report.read_text())
+    files = {"torch.onnx.export": by_torch, "unmerged": plain, "merged": merged}
+    return files, json.loads(report.read_text())
+
+
+def export_by_torch(loaded: Loaded, path: Path) -> None:
+    """Export an unpatched model by torch alone, for any batch size."""
+    model = loaded.whole or loaded.model
+    method = "encode_image" if hasattr(model, "encode_image") else "forward"
+
+    class Images(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: torch.Tensor) -> Any:
+            found = getattr(self.model, method)(images)
+            return getattr(found, "pooler_output", found)
+
+    batch = {0: torch.export.Dim("batch")}
+    images = torch.zeros(2, *loaded.input_shape)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            Images().eval(), (images,), dynamo=True, dynamic_shapes=(batch,), verbose=False
+        )
+    assert program is not None
+    program.save(path)
 
 
 def measure(cell: Cell, folder: Path, seconds: float) -> Cell:
-    """Time both files in turn for about ``seconds``, and at least 5 rounds."""
-    plain, merged, report = files_of(cell["model"], folder)
+    """Time the files in turn for about ``seconds``, and at least 5 rounds."""
+    files, report = files_of(cell["model"], folder)
     shape = (cell["batch"], *report.pop("shape"))
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     where = (cell["threads"], cell["runtime"])
-    runs = {
-        "unmerged": exporting.run_file(plain, *where),
-        "merged": exporting.run_file(merged, *where),
-    }
+    runs = {name: exporting.run_file(path, *where) for name, path in files.items()}
     calls = {name: (lambda run=run: run(images)) for name, run in runs.items()}
     calls["unmerged"]()
     start = time.perf_counter()
     calls["unmerged"]()
-    rounds = max(5, round(seconds / (1.5 * (time.perf_counter() - start))))
+    rounds = max(5, round(seconds / (2.5 * (time.perf_counter() - start))))
     timed = list(benchmark.interleave(calls, rounds))
     speedup = benchmark.median_ratio(timed, "unmerged", "merged")
     return {
@@ -109,6 +135,7 @@ def measure(cell: Cell, folder: Path, seconds: float) -> Cell:
         "speedup": speedup,
         "speedup_quartiles": benchmark.quartiles(timed, "unmerged", "merged"),
         "limit_share": speedup / report["limit"],
+        "speedup_from_torch": benchmark.median_ratio(timed, "torch.onnx.export", "merged"),
         "versions": versions(),
     }
 
@@ -133,11 +160,11 @@ def recall(folder: Path, file: Path, count: int) -> Cell:
     without the image itself. ``class@k``: the share of the k nearest that have the query's class. ``itself``:
     how often the nearest image is the query's own.
     """
-    plain, merged, _ = files_of("dinov2-small", folder)
+    files, _ = files_of("dinov2-small", folder)
     cifar = cifar_images(file, 10, count)
     images, labels = np.asarray(cifar.test, dtype=np.float32), np.asarray(cifar.test_labels)
     found = []
-    for path in (plain, merged):
+    for path in (files["unmerged"], files["merged"]):
         run = exporting.run_file(path, 1)
         parts = [run(images[at : at + 8]) for at in range(0, len(images), 8)]
         one = np.concatenate(parts).astype(np.float64)
@@ -175,8 +202,8 @@ def quantised(folder: Path, file: Path, threads: list[int], batches: list[int], 
     """Return the speed and the cosine of both files of DINOv2 ViT-S/14, in int8 and in float32."""
     from onnxruntime.quantization import quantize_dynamic
 
-    plain, merged, _ = files_of("dinov2-small", folder)
-    paths = {"unmerged": plain, "merged": merged}
+    files, _ = files_of("dinov2-small", folder)
+    paths = {name: files[name] for name in ("unmerged", "merged")}
     for name, path in list(paths.items()):
         paths[f"{name} int8"] = small = path.with_name(f"{path.stem}-int8.onnx")
         if not small.exists():
@@ -205,7 +232,7 @@ def line(cell: Cell) -> str:
     return (
         f"{cell['model']:16s} {cell['runtime']:9s} {cell['threads']:7d} {cell['batch']:5d}  "
         f"{speed['unmerged']:8.2f} {speed['merged']:8.2f}  {cell['speedup']:5.2f}x {cell['limit']:5.2f}x "
-        f"{cell['limit_share']:6.1%}  {cell['difference']:.1e}"
+        f"{cell['limit_share']:6.1%}  {cell['speedup_from_torch']:8.2f}x  {cell['difference']:.1e}"
     )
 
 
@@ -228,7 +255,7 @@ def main() -> None:
     path = arguments.show or arguments.json
     content = json.loads(path.read_text()) if path and path.exists() else {"cells": []}
     print(
-        f"{'model':16s} {'runtime':9s} threads batch  unmerged   merged   speed  limit  share    off"
+        f"{'model':16s} {'runtime':9s} threads batch  unmerged   merged   speed  limit  share   torch's  off"
     )
     for one in content["cells"]:
         print(line(one))

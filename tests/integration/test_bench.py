@@ -21,7 +21,7 @@ import tomecore.adapters.paddle
 import tomecore.adapters.torch
 from tomecore import benchmark, cli
 from tomecore.backends.kernels.cpu import fused as fused_module
-from tomecore.cli import _bench_tables, _shared
+from tomecore.cli import _bench_tables, _output
 from tomecore.errors import ArgumentValueError
 from tomecore.schedule.arithmetic import arithmetic_of
 
@@ -178,11 +178,11 @@ def test_settings_of_the_patch(
 def test_a_table_has_the_width_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of the moment when the command line was imported; a file has room for every column."""
     monkeypatch.setenv("COLUMNS", "50")
-    assert (_shared.console.width, _shared.errors.width) == (50, 50)
+    assert (_output.console.width, _output.errors.width) == (50, 50)
     monkeypatch.delenv("COLUMNS")
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert _shared.console.width == 120
+    assert _output.console.width == 120
 
 
 @pytest.mark.parametrize(("high", "said"), [(1.24, False), (1.26, True)])

@@ -150,6 +150,8 @@ def test_exported_files_are_timed_once(
     for cell in cells:
         assert 2 <= cell["limit"] < 2.1
         assert cell["limit_share"] == cell["speedup"] / cell["limit"]
+        assert set(cell["images_per_second"]) == {"torch.onnx.export", "unmerged", "merged"}
+        assert cell["speedup_from_torch"] > 0
         assert cell["difference"] < 1e-4
     arrays = {f"x_{name}": np.zeros((12, 32, 32, 3), np.uint8) for name in ("probe", "test")}
     arrays["x_test"] += np.arange(12, dtype=np.uint8)[:, None, None, None] * 20

@@ -169,6 +169,20 @@ def test_the_photographs_own_pixels_are_drawn_if_they_show_the_same() -> None:
     assert pixels_to_draw(array, preprocess).shape == (320, 320, 3)
 
 
+def test_a_photograph_taken_sideways_is_drawn_upright(tmp_path: Path) -> None:
+    upright = read_image(PHOTO)
+    exif = upright.getexif()
+    exif[0x0112] = 6  # the orientation: turn it clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    model = small()
+    preprocess = preprocess_of(model)
+    pixels = pixels_to_draw(preprocess(upright), preprocess, 2, upright)
+    with Image.open(tmp_path / "a.png") as opened:
+        for given in (opened, tmp_path / "a.png"):
+            drawing = np.asarray(tomecore.visualize(model, given, r=3, layers=[0], scale=2))
+            assert times_in(drawing, pixels) == 1
+
+
 def test_grey_models_and_other_statistics() -> None:
     model = small(in_chans=1)
     assert preprocess_of(model).mean == (pytest.approx(sum(IMAGENET_MEAN) / 3),)
@@ -316,6 +330,12 @@ def _ends_with_pieces(row: np.ndarray, colours: np.ndarray, sizes: np.ndarray) -
     )
 
 
+def closed() -> Image.Image:
+    image = Image.new("RGB", (32, 32))
+    image.close()
+    return image
+
+
 @pytest.mark.parametrize(
     ("images", "options", "error", "message"),
     [
@@ -356,6 +376,20 @@ def _ends_with_pieces(row: np.ndarray, colours: np.ndarray, sizes: np.ndarray) -
             "`scale` must be at most 256 for images of 32 x 32",
         ),
         (PHOTO, {"layers": []}, ArgumentValueError, r"`layers` must name layers.*got \[\]"),
+        (PHOTO, {"layers": 3}, ArgumentTypeError, "`layers` must be a list of layers.*got 3"),
+        (PHOTO, {"compare": 3}, ArgumentTypeError, r"`compare` must be a list of r.*got 3"),
+        (
+            np.zeros((3, 16, 16)),
+            {},
+            ArgumentValueError,
+            r"the model refuses an image of 3 x 16 x 16 \(channels, height, width\)",
+        ),
+        (
+            closed(),
+            {},
+            ArgumentValueError,
+            "an image of `images` cannot be read as an image",
+        ),
         (PHOTO, {"layers": [-1]}, ArgumentValueError, "`layers` must be an integer of at least 0"),
         (
             PHOTO,

@@ -8,6 +8,8 @@ width; torch has no such operation, so these nodes are written by name. The numb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from tomecore.backends import Array, Fused, Index, Keys, Sizes, Tokens
@@ -31,54 +33,47 @@ def match_and_merge_for_onnx(
         The merge. Its source is None, because most graphs do not need it.
     """
     batch, count, _ = x.shape
+    given = x.dtype
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    first_even, first_odd = protected + protected % 2, protected + 1 - protected % 2
+    even = range(protected + protected % 2, count, 2)
+    odd = range(protected + 1 - protected % 2, count, 2)
+
+    def constant(numbers: Sequence[int], dtype: torch.dtype = torch.int64) -> Array:
+        return torch.tensor(numbers, dtype=dtype, device=x.device)
+
     units = _unit_keys(keys)
-    cosine = units[:, first_even::2] @ units[:, first_odd::2].transpose(1, 2)
-    evens, odds = cosine.shape[1:]
-
-    # Numbers of tokens are (B, n, 1), so that they need not be reshaped.
-    def numbers(first: int, last: int, step: int) -> Array:
-        return torch.arange(first, last, step, device=x.device)
-
-    def in_batch(row: Array) -> Array:
-        return row[:, None].expand(batch, -1, -1)
-
-    # TopK takes the lower index in a tie.
+    cosine = _rows(units, constant(even)) @ _rows(units, constant(odd)).transpose(1, 2)
+    # TopK takes the lower index in a tie. Numbers of tokens are (B, n, 1), so that they need not be reshaped.
     best, where = torch.topk(cosine, 1, dim=2)
-    order = torch.topk(best, evens, dim=1).indices
-    partner = torch.gather(where, 1, order[:, :r])
-    ordered = _take(numbers(first_even, count, 2), order)
-    gone, stay = torch.split(ordered, [r, evens - r], dim=1)
-    if protected and r < evens:
-        stay = torch.topk(stay, evens - r, dim=1, largest=False).values
-    prefix = [in_batch(numbers(0, protected, 1))] if protected else []
-    stayed = [stay] if r < evens else []
-    kept = torch.cat([*prefix, *stayed, in_batch(numbers(first_odd, count, 2))], dim=1)
+    merged, order = torch.topk(best, r, dim=1)
+    partner = torch.gather(where, 1, order)
+    gone = _take(constant(even), order)
+    # Prefix, even and odd tokens rank from count + 1 to 2. A cosine ranks lower, so the others are kept.
+    ranks = [0] * count
+    for place, token in enumerate((*range(protected), *even, *odd)):
+        ranks[token] = count + 1 - place
+    ranked = constant(ranks, cosine.dtype)[:, None].expand(batch, -1, -1)
+    kept = torch.topk(ranked.scatter(1, gone, merged), count - r, dim=1).indices
 
-    first = protected + evens - r  # slot of the first odd token
-    hits = partner == numbers(-first, odds, 1)  # (B, r, slots)
-    ones = torch.ones(r, 1, device=x.device)
+    first = protected + len(even) - r  # slot of the first odd token
+    hits = (partner == constant(range(-first, len(odd)))).to(torch.float32)  # (B, r, slots)
+    hits = hits.transpose(1, 2)
     if size is None:
-        weight = hits.to(torch.float32)
         own: Array = torch.ones(1, device=x.device)
-        out = _gather(x, kept).to(wide)
+        weights: Array = torch.ones(r, 1, device=x.device)
     else:
-        size = size[:, :, None]
-        weight = torch.where(hits, torch.gather(size, 1, gone), 0.0)
-        own = torch.gather(size, 1, kept)
-        out = _gather(x, kept).to(wide) * own.to(wide)
-    weight = weight.transpose(1, 2)
-    total = own + weight @ ones
-    out = (out + weight.to(wide) @ _gather(x, gone).to(wide)) / total.to(wide)
+        own, weights = _gather(size[:, :, None], kept), _gather(size[:, :, None], gone)
+        x = x.to(wide) * size[:, :, None].to(wide)
+    total = own + hits @ weights
+    out = _gather(x, kept).to(wide) + hits.to(wide) @ _gather(x, gone).to(wide)
     sizes = total.squeeze(2)
     return Fused(
         tokens=torch.cat([kept, gone], dim=1).squeeze(2),
         into=partner.squeeze(2) + first,
         source=None,
-        x=out.to(x.dtype),
+        x=(out / total.to(wide)).to(given),
         sizes=sizes,
-        bias=sizes.to(wide).log().to(x.dtype)[:, None, None, :],
+        bias=_in_columns(total.to(wide).log().to(given)),
     )
 
 
@@ -94,6 +89,24 @@ def _unit_keys(keys: Keys) -> Array:
     return torch.onnx.ops.symbolic(
         "LpNormalization", (array,), {"axis": -1, "p": 2}, dtype=array.dtype, shape=array.shape
     )
+
+
+def _rows(x: Tokens, index: Index) -> Tokens:
+    """Return ``out[b, j] = x[b, index[j]]``. A Slice with steps takes twice the time."""
+    return torch.onnx.ops.symbolic(
+        "Gather",
+        (x, index),
+        {"axis": 1},
+        dtype=x.dtype,
+        shape=(x.shape[0], *index.shape, x.shape[2]),
+    )
+
+
+def _in_columns(x: Array) -> Array:
+    """Return (B, 1, 1, n) of (B, n, 1)."""
+    batch, count, _ = x.shape
+    shape = torch.tensor([0, 1, 1, count], device=x.device)  # 0: as it was
+    return torch.onnx.ops.symbolic("Reshape", (x, shape), dtype=x.dtype, shape=(batch, 1, 1, count))
 
 
 def _take(row: Array, index: Index) -> Array:

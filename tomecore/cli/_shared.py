@@ -11,18 +11,8 @@ import typer
 from rich.markup import escape
 
 from tomecore import matching
-from tomecore.cli._files import check_file, json_option, write_numbers
-from tomecore.cli._output import (
-    console,
-    errors,
-    number,
-    plain_table,
-    print_error,
-    print_path,
-    print_unreadable,
-    say,
-)
-from tomecore.cli._progress import progress_bar
+from tomecore.cli._files import json_option
+from tomecore.cli._output import errors
 from tomecore.errors import ArgumentValueError
 from tomecore.schedule import R, Tuned, parse_r
 from tomecore.schedule.saved import read_schedule
@@ -38,21 +28,10 @@ __all__ = [
     "Resolution",
     "Weights",
     "app",
-    "check_file",
-    "console",
-    "errors",
     "label_of",
-    "number",
     "paragraphs",
-    "plain_table",
-    "print_error",
-    "print_path",
-    "print_unreadable",
-    "progress_bar",
     "read_r",
-    "say",
     "warn_of_other_models",
-    "write_numbers",
 ]
 
 app = typer.Typer(

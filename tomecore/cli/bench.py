@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from tomecore.cli._bench_tables import parts_of, remark_on, table_of
+from tomecore.cli._files import check_file, write_numbers
+from tomecore.cli._output import console, print_path, say
 from tomecore.cli._progress import prepare_kernels, steps
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
@@ -21,14 +23,9 @@ from tomecore.cli._shared import (
     Pretrained,
     Resolution,
     app,
-    check_file,
-    console,
     label_of,
-    print_path,
     read_r,
-    say,
     warn_of_other_models,
-    write_numbers,
 )
 
 

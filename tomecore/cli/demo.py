@@ -12,18 +12,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tomecore.cli._shared import (
-    PICTURES,
-    Json,
-    app,
-    check_file,
-    console,
-    number,
-    plain_table,
-    print_path,
-    progress_bar,
-    write_numbers,
-)
+from tomecore.cli._files import check_file, write_numbers
+from tomecore.cli._output import console, number, plain_table, print_path
+from tomecore.cli._progress import progress_bar
+from tomecore.cli._shared import PICTURES, Json, app
 from tomecore.errors import ClampWarning, TomeError
 from tomecore.frameworks import FRAMEWORKS, require
 

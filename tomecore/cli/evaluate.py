@@ -12,9 +12,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from tomecore.cli._files import check_file, write_numbers
 from tomecore.cli._images import DIGITS, held_out
-from tomecore.cli._output import counted, short_labels
-from tomecore.cli._progress import prepare_kernels, steps
+from tomecore.cli._output import (
+    console,
+    counted,
+    number,
+    plain_table,
+    print_path,
+    print_unreadable,
+    say,
+    short_labels,
+)
+from tomecore.cli._progress import prepare_kernels, progress_bar, steps
 from tomecore.cli._several import OPTIONS, SeveralR
 from tomecore.cli._shared import (
     RANDOM,
@@ -25,18 +35,9 @@ from tomecore.cli._shared import (
     Resolution,
     Weights,
     app,
-    check_file,
-    console,
     label_of,
-    number,
-    plain_table,
-    print_path,
-    print_unreadable,
-    progress_bar,
     read_r,
-    say,
     warn_of_other_models,
-    write_numbers,
 )
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ import typer
 from rich.table import Table
 
 from tomecore import schedule
+from tomecore.cli._files import check_file, write_numbers
+from tomecore.cli._output import console, number, plain_table, print_path, print_unreadable, say
 from tomecore.cli._progress import prepare_kernels, steps
 from tomecore.cli._shared import (
     RANDOM,
@@ -22,16 +24,8 @@ from tomecore.cli._shared import (
     Resolution,
     Weights,
     app,
-    check_file,
-    console,
-    number,
-    plain_table,
-    print_path,
-    print_unreadable,
     read_r,
-    say,
     warn_of_other_models,
-    write_numbers,
 )
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from rich.markup import escape
 
 import tomecore
 from tomecore.backends.kernels import unavailable
-from tomecore.cli._shared import Json, app, check_file, console, errors, write_numbers
+from tomecore.cli._files import check_file, write_numbers
+from tomecore.cli._output import console, errors
+from tomecore.cli._shared import Json, app
 from tomecore.frameworks import RUNTIMES, Runtime
 
 #: distributions whose versions matter, in the order in which they are shown

@@ -11,24 +11,12 @@ import numpy as np
 import typer
 from rich.markup import escape
 
+from tomecore.cli._files import check_file, write_numbers
 from tomecore.cli._images import unlabelled
-from tomecore.cli._output import counted
+from tomecore.cli._output import console, counted, errors, print_error, say
 from tomecore.cli._progress import Step, prepare_kernels, steps
 from tomecore.cli._several import SeveralR
-from tomecore.cli._shared import (
-    MODELS,
-    Json,
-    Resolution,
-    app,
-    check_file,
-    console,
-    errors,
-    label_of,
-    print_error,
-    read_r,
-    say,
-    write_numbers,
-)
+from tomecore.cli._shared import MODELS, Json, Resolution, app, label_of, read_r
 from tomecore.errors import ArgumentValueError, ClampWarning, TomeError
 
 if TYPE_CHECKING:

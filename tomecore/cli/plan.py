@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tomecore import schedule
+from tomecore.cli._files import check_file, write_numbers
+from tomecore.cli._output import console, plain_table, say
 from tomecore.cli._progress import Step, steps
 from tomecore.cli._shared import (
     Json,
@@ -18,14 +20,9 @@ from tomecore.cli._shared import (
     ModelName,
     Resolution,
     app,
-    check_file,
-    console,
     label_of,
-    plain_table,
     read_r,
-    say,
     warn_of_other_models,
-    write_numbers,
 )
 from tomecore.errors import UnsupportedModelError
 from tomecore.schedule import gpu

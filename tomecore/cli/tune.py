@@ -11,24 +11,11 @@ import typer
 from rich.markup import escape
 
 from tomecore import schedule
-from tomecore.cli._files import with_head
+from tomecore.cli._files import check_file, with_head, write_numbers
 from tomecore.cli._images import unlabelled
+from tomecore.cli._output import console, plain_table, print_path, say
 from tomecore.cli._progress import prepare_kernels, progress_bar, steps
-from tomecore.cli._shared import (
-    Json,
-    Matching,
-    ModelName,
-    Pretrained,
-    Resolution,
-    Weights,
-    app,
-    check_file,
-    console,
-    plain_table,
-    print_path,
-    say,
-    write_numbers,
-)
+from tomecore.cli._shared import Json, Matching, ModelName, Pretrained, Resolution, Weights, app
 from tomecore.schedule.saved import write_json
 
 

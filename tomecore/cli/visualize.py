@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tomecore.cli._files import check_file
+from tomecore.cli._output import console, print_error, print_path
+from tomecore.cli._progress import progress_bar
 from tomecore.cli._several import SeveralR
 from tomecore.cli._shared import (
     PICTURES,
@@ -20,11 +23,6 @@ from tomecore.cli._shared import (
     Resolution,
     Weights,
     app,
-    check_file,
-    console,
-    print_error,
-    print_path,
-    progress_bar,
     read_r,
 )
 from tomecore.errors import ArgumentValueError, ClampWarning, TomeError

@@ -14,7 +14,7 @@ import numpy as np
 
 from tomecore.adapters import is_patched
 from tomecore.benchmark import interleave, median_ratio
-from tomecore.core.checks import check_writable
+from tomecore.core.checks import check_writable, whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
 from tomecore.exporting._result import Exported, Speed
 from tomecore.exporting._runtimes import FORMATS, check_installed, cores, run_file
@@ -81,7 +81,7 @@ def export(
     Raises:
         ArgumentValueError: an argument is not allowed, the model does not accept images of this shape, the
             folder is missing, or the file exists.
-        ArgumentTypeError: ``images`` is not an array.
+        ArgumentTypeError: ``images`` is not an array, or a number is not an integer.
         TomeError: a package is missing, the model cannot be exported, or the file computes something else.
         UnsupportedModelError: the model cannot be patched.
     """
@@ -92,14 +92,10 @@ def export(
     framework = framework_of(tower)
     if r is None and not is_patched(tower):
         raise ArgumentValueError("`r` is None, and the model is not patched; pass r, such as r=8")
-    if not (len(names) == 2 and all(names) and names[0] != names[1]):
-        raise ArgumentValueError(
-            f"`names` must be two different names, of input and output; got {names!r}"
-        )
-    if batch < 1 or rounds < 0:
-        raise ArgumentValueError(
-            f"`batch` must be at least 1 and `rounds` at least 0; got {batch} and {rounds}"
-        )
+    batch = whole_number(batch, "batch", 1, unit="images")
+    rounds = whole_number(rounds, "rounds")
+    opset = None if opset is None else whole_number(opset, "opset", 1)
+    _check_names(names)
     if framework == "paddle" and not (projection and field is None):
         raise ArgumentValueError(
             "`projection` and `field` are for torch; a Paddle model is exported with its first output"
@@ -130,7 +126,7 @@ def export(
         difference, flips = _compare(expected, _in_batches(run_file(written[0], 1), images), path)
         cosine = ()
         if unmerged.shape == expected.shape:  # not if merged tokens are returned
-            cosine = tuple(_cosine(unmerged, run_file(written[0], 1)(images)))
+            cosine = tuple(_cosine(unmerged, run_file(written[0], 1)(images)).tolist())
         speeds: tuple[Speed, ...] = ()
         if left < entered and rounds:
             (folder / "unmerged").mkdir()
@@ -172,6 +168,14 @@ def _check_path(path: Path, form: str, force: bool) -> None:
     if path.exists() and not force:
         raise ArgumentValueError(
             f"`path` {path} exists; give another name, or overwrite it with force=True (--force)"
+        )
+
+
+def _check_names(names: Any) -> None:
+    texts = isinstance(names, tuple | list) and all(isinstance(one, str) for one in names)
+    if not texts or len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise ArgumentValueError(
+            f"`names` must be two different names, of input and output; got {names!r}"
         )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tomecore.errors import ArgumentValueError
-from tomecore.frameworks import framework_of
+from tomecore.frameworks import framework_of, named_modules
 from tomecore.loading._loaded import Loaded, near
-from tomecore.loading.images import Preprocess, named_size
+from tomecore.loading.images import Preprocess, channels_of, named_size
 
 __all__ = ["function_model", "function_of"]
 
@@ -67,16 +67,9 @@ def function_model(
     model, preprocess = made if isinstance(made, tuple) else (made, None)
     framework_of(model)
     if preprocess is None:
-        size = named_size([model]) or (224, 224)
+        modules = [module for _, module in named_modules(model)]
+        size = named_size(modules) or (224, 224)
         size = (resolution, resolution) if resolution else size
-        grey = _channels(model) == 1
+        grey = channels_of(modules) == 1
         preprocess = Preprocess(size, (0.5,), (0.5,)) if grey else Preprocess(size)
     return Loaded(name, model, preprocess)
-
-
-def _channels(model: Any) -> int | None:
-    """Return the channels of the model's input, by its first weight of a convolution; None if it has none."""
-    for parameter in model.parameters():
-        if len(parameter.shape) == 4:
-            return int(parameter.shape[1])
-    return None

@@ -15,7 +15,15 @@ from tomecore.errors import ArgumentValueError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocess", "check_depth", "named_size", "read_image"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Preprocess",
+    "channels_of",
+    "in_colour",
+    "named_size",
+    "read_image",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -95,7 +103,7 @@ class Preprocess:
         return np.repeat(found, 3, axis=2) if self.channels == 1 else found
 
 
-def check_depth(image: Image, name: str) -> None:
+def _check_depth(image: Image, name: str) -> None:
     """Raise if an image has pixels of more than 8 bits, which Pillow would clip to white.
 
     Raises:
@@ -108,13 +116,33 @@ def check_depth(image: Image, name: str) -> None:
         )
 
 
+def in_colour(picture: Image, name: str) -> Image:
+    """Return an image of Pillow upright, as its EXIF data say, and in RGB.
+
+    Raises:
+        ArgumentValueError: it has more than 8 bits, is closed, or cannot be decoded; the message begins with
+            ``name``.
+    """
+    from PIL import ImageOps
+
+    try:
+        upright: Any = ImageOps.exif_transpose(picture)
+        _check_depth(upright, name)
+        image: Image = upright.convert("RGB")
+        return image
+    except ArgumentValueError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of errors on broken files
+        raise _unreadable(name, error) from error
+
+
 def read_image(path: Path | str) -> Image:
     """Read one image, upright and in colour.
 
     Raises:
         ArgumentValueError: there is no such file, or Pillow cannot read it as an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     path = Path(path)
     if path.is_dir():
@@ -123,17 +151,18 @@ def read_image(path: Path | str) -> Image:
         raise ArgumentValueError(f"there is no file {path}")
     try:
         with Image.open(path) as picture:
-            upright: Any = ImageOps.exif_transpose(picture)
-            check_depth(upright, str(path))
-            image: Image.Image = upright.convert("RGB")
-            return image
+            return in_colour(picture, str(path))
     except ArgumentValueError:
         raise
-    except Exception as error:  # Pillow's decoders raise all kinds of errors on broken files
-        raise ArgumentValueError(
-            f"{path} cannot be read as an image ({type(error).__name__}: {error}); give a PNG, JPEG, WebP "
-            "or another format that Pillow reads"
-        ) from error
+    except Exception as error:
+        raise _unreadable(str(path), error) from error
+
+
+def _unreadable(name: str, error: Exception) -> ArgumentValueError:
+    return ArgumentValueError(
+        f"{name} cannot be read as an image ({type(error).__name__}: {error}); give a PNG, JPEG, WebP or "
+        "another format that Pillow reads"
+    )
 
 
 def named_size(modules: list[Any]) -> tuple[int, int] | None:
@@ -152,4 +181,13 @@ def named_size(modules: list[Any]) -> tuple[int, int] | None:
             sides = tuple(value) if isinstance(value, tuple | list) else (value, value)
             if len(sides) == 2 and all(isinstance(side, int) for side in sides):
                 return sides
+    return None
+
+
+def channels_of(modules: list[Any]) -> int | None:
+    """Return the channels of a model's images, those of its first convolution; None if it has none."""
+    for module in modules:
+        if type(module).__name__ in {"Conv2d", "Conv2D"}:
+            own = getattr(module, "in_channels", None)  # Paddle's has an underscore
+            return int(module._in_channels if own is None else own)
     return None

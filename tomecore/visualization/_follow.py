@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tomecore.core.checks import whole_number
-from tomecore.errors import ArgumentValueError
+from tomecore.errors import ArgumentTypeError, ArgumentValueError
 from tomecore.loading.images import Preprocess
 from tomecore.schedule import R
 from tomecore.visualization._paint import group_sizes, make_visualization
@@ -173,6 +173,10 @@ def layers_to_draw(depth: int, count: int = 4) -> list[int]:
 
 def check_layers(layers: Sequence[int], depth: int) -> list[int]:
     """Return the layers in order, each once; raise if the model does not have one of them."""
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise ArgumentTypeError(
+            f"`layers` must be a list of layers, such as [0, 5]; got {layers!r}"
+        )
     numbers = [whole_number(layer, "layers") for layer in layers]
     if not numbers or max(numbers) >= depth:
         raise ArgumentValueError(

@@ -11,7 +11,7 @@ from typing import Any
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentValueError
 from tomecore.frameworks import named_modules
-from tomecore.loading.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, named_size
+from tomecore.loading.images import IMAGENET_MEAN, IMAGENET_STD, Preprocess, channels_of, named_size
 
 __all__ = ["preprocess_of"]
 
@@ -46,7 +46,7 @@ def preprocess_of(
         ArgumentValueError: the channels are not 1 or 3, or ``mean`` or ``std`` has another number of them.
     """
     modules = [module for _, module in named_modules(model)]
-    channels = _channels(modules)
+    channels = channels_of(modules) or 3
     if channels not in (1, 3):
         raise ArgumentValueError(
             f"{type(model).__name__} takes images of {channels} channels, and only those of 1 or 3 can be "
@@ -95,15 +95,6 @@ def _for_channels(
         allowed = "positive numbers" if name == "std" else "finite numbers"
         raise ArgumentValueError(f"`{name}` must be {allowed}; got {given!r}")
     return values
-
-
-def _channels(modules: list[Any]) -> int:
-    """Return the channels of the model's images: those of its first convolution, or 3."""
-    for module in modules:
-        if type(module).__name__ in {"Conv2d", "Conv2D"}:
-            own = getattr(module, "in_channels", None)
-            return int(getattr(module, "_in_channels", 3) if own is None else own)
-    return 3
 
 
 def _of_open_clip(modules: list[Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from tomecore.errors import (
     MissingLibraryError,
 )
 from tomecore.frameworks import to_numpy
-from tomecore.loading import merging
-from tomecore.loading.images import Preprocess, check_depth, read_image
+from tomecore.loading import merging, shape_errors
+from tomecore.loading.images import Preprocess, in_colour, read_image
 from tomecore.schedule import R
 from tomecore.visualization._follow import follow_images, layers_to_draw, pixels_to_draw
 from tomecore.visualization._page import PAGES, html_page
@@ -93,9 +93,12 @@ def visualize(
     _require("PIL", "matplotlib")
     check_opacity(opacity)
     files = _files(save)
+    if isinstance(compare, str) or not isinstance(compare, Iterable):
+        raise ArgumentTypeError(f"`compare` must be a list of r, such as [8, 16]; got {compare!r}")
     preprocess = preprocess_of(model, size=size, mean=mean, std=std)
     inputs, pixels, names = _read(images, preprocess, scale)
-    with merging(model) as patched, warnings.catch_warnings():
+    shape = shape_errors(inputs.shape[1:])
+    with merging(model) as patched, warnings.catch_warnings(), shape:
         warnings.simplefilter("ignore", ClampWarning)  # the tokens that are left are in the drawing
         own = patched.r if patched.r != 0 else _R
         merged = follow_images(patched, inputs, pixels, names, [own if r is None else r, *compare])
@@ -166,8 +169,7 @@ def _inputs(one: Any, preprocess: Preprocess) -> list[tuple[np.ndarray, Image | 
         image = read_image(Path(one))
         return [(preprocess(image), image, Path(one).name)]
     if isinstance(one, Image.Image):
-        check_depth(one, "an image of `images`")
-        image = one.convert("RGB")
+        image = in_colour(one, "an image of `images`")
         return [(preprocess(image), image, Path(str(getattr(one, "filename", ""))).name)]
     if not hasattr(one, "dtype") or not hasattr(one, "shape"):
         raise ArgumentTypeError(
