@@ -193,7 +193,7 @@ def test_the_graph_is_small(digits_file: Any) -> None:
 
 
 @pytest.mark.graph
-@pytest.mark.parametrize("read", ["average", "grid"])
+@pytest.mark.parametrize("read", ["average", "average without a class token", "grid"])
 def test_tokens_are_restored_where_they_are_read(read: str, tmp_path: Path) -> None:
     class Grid(torch.nn.Module):  # fails if tokens are missing
         def __init__(self, tower: Any) -> None:
@@ -204,15 +204,19 @@ def test_tokens_are_restored_where_they_are_read(read: str, tmp_path: Path) -> N
             tokens = self.tower.forward_features(images)[:, 1:]
             return tokens.reshape(-1, 8, 8, tokens.shape[2]).mean(1)
 
-    pool = "avg" if read == "average" else "token"
-    model = timm.create_model("test_vit", img_size=32, patch_size=4, global_pool=pool).eval()
+    how: dict[str, Any] = {"global_pool": "token" if read == "grid" else "avg"}
+    how["class_token"] = "without" not in read
+    model = timm.create_model("test_vit", img_size=32, patch_size=4, **how).eval()
     depth = len(model.blocks)
-    model = model if read == "average" else Grid(model)
+    model = Grid(model) if read == "grid" else model
     images = np.random.default_rng(1).standard_normal((5, 3, 32, 32)).astype(np.float32)
     path = tmp_path / "a.onnx"
     tomecore.export(model, path, r=[9] * depth, images=images, rounds=0)
     kinds = [node.op_type for node in onnx.load(path).graph.node]
-    assert kinds.count("ScatterElements") == 2 * depth  # of a merge, and of restoring
+    in_order = (
+        depth if how["class_token"] else 0
+    )  # without prefix tokens, the rest is not put in order
+    assert kinds.count("ScatterElements") == depth + in_order
     with merging(model, [9] * depth):
         expected = predict(model, images)
     np.testing.assert_allclose(in_onnxruntime(path, images), expected, atol=1e-5)

@@ -45,15 +45,22 @@ def match_and_merge_for_onnx(
     cosine = _rows(units, constant(even)) @ _rows(units, constant(odd)).transpose(1, 2)
     # TopK takes the lower index in a tie. Numbers of tokens are (B, n, 1), so that they need not be reshaped.
     best, where = torch.topk(cosine, 1, dim=2)
-    merged, order = torch.topk(best, r, dim=1)
+    if protected:
+        merged, order = torch.topk(best, r, dim=1)
+        gone = _take(constant(even), order)
+        # Prefix, even and odd tokens rank from count + 1 to 2. A cosine ranks lower, so the others are kept.
+        ranks = [0] * count
+        for place, token in enumerate((*range(protected), *even, *odd)):
+            ranks[token] = count + 1 - place
+        ranked = constant(ranks, cosine.dtype)[:, None].expand(batch, -1, -1)
+        kept = torch.topk(ranked.scatter(1, gone, merged), count - r, dim=1).indices
+    else:  # the even tokens that are left stay in the order of their cosines
+        places = torch.topk(best, len(even), dim=1).indices
+        order, left = torch.split(places, [r, len(even) - r], dim=1)
+        gone = _take(constant(even), order)
+        odds = constant(odd)[:, None].expand(batch, -1, -1)
+        kept = torch.cat([_take(constant(even), left), odds], dim=1)
     partner = torch.gather(where, 1, order)
-    gone = _take(constant(even), order)
-    # Prefix, even and odd tokens rank from count + 1 to 2. A cosine ranks lower, so the others are kept.
-    ranks = [0] * count
-    for place, token in enumerate((*range(protected), *even, *odd)):
-        ranks[token] = count + 1 - place
-    ranked = constant(ranks, cosine.dtype)[:, None].expand(batch, -1, -1)
-    kept = torch.topk(ranked.scatter(1, gone, merged), count - r, dim=1).indices
 
     first = protected + len(even) - r  # slot of the first odd token
     hits = (partner == constant(range(-first, len(odd)))).to(torch.float32)  # (B, r, slots)

@@ -151,10 +151,11 @@ def uninitialised() -> Iterator[None]:
     from torch.overrides import TorchFunctionMode
 
     filling = {getattr(torch.Tensor, name) for name in _FILLING}
-    aliases = (torch.Tensor.data.__get__, torch.Tensor.detach)
+    # of a property, which the stub calls a tensor
+    aliases = (torch.Tensor.data.__get__, torch.Tensor.detach)  # type: ignore[attr-defined]
 
-    def is_parameter(tensor: Any) -> bool:
-        return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, _OF_PARAMETER)
+    def of_parameter(found: Any) -> bool:
+        return isinstance(found, torch.nn.Parameter) or hasattr(found, _OF_PARAMETER)
 
     class Uninitialised(TorchFunctionMode):
         def __torch_function__(
@@ -163,10 +164,10 @@ def uninitialised() -> Iterator[None]:
             named = kwargs or {}
             if func in filling or getattr(func, "__module__", "") == "torch.nn.init":
                 filled = args[0] if args else named.get("tensor")
-                if is_parameter(filled) and filled.numel() > _SMALL:
+                if filled is not None and of_parameter(filled) and filled.numel() > _SMALL:
                     return filled
             found = func(*args, **named)
-            if func in aliases and is_parameter(args[0]):
+            if func in aliases and of_parameter(args[0]):
                 setattr(found, _OF_PARAMETER, True)
             return found
 
