@@ -88,7 +88,7 @@ def files_of(name: str, folder: Path) -> tuple[dict[str, Path], Cell]:
 
 
 def export_by_torch(loaded: Loaded, path: Path) -> None:
-    """Export an unpatched model by torch alone, for any batch size."""
+    """Export an unpatched model as torch does it, for any batch size."""
     model = loaded.whole or loaded.model
     method = "encode_image" if hasattr(model, "encode_image") else "forward"
 
@@ -229,10 +229,12 @@ def quantised(folder: Path, file: Path, threads: list[int], batches: list[int], 
 
 def line(cell: Cell) -> str:
     speed = cell["images_per_second"]
+    by_torch = cell.get("speedup_from_torch")  # not in cells of before
+    next_to_torch = "       -" if by_torch is None else f"{by_torch:7.2f}x"
     return (
         f"{cell['model']:16s} {cell['runtime']:9s} {cell['threads']:7d} {cell['batch']:5d}  "
         f"{speed['unmerged']:8.2f} {speed['merged']:8.2f}  {cell['speedup']:5.2f}x {cell['limit']:5.2f}x "
-        f"{cell['limit_share']:6.1%}  {cell['speedup_from_torch']:8.2f}x  {cell['difference']:.1e}"
+        f"{cell['limit_share']:6.1%}  {next_to_torch}  {cell['difference']:.1e}"
     )
 
 

@@ -104,6 +104,13 @@ def test_multiply_adds_in_words(number, words):
         (f'{{{HEAD}, "r": [true], "num_tokens": 9, "speedup": 1}}', r"its r is \[true\], not"),
         (f'{{{HEAD}, "r": [1], "num_tokens": 0, "speedup": 1}}', "its num_tokens is 0, not"),
         (f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": NaN}}', "its speedup is NaN, not a"),
+        (f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": 0}}', "its speedup is 0, not a"),
+        (
+            f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": 1e999}}',
+            "its speedup is Infinity, not",
+        ),
+        ("[" * 100_000, "other.json holds JSON that Python cannot read; give a file"),
+        (f'{{{HEAD}, "r": [1{"0" * 5000}]}}', "other.json holds JSON that Python cannot read"),
         (
             f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": 1, "matching": 3}}',
             "its matching is 3, not text",
@@ -124,6 +131,13 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
     assert "indices" not in said
     with pytest.raises(ArgumentValueError, match=r"`path`: there is no file .*missing\.json; give"):
         schedule.load(tmp_path / "missing.json")
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": 1{"0" * 400}}}')
+    with pytest.raises(ArgumentValueError, match=r"its speedup is 10000.* \.\.\., not a number"):
+        schedule.load(path)
 
 
 @pytest.mark.parametrize("path", [3, None, b"a.json"])

@@ -8,8 +8,8 @@ read it, and are ignored here.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,8 @@ def read_schedule(path: str | os.PathLike[str]) -> Tuned:
         raise ArgumentValueError(f"{name} is not text in UTF-8; {hint}") from error
     except OSError as error:
         raise ArgumentValueError(f"{name} cannot be read ({error.strerror}); {hint}") from error
+    except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
+        raise ArgumentValueError(f"{name} holds JSON that Python cannot read; {hint}") from error
     fault = fault_of(content)
     if fault is not None:
         raise ArgumentValueError(f"{name} holds no schedule: {fault}; {hint}")
@@ -186,8 +188,8 @@ def too_many(r: list[int] | tuple[int, ...], num_tokens: int, protected: int) ->
 
 
 def positive(value: Any) -> bool:
-    """Whether plain data is a finite number above 0."""
-    return type(value) in (int, float) and 0 < value < math.inf
+    """Whether plain data is a number above 0 that a float can hold."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def shown(value: Any) -> str:
