@@ -133,6 +133,22 @@ def test_other_files_are_refused_by_name(tmp_path, content, message):
         schedule.load(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize("depth", [980, 985, 988, 990, 991, 992, 993, 994, 995, 1000])
+def test_lists_in_lists_are_refused_at_every_depth(tmp_path, depth):
+    path = tmp_path / "a.json"
+    path.write_text("[" * depth + "]" * depth)
+    with pytest.raises(ArgumentValueError, match=r"holds no schedule|that Python cannot read"):
+        schedule.load(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b.json", "a\ud800.json"])
+def test_names_that_no_file_can_have_are_refused(name):
+    with pytest.raises(
+        ArgumentValueError, match=r"`path`: 'a.*\.json' cannot be read \(.*; give a"
+    ):
+        schedule.load(name)
+
+
 def test_a_number_that_no_float_holds_is_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(f'{{{HEAD}, "r": [1], "num_tokens": 9, "speedup": 1{"0" * 400}}}')

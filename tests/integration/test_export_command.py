@@ -464,6 +464,8 @@ def test_openvino_is_converted_from_onnx(tmp_path: Path) -> None:
         ({"names": ("a", "a")}, "`names` must be two different names"),
         ({"names": "ab"}, "`names` must be two different names, of input and output; got 'ab'"),
         ({"names": None}, "`names` must be two different names, of input and output; got None"),
+        ({"shape": 3}, r"`shape` must be the \(C, H, W\) of an image, such as .*; got 3"),
+        ({"shape": (3, -16, 16)}, "`shape` must be an integer of at least 1; got -16"),
         ({"batch": 0}, "`batch` must be an integer of at least 1 \\(counting images\\); got 0"),
         ({"opset": 0}, "`opset` must be an integer of at least 1; got 0"),
         ({"path": "there.onnx/a.onnx"}, "there is no folder .*there.onnx; create it first"),
@@ -496,6 +498,10 @@ def test_other_bad_input(
 ) -> None:
     with pytest.raises(ArgumentTypeError, match=r"`images` must be a NumPy array .* got list"):
         exporting.export(small(), tmp_path / "a.onnx", r=4, images=[1])
+    with pytest.raises(ArgumentTypeError, match="`path` must be the name of a file; got 3"):
+        exporting.export(small(), 3, r=4, shape=(3, 32, 32))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="`field` must be the name of a field; got 3"):
+        exporting.export(small(), tmp_path / "a.onnx", r=4, field=3)  # type: ignore[arg-type]
     for name in ("batch", "rounds", "opset"):
         how: dict[str, Any] = {name: "2", "r": 4, "shape": (3, 32, 32)}
         with pytest.raises(ArgumentTypeError, match=f"`{name}` must be an integer .* got '2'"):

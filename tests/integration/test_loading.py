@@ -8,6 +8,7 @@ import urllib.error
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from tomecore import loading
 from tomecore.errors import ArgumentTypeError, ArgumentValueError, TomeError
 from tomecore.loading import _failures, _torch, has_random_weights, load
-from tomecore.loading.images import Preprocess, read_image
+from tomecore.loading.images import Preprocess, channels_of, read_image
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,21 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load("mine:text")
 
 
+def test_the_channels_of_a_convolution_of_ones_own() -> None:
+    class Embedding(torch.nn.Conv2d):
+        pass
+
+    norm, grey = torch.nn.LayerNorm(8), Embedding(1, 8, 4)
+    assert channels_of([norm, grey, torch.nn.Conv2d(3, 8, 4)]) == 1
+    assert channels_of([paddle.nn.Conv2D(2, 8, 4)]) == 2
+    assert channels_of([norm]) is None
+
+
+def test_a_type_of_transformers_with_several_classes() -> None:
+    model = load("transformers:deit", shapes_only=True).model
+    assert type(model).__name__ == "DeiTForImageClassification"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -143,6 +159,7 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("timm:vit_tiny_patch16", r"did you mean vit_tiny_patch16_224"),
         ("torchvision:vit", r"torchvision has no model 'vit'; .*vit_b_16"),
         ("transformers:vitt", r"neither a folder nor a model type of transformers.*--pretrained"),
+        ("transformers:blip_vision_model", r"blip_vision_model cannot be built: ValueError: Unrec"),
         ("timm:vit_bse_patch16_224", r"did you mean vit_base_patch16_224"),
         ("open_clip:ViT-B16", r"open_clip has no model 'ViT-B16'; did you mean ViT-B-16"),
         ("ppim:vitt", r"ppim.models has no model 'vitt'; did you mean vit"),

@@ -55,6 +55,9 @@ def outputs():
     config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                     intermediate_size=64, image_size=32, patch_size=8)
     return transformers.ViTModel(config), Preprocess((32, 32))
+
+def refuses():
+    return outputs()[0], Preprocess((16, 16))
 """
 
 
@@ -215,6 +218,17 @@ def test_a_model_that_cannot_be_patched_is_one_line(
     assert stop.value.code == 1
     (line,) = errors_in(capsys.readouterr().err)
     assert line.startswith("error: ")
+
+
+def test_a_model_that_refuses_the_size_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["visualize", str(folder / "digits"), "--model", "models.py:refuses", "--r", "2"])
+    assert stop.value.code == 1
+    (line,) = errors_in(capsys.readouterr().err)
+    assert line.startswith("error: the model refuses an image of 3 x 16 x 16")
 
 
 def test_a_file_that_cannot_be_written_is_one_line(

@@ -183,6 +183,13 @@ def test_a_photograph_taken_sideways_is_drawn_upright(tmp_path: Path) -> None:
             assert times_in(drawing, pixels) == 1
 
 
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([255, 0, 0])
+    palette.save(tmp_path / "a.png", transparency=bytes([7]))
+    assert read_image(tmp_path / "a.png").getcolors() == [(16, (255, 0, 0))]
+
+
 def test_grey_models_and_other_statistics() -> None:
     model = small(in_chans=1)
     assert preprocess_of(model).mean == (pytest.approx(sum(IMAGENET_MEAN) / 3),)
@@ -376,6 +383,22 @@ def closed() -> Image.Image:
             "`scale` must be at most 256 for images of 32 x 32",
         ),
         (PHOTO, {"layers": []}, ArgumentValueError, r"`layers` must name layers.*got \[\]"),
+        (Image.new("RGB", (0, 5)), {}, ArgumentValueError, r"has no pixels; its size is \(0, 5\)"),
+        (
+            np.zeros((0, 0, 3), np.uint8),
+            {},
+            ArgumentValueError,
+            "an array of `images` has no pixels",
+        ),
+        (
+            PHOTO,
+            {"save": 3},
+            ArgumentTypeError,
+            "`save` must be the name of a file, or a list.*got 3",
+        ),
+        (PHOTO, {"save": [3]}, ArgumentTypeError, r"`save` must be the name of a file.*got \[3\]"),
+        (PHOTO, {"title": 3}, ArgumentTypeError, "`title` must be text; got 3"),
+        (PHOTO, {"compare": b"ab"}, ArgumentTypeError, "`compare` must be a list of r.*got b'ab'"),
         (PHOTO, {"layers": 3}, ArgumentTypeError, "`layers` must be a list of layers.*got 3"),
         (PHOTO, {"compare": 3}, ArgumentTypeError, r"`compare` must be a list of r.*got 3"),
         (

@@ -81,10 +81,12 @@ def export(
     Raises:
         ArgumentValueError: an argument is not allowed, the model does not accept images of this shape, the
             folder is missing, or the file exists.
-        ArgumentTypeError: ``images`` is not an array, or a number is not an integer.
+        ArgumentTypeError: ``images`` is not an array, or another argument has the wrong type.
         TomeError: a package is missing, the model cannot be exported, or the file computes something else.
         UnsupportedModelError: the model cannot be patched.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"`path` must be the name of a file; got {path!r}")
     path = Path(path)
     _check_path(path, format, force)
     tower = model.model if isinstance(model, Loaded) else model
@@ -96,6 +98,8 @@ def export(
     rounds = whole_number(rounds, "rounds")
     opset = None if opset is None else whole_number(opset, "opset", 1)
     _check_names(names)
+    if not (field is None or isinstance(field, str)):
+        raise ArgumentTypeError(f"`field` must be the name of a field; got {field!r}")
     if framework == "paddle" and not (projection and field is None):
         raise ArgumentValueError(
             "`projection` and `field` are for torch; a Paddle model is exported with its first output"
@@ -103,7 +107,7 @@ def export(
     check_installed(format, framework)
     _check_dtype(whole)
     given = images is not None
-    shape = model.input_shape if shape is None and isinstance(model, Loaded) else shape
+    shape = model.input_shape if shape is None and isinstance(model, Loaded) else _shape(shape)
     images = _images(images, shape)
     every_threads = sorted({1, cores()})  # read now, because a runtime may change it
 
@@ -169,6 +173,18 @@ def _check_path(path: Path, form: str, force: bool) -> None:
         raise ArgumentValueError(
             f"`path` {path} exists; give another name, or overwrite it with force=True (--force)"
         )
+
+
+def _shape(shape: Any) -> tuple[int, int, int] | None:
+    """Return (C, H, W) as integers, or None."""
+    if shape is None:
+        return None
+    if not isinstance(shape, tuple | list) or len(shape) != 3:
+        raise ArgumentValueError(
+            f"`shape` must be the (C, H, W) of an image, such as (3, 224, 224); got {shape!r}"
+        )
+    channels, height, width = (whole_number(side, "shape", 1) for side in shape)
+    return channels, height, width
 
 
 def _check_names(names: Any) -> None:

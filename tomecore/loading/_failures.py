@@ -107,6 +107,8 @@ def explained(
         return ArgumentValueError(
             f"{name} cannot be built for images of {resolution} pixels (--resolution): {first_line(error)}"
         )
+    if isinstance(error, ValueError):
+        return ArgumentValueError(f"{name} cannot be built: {first_line(error)}")
     return None
 
 

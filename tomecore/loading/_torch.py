@@ -96,6 +96,8 @@ def transformers_model(name: str, pretrained: bool, resolution: int | None) -> L
     if hasattr(config, "vision_config"):  # of a CLIP without such a head, it would be random
         architectures = getattr(config, "architectures", None) or []
         classifies = classifies and any("Classification" in name for name in architectures)
+    if getattr(config, "architectures", None) is None:
+        config.architectures = []  # transformers reads a list where a type has several classes
     kind = transformers.AutoModelForImageClassification if classifies else transformers.AutoModel
     model = getattr(kind, make)(argument, **({"config": config} if make != "from_config" else {}))
     whole = model if hasattr(model, "get_image_features") else None

@@ -127,7 +127,11 @@ def in_colour(picture: Image, name: str) -> Image:
 
     try:
         upright: Any = ImageOps.exif_transpose(picture)
+        if 0 in upright.size:
+            raise ArgumentValueError(f"{name} has no pixels; its size is {upright.size}")
         _check_depth(upright, name)
+        if "transparency" in upright.info:  # of a palette, which Pillow would warn of
+            upright = upright.convert("RGBA")
         image: Image = upright.convert("RGB")
         return image
     except ArgumentValueError:
@@ -187,7 +191,7 @@ def named_size(modules: list[Any]) -> tuple[int, int] | None:
 def channels_of(modules: list[Any]) -> int | None:
     """Return the channels of a model's images, those of its first convolution; None if it has none."""
     for module in modules:
-        if type(module).__name__ in {"Conv2d", "Conv2D"}:
+        if {"Conv2d", "Conv2D"} & {kind.__name__ for kind in type(module).__mro__}:
             own = getattr(module, "in_channels", None)  # Paddle's has an underscore
             return int(module._in_channels if own is None else own)
     return None

@@ -134,18 +134,21 @@ def read_schedule(path: str | os.PathLike[str]) -> Tuned:
     Raises:
         ArgumentValueError: there is no such file, or it holds something else.
     """
-    name, hint = os.fspath(path), "give a file that `tomecore tune` wrote"
+    name, hint = os.fsdecode(path), "give a file that `tomecore tune` wrote"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ArgumentValueError(f"there is no file {name}; {hint}") from error
+    except UnicodeDecodeError as error:
+        raise ArgumentValueError(f"{name} is not text in UTF-8; {hint}") from error
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise ArgumentValueError(f"{name!r} cannot be read ({reason}); {hint}") from error
+    try:
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ArgumentValueError(f"{name} is not JSON ({where}); {hint}") from error
-    except UnicodeDecodeError as error:
-        raise ArgumentValueError(f"{name} is not text in UTF-8; {hint}") from error
-    except OSError as error:
-        raise ArgumentValueError(f"{name} cannot be read ({error.strerror}); {hint}") from error
     except (RecursionError, ValueError) as error:  # too deep, or a number of too many digits
         raise ArgumentValueError(f"{name} holds JSON that Python cannot read; {hint}") from error
     fault = fault_of(content)
@@ -183,7 +186,8 @@ def too_many(r: list[int] | tuple[int, ...], num_tokens: int, protected: int) ->
     """Return which layer merges more than half of its unprotected tokens; None if none does."""
     for layer, can in enumerate(clamp_schedule(list(r), num_tokens, protected)):
         if r[layer] > can:
-            return f"layer {layer} merges {r[layer]} tokens, but it can merge at most {can} of those it gets"
+            merged = shown(r[layer])
+            return f"layer {layer} merges {merged} tokens, but it can merge at most {can} of those it gets"
     return None
 
 
@@ -194,7 +198,10 @@ def positive(value: Any) -> bool:
 
 def shown(value: Any) -> str:
     """Return plain data as a message shows it: as JSON, at most :data:`_SHOWN` characters."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deep"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 

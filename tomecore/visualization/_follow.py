@@ -11,6 +11,7 @@ import numpy as np
 
 from tomecore.core.checks import whole_number
 from tomecore.errors import ArgumentTypeError, ArgumentValueError
+from tomecore.loading import shape_errors
 from tomecore.loading.images import Preprocess
 from tomecore.schedule import R
 from tomecore.visualization._paint import group_sizes, make_visualization
@@ -103,13 +104,15 @@ def follow_images(
         progress: called with a line of text before each of them.
 
     Raises:
+        ArgumentValueError: the model does not accept images of this shape.
         UnsupportedModelError: the grid of patches in the image is unknown.
     """
     sources = []
     for schedule in r:
         progress(f"running the model at r={schedule}")
         model.r = schedule
-        sources.append(tuple(sources_by_layer(model, images)))
+        with shape_errors(images.shape[1:]):
+            sources.append(tuple(sources_by_layer(model, images)))
     size = (int(images.shape[2]), int(images.shape[3]))
     grid = patch_grid(model, sources[0][0].shape[1], size)
     times = pixels[0].shape[0] // size[0]
@@ -173,7 +176,7 @@ def layers_to_draw(depth: int, count: int = 4) -> list[int]:
 
 def check_layers(layers: Sequence[int], depth: int) -> list[int]:
     """Return the layers in order, each once; raise if the model does not have one of them."""
-    if isinstance(layers, str) or not isinstance(layers, Iterable):
+    if isinstance(layers, str | bytes) or not isinstance(layers, Iterable):
         raise ArgumentTypeError(
             f"`layers` must be a list of layers, such as [0, 5]; got {layers!r}"
         )

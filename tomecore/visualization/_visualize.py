@@ -20,7 +20,7 @@ from tomecore.errors import (
     MissingLibraryError,
 )
 from tomecore.frameworks import to_numpy
-from tomecore.loading import merging, shape_errors
+from tomecore.loading import merging
 from tomecore.loading.images import Preprocess, in_colour, read_image
 from tomecore.schedule import R
 from tomecore.visualization._follow import follow_images, layers_to_draw, pixels_to_draw
@@ -93,12 +93,13 @@ def visualize(
     _require("PIL", "matplotlib")
     check_opacity(opacity)
     files = _files(save)
-    if isinstance(compare, str) or not isinstance(compare, Iterable):
+    if not isinstance(title, str):
+        raise ArgumentTypeError(f"`title` must be text; got {title!r}")
+    if isinstance(compare, str | bytes) or not isinstance(compare, Iterable):
         raise ArgumentTypeError(f"`compare` must be a list of r, such as [8, 16]; got {compare!r}")
     preprocess = preprocess_of(model, size=size, mean=mean, std=std)
     inputs, pixels, names = _read(images, preprocess, scale)
-    shape = shape_errors(inputs.shape[1:])
-    with merging(model) as patched, warnings.catch_warnings(), shape:
+    with merging(model) as patched, warnings.catch_warnings():
         warnings.simplefilter("ignore", ClampWarning)  # the tokens that are left are in the drawing
         own = patched.r if patched.r != 0 else _R
         merged = follow_images(patched, inputs, pixels, names, [own if r is None else r, *compare])
@@ -126,7 +127,15 @@ def _require(*packages: str) -> None:
 
 def _files(save: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return the files to write; raise, before any work is done, if one cannot be written."""
-    files = [Path(one) for one in ([save] if isinstance(save, str | os.PathLike) else save)]
+    given = [save] if isinstance(save, str | os.PathLike) else save
+    listed = isinstance(given, list | tuple) and all(
+        isinstance(one, str | os.PathLike) for one in given
+    )
+    if not listed:
+        raise ArgumentTypeError(
+            f"`save` must be the name of a file, or a list of names; got {save!r}"
+        )
+    files = [Path(one) for one in given]
     for path in files:
         if path.suffix.lower() not in (*STRIPS, *PAGES):
             raise ArgumentValueError(
@@ -178,7 +187,7 @@ def _inputs(one: Any, preprocess: Preprocess) -> list[tuple[np.ndarray, Image | 
     array = to_numpy(one)
     channels = preprocess.channels
     if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        image = Image.fromarray(array).convert("RGB")
+        image = in_colour(Image.fromarray(array), "an array of `images`")
         return [(preprocess(image), image, "")]
     prepared = np.issubdtype(array.dtype, np.floating) and array.ndim in (3, 4)
     if not prepared or array.shape[-3] != channels:
