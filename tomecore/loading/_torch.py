@@ -144,7 +144,7 @@ def open_clip_model(name: str, pretrained: bool, resolution: int | None) -> Load
 
 @contextlib.contextmanager
 def uninitialised() -> Iterator[None]:
-    """Within this context, large parameters are not filled: their memory is neither written nor used.
+    """Within this context, large parameters are not filled; most of their memory is then never written.
 
     Small ones are, so that settings that are read from values (scales, gates) are right. Other tensors than
     parameters are filled too: torch draws numbers until all are within bounds, which would never end.

@@ -120,8 +120,8 @@ def in_colour(picture: Image, name: str) -> Image:
     """Return an image of Pillow upright, as its EXIF data say, and in RGB.
 
     Raises:
-        ArgumentValueError: it has more than 8 bits, is closed, or cannot be decoded; the message begins with
-            ``name``.
+        ArgumentValueError: it has no pixels, or more than 8 bits, is closed, or cannot be decoded; the
+            message begins with ``name``.
     """
     from PIL import ImageOps
 
